@@ -1,0 +1,195 @@
+"""Spend a budget: the exact choice of a format for every weight, the frontier around it, and its price (no torch)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from bitwright.allocate.budget import budget_nbytes
+from bitwright.allocate.explain import explain
+from bitwright.allocate.knapsack import Option, Solution, price, solve
+from bitwright.errors import BitwrightError, fail
+from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
+from bitwright.plan import Choice, FrontierPoint, Plan
+
+FRONTIER_POINTS = 24
+DAMAGE_STEPS = 10**9  # resolution at which --max-damage is counted
+
+Allowed = Callable[[Row], bool]
+
+
+def calibrated(row: Row) -> bool:
+    """The options of a normal run: calibrated rounding, or 16 bit."""
+    return row.rounding != "nearest"
+
+
+def stock_or_16bit(row: Row) -> bool:
+    """The options of a hand-made skip list: the container's own rounding, or 16 bit."""
+    return row.rounding != "calibrated"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The rows that each weight may take, after pins."""
+
+    rows: tuple[tuple[Row, ...], ...]
+    pinned: tuple[bool, ...]
+
+    @property
+    def groups(self) -> list[list[Option]]:
+        return [[Option(row.nbytes, row.damage_nats) for row in rows] for rows in self.rows]
+
+
+def allocate(
+    sensitivity: Sensitivity,
+    budget: str = "+10%",
+    *,
+    max_damage: float | None = None,
+    pins: tuple[str, ...] = (),
+    allowed: Allowed = calibrated,
+    frontier: bool = True,
+) -> Plan:
+    """The plan with the least predicted damage within ``budget``, or the fewest bytes within ``max_damage`` nats per token.
+
+    ``pins`` are ``pattern=format`` (shell patterns over module names). Raises BitwrightError for a budget below what
+    the formats can reach or above the 16-bit size, and for a pin that matches nothing or cannot be stored.
+    """
+    problem = _problem(sensitivity, pins, allowed)
+    groups = problem.groups
+    if max_damage is None:
+        limit = budget_nbytes(budget, sensitivity)
+        _require_reachable(sensitivity, groups, limit, budget)
+        solution = solve(groups, limit - sensitivity.kept_nbytes)
+        text = budget
+    else:
+        limit = None
+        solution = _least_bytes(groups, max_damage)
+        text = f"damage <= {max_damage:g} nats"
+    if solution is None:
+        raise fail(
+            "allocate/solver", "HiGHS", saw="no solution within its time limit", wanted="a choice within the budget",
+            help="try a slightly larger budget",
+        )  # fmt: skip
+    chosen = tuple(rows[o] for rows, o in zip(problem.rows, solution.choice, strict=True))
+    plan = _plan(sensitivity, problem, chosen, solution, text, limit)
+    if not frontier:
+        return plan
+    return replace(plan, frontier=_frontier(groups, sensitivity.kept_nbytes))
+
+
+def uniform(sensitivity: Sensitivity, format: str, rounding: str) -> Plan:
+    """Every weight in one format (where that can store it, else in 16 bit)."""
+    rows = tuple(_row_or_16bit(weight, format, rounding) for weight in sensitivity.weights)
+    problem = Problem(tuple((row,) for row in rows), tuple(False for _ in rows))
+    total, damage = sum(row.nbytes for row in rows), sum(row.damage_nats for row in rows)
+    solution = Solution(tuple(0 for _ in rows), total, damage, damage)
+    return _plan(sensitivity, problem, rows, solution, f"uniform {format}, {rounding}", None)
+
+
+def _row_or_16bit(weight: WeightRows, format: str, rounding: str) -> Row:
+    found = [row for row in weight.rows if (row.format, row.rounding) == (format, rounding)]
+    return found[0] if found else weight.row("16bit", "none")
+
+
+def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) -> Problem:
+    rows = [tuple(row for row in weight.rows if allowed(row)) for weight in sensitivity.weights]
+    pinned = [False] * len(rows)
+    for pin in pins:
+        pattern, _, format = pin.partition("=")
+        known = sorted({row.format for weight in sensitivity.weights for row in weight.rows})
+        if format not in known:
+            raise _bad_pin(pin, f"no measured format {format!r}", f"a format out of {', '.join(known)}")
+        hits = [i for i, w in enumerate(sensitivity.weights) if fnmatchcase(w.name.removesuffix(".weight"), pattern)]
+        if not hits:
+            raise _bad_pin(pin, "the pattern matches no weight", "a pattern over module names, such as '*.down_proj'")
+        for i in hits:
+            kept = tuple(row for row in sensitivity.weights[i].rows if row.format == format and allowed(row))
+            if not kept:
+                why = dict(sensitivity.weights[i].unavailable).get(format, "not measured for it")
+                raise _bad_pin(pin, f"{sensitivity.weights[i].name}: {why}", "a format that can store the weight")
+            rows[i], pinned[i] = kept, True
+    return Problem(tuple(rows), tuple(pinned))
+
+
+def _bad_pin(pin: str, saw: str, wanted: str) -> BitwrightError:
+    return fail("allocate/pin", f"--set {pin!r}", saw=saw, wanted=wanted, help="--set '*.down_proj=16bit'")
+
+
+def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], limit: int, budget: str) -> None:
+    least = sensitivity.kept_nbytes + sum(min(o.nbytes for o in group) for group in groups)
+    most = sensitivity.kept_nbytes + sum(weight.row("16bit", "none").nbytes for weight in sensitivity.weights)
+    if limit < least:
+        raise fail(
+            "budget/minimum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",
+            wanted=f"at least {least / 1e6:.2f} MB, of which {sensitivity.kept_nbytes / 1e6:.2f} MB are embeddings, norms and "
+            "other tensors that this container keeps in 16 bit",
+            help=f"--budget {-(-least // 10**4) / 100:.2f}MB",
+        )  # fmt: skip
+    if limit > most:
+        raise fail(
+            "budget/maximum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",
+            wanted=f"at most {most / 1e6:.2f} MB, the 16-bit model itself",
+            help="use the 16-bit model as it is, or ask for less: --budget +10%",
+        )  # fmt: skip
+
+
+def _least_bytes(groups: list[list[Option]], max_damage: float) -> Solution | None:
+    """The knapsack with the roles of bytes and damage exchanged; 16 bit costs no damage, so it always has a solution."""
+    if max_damage <= 0:
+        raise fail(
+            "budget/damage", "--max-damage", saw=f"{max_damage:g}", wanted="a positive number of nats per token",
+            help="--max-damage 0.02",
+        )  # fmt: skip
+    unit = max_damage / DAMAGE_STEPS
+    swapped = [[Option(-int(-o.damage // unit), float(o.nbytes)) for o in group] for group in groups]
+    solution = solve(swapped, DAMAGE_STEPS)
+    if solution is None:
+        least = sum(min(o.damage for o in group) for group in groups)
+        raise fail(
+            "budget/damage", "--max-damage", saw=f"{max_damage:g}", wanted=f"at least {least:.2g} nats, given the pins",
+            help="remove pins, or allow more",
+        )  # fmt: skip
+    chosen = [group[o] for group, o in zip(groups, solution.choice, strict=True)]
+    total, bound = sum(o.damage for o in chosen), int(solution.bound)
+    return Solution(solution.choice, sum(o.nbytes for o in chosen), total, total * (bound / solution.damage))
+
+
+def _frontier(groups: list[list[Option]], kept: int) -> tuple[FrontierPoint, ...]:
+    least = sum(min(o.nbytes for o in group) for group in groups)
+    most = sum(max(o.nbytes for o in group) for group in groups)
+    ratio = (most / least) ** (1 / (FRONTIER_POINTS - 1))
+    points = []
+    for i in range(FRONTIER_POINTS):
+        solution = solve(groups, most if i == FRONTIER_POINTS - 1 else int(least * ratio**i) + 1, seconds=2.0)
+        if solution is not None:
+            points.append(FrontierPoint(kept + solution.nbytes, solution.damage))
+    return tuple(points)
+
+
+def _plan(
+    sensitivity: Sensitivity, problem: Problem, chosen: tuple[Row, ...], solution: Solution, budget: str, limit: int | None
+) -> Plan:
+    default = Counter(row.format for row in chosen).most_common(1)[0][0]
+    reasons = explain(sensitivity, problem.rows, chosen, problem.pinned, default)
+    choices = tuple(
+        Choice(weight.name, row.format, row.rounding, row.nbytes, row.damage_nats, pinned, reason)
+        for weight, row, pinned, reason in zip(sensitivity.weights, chosen, problem.pinned, reasons, strict=True)
+    )
+    return Plan(
+        source=sensitivity.source,
+        container=sensitivity.container,
+        default_format=default,
+        budget=budget,
+        budget_nbytes=limit,
+        nbytes=sensitivity.kept_nbytes + solution.nbytes,
+        kept_nbytes=sensitivity.kept_nbytes,
+        damage_nats=solution.damage,
+        check_nats=sum(row.check_nats for row in chosen),
+        check_stderr=sum(row.check_stderr**2 for row in chosen) ** 0.5,
+        gap=solution.gap,
+        price_nats_per_mb=price(problem.groups, solution.nbytes) * 1e6,
+        choices=choices,
+        provenance=sensitivity.provenance,
+    )

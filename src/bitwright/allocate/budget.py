@@ -1,0 +1,31 @@
+"""A memory budget as people write it: +10%, 0.5GB, 500MB, 4.6bpw (no torch)."""
+
+from __future__ import annotations
+
+import re
+
+from bitwright.errors import fail
+from bitwright.measure.sensitivity import Sensitivity
+
+UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+
+
+def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
+    """Bytes of all tensors that ``text`` allows.
+
+    ``+10%`` (or ``-5%``): over the container's own quantizer applied to this model. ``4.6bpw``: bits for each quantizable
+    weight, on top of what is kept. ``0.5GB``, ``500MB``, ``400MiB``: the whole.
+    """
+    text = text.strip()
+    if match := re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s*%", text):
+        return int(sensitivity.stock_nbytes() * (1 + float(match[1]) / 100))
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*bpw", text, re.IGNORECASE):
+        return sensitivity.kept_nbytes + int(float(match[1]) * sensitivity.n_parameters / 8)
+    if (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text, re.IGNORECASE)) and match[2].upper() in UNITS:
+        return int(float(match[1]) * UNITS[match[2].upper()])
+    raise fail(
+        "budget/syntax", "--budget", saw=repr(text), wanted="a budget such as +10%, 0.5GB, 500MB or 4.6bpw",
+        help="--budget +10%",
+    )  # fmt: skip

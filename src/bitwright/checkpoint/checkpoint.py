@@ -1,0 +1,62 @@
+"""A checkpoint: a directory of safetensors with its config, tensors unread (no torch until one is)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.checkpoint.headers import TensorRef, read_headers
+from bitwright.errors import fail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A 16-bit model on disk. ``source`` is what the user typed, ``directory`` where the files lie."""
+
+    source: str
+    directory: Path
+    refs: dict[str, TensorRef]
+    config: dict[str, Any]
+
+    @classmethod
+    def of_directory(cls, directory: Path, source: str | None = None) -> Checkpoint:
+        """Read config and headers. Raises BitwrightError when they are missing, broken or already quantized."""
+        path = directory / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            config = None
+        if not isinstance(config, dict):
+            raise fail(
+                "checkpoint/config", path, saw="missing or not a JSON object", wanted="a model directory has a config.json",
+                help="name a directory written by save_pretrained, a hub id, a .gguf file, or demo",
+            )  # fmt: skip
+        if "quantization_config" in config:
+            method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+            raise fail(
+                "checkpoint/quantized", path, saw=f"quantization_config with method {method}",
+                wanted="the source is a 16-bit or 32-bit model", help="name the model it was quantized from",
+            )  # fmt: skip
+        return cls(source or str(directory), directory, read_headers(directory), config)
+
+    def read(self, name: str) -> Tensor:
+        """The values of tensor ``name``; raises BitwrightError when they are truncated, NaN or infinite."""
+        from bitwright.checkpoint.tensors import read_tensor, require_finite  # torch loads here and not before
+
+        return require_finite(self.refs[name], read_tensor(self.refs[name]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over config and weight files."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for path in sorted({ref.file for ref in self.refs.values()}):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()

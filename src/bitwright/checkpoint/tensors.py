@@ -1,0 +1,47 @@
+"""Reading one tensor's bytes, and nothing else of the file."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.checkpoint.headers import TensorRef
+from bitwright.errors import fail
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_tensor(ref: TensorRef) -> Tensor:
+    """The tensor's values. Plain reads instead of a memory map: what is resident is what was asked for."""
+    data = bytearray(ref.nbytes)
+    with open(ref.file, "rb", buffering=0) as file:
+        file.seek(ref.start)
+        view, done = memoryview(data), 0
+        while done < ref.nbytes:
+            count = file.readinto(view[done:])
+            if not count:
+                raise fail(
+                    "checkpoint/truncated", f"{ref.file.name}: {ref.name}", saw=f"{done} of {ref.nbytes} bytes",
+                    wanted="the whole tensor", help=f"download {ref.file.name} again",
+                )  # fmt: skip
+            done += count
+    if not ref.nbytes:
+        return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
+    return torch.frombuffer(data, dtype=DTYPES[ref.dtype]).reshape(ref.shape)
+
+
+def require_finite(ref: TensorRef, tensor: Tensor) -> Tensor:
+    """``tensor`` unchanged, or an error that names the first entry that is NaN or infinite."""
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        flat = (~torch.isfinite(tensor)).reshape(-1)
+        at = int(flat.to(torch.uint8).argmax())
+        raise fail(
+            "checkpoint/not-finite", f"{ref.file.name}: {ref.name}",
+            saw=f"{int(flat.sum())} of {flat.numel()} entries are NaN or infinite, the first at flat index {at}",
+            wanted="every weight is a finite number", help="download the checkpoint again, or ask its author",
+        )  # fmt: skip
+    return tensor

@@ -1,0 +1,54 @@
+"""bitwright allocate sensitivity.json"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded
+
+
+@guarded
+def run(
+    sensitivity: Annotated[Path, typer.Argument(help="The table that bitwright measure wrote.")],
+    budget: Annotated[str, typer.Option(help="+10% (over plain NF4), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write.")] = Path("plan.json"),
+    json_: common.Json = False,
+) -> None:
+    """Choose a format for every weight: the least damage within a budget, exactly."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bitwright.allocate.allocate import allocate
+    from bitwright.measure.sensitivity import Sensitivity
+
+    table = Sensitivity.load(sensitivity)
+    plan = allocate(table, budget, max_damage=max_damage, pins=tuple(set_ or ()))
+    output.write_text(plan.to_json(), encoding="utf-8")
+    if json_:
+        print(json.dumps(plan.to_dict(), indent=1))
+        return
+    console = Console()
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("MB", "vs stock", "predicted nats"):
+        view.add_column(title, justify="right")
+    stock = table.stock_nbytes()
+    for point in plan.frontier:
+        view.add_row(f"{point.nbytes / 1e6:.1f}", f"{100 * (point.nbytes / stock - 1):+.1f} %", f"{point.damage_nats:.5f}")
+    console.print(view)
+    for choice in plan.choices:
+        if choice.reason:
+            console.print(f"{choice.weight.removesuffix('.weight')}  {choice.reason}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\n{output}: {plan.nbytes / 1e6:.2f} MB ({100 * (plan.nbytes / stock - 1):+.1f} % against plain NF4), "
+        f"{plan.bits_per_weight(table.n_parameters):.2f} bits per weight, predicted {plan.check_nats:.4f} nats "
+        f"(+- {plan.check_stderr:.4f}), gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
+        f"{plan.price_nats_per_mb:.2g} nats",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""What the verbs share: options, sizes, and how an error leaves the program."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from bitwright.errors import BitwrightError, fail
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Calibration = Annotated[
+    str,
+    typer.Option(help="self, documentation, a .txt/.jsonl/.parquet file, or a datasets id. Default: self where the model fits."),
+]
+HeldOut = Annotated[str, typer.Option(help="Text for the verdict: documentation, or a file as for --calibration.")]
+Sequences = Annotated[int, typer.Option(min=6, help="Calibration sequences.")]
+Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]
+Seed = Annotated[int, typer.Option(help="The same seed on the same machine gives the same bytes.")]
+Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a killed run goes on from them.")]
+MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
+Container = Annotated[str, typer.Option(help="What to write for: bitsandbytes.")]
+Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and no progress.")]
+
+
+def guarded(run: Callable[P, R]) -> Callable[P, R]:
+    """Print a BitwrightError in its four parts and leave with exit code 2."""
+
+    @functools.wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return run(*args, **kwargs)
+        except BitwrightError as error:
+            if kwargs.get("json_"):
+                print(json.dumps({"error": error.finding.to_dict()}, indent=1))
+            print(error.finding, file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def size_nbytes(text: str) -> int | None:
+    """Bytes in ``text`` such as 8GB or 800MiB; None for an empty text."""
+    if not text:
+        return None
+    units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", text.strip().lower())
+    if not match or match[2] not in units:
+        raise fail(
+            "memory/syntax", f"--max-memory {text}", saw=repr(text), wanted="a size such as 8GB", help="--max-memory 8GB"
+        )
+    return int(float(match[1]) * units[match[2]])
+
+
+def settings_of(**options: Any) -> Any:
+    """Settings from the options that the verbs share (torch loads here)."""
+    from bitwright.pipeline import Settings
+
+    formats = tuple(name.strip() for name in options.pop("formats").split(",") if name.strip())
+    return Settings(formats=formats, max_memory=size_nbytes(options.pop("max_memory")), **options)

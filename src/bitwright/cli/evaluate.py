@@ -1,0 +1,40 @@
+"""bitwright evaluate REFERENCE CANDIDATE ..."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded
+
+
+@guarded
+def run(
+    reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, or demo.")],
+    candidates: Annotated[list[str], typer.Argument(help="Models to compare with it; any directory transformers loads.")],
+    held_out: common.HeldOut = "documentation",
+    sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 8,
+    length: Annotated[int, typer.Option(min=16, help="Tokens per sequence.")] = 512,
+    device: common.Device = "auto",
+    trust_remote_code: common.Trust = False,
+    json_: common.Json = False,
+) -> None:
+    """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
+    from rich.console import Console
+
+    from bitwright.evaluate.report import table
+    from bitwright.pipeline import evaluate
+    from bitwright.progress import Reporter
+
+    entries = evaluate(
+        reference, candidates, held_out=held_out, sequences=sequences, length=length, device=device,
+        trust_remote_code=trust_remote_code, reporter=Reporter(quiet=json_),
+    )  # fmt: skip
+    if json_:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+    else:
+        Console().print(table(entries), soft_wrap=True)

@@ -1,0 +1,44 @@
+"""bitwright measure SOURCE"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded, settings_of
+
+
+@guarded
+def run(
+    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path("sensitivity.json"),
+    container: common.Container = "bitsandbytes",
+    formats: common.Formats = "",
+    calibration: common.Calibration = "",
+    sequences: common.Sequences = 96,
+    length: common.Length = 256,
+    seed: common.Seed = 0,
+    workdir: common.Workdir = "",
+    max_memory: common.MaxMemory = "",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    trust_remote_code: common.Trust = False,
+    json_: common.Json = False,
+) -> None:
+    """Measure what every weight of SOURCE loses in every format, in nats per token."""
+    from bitwright.pipeline import measure
+    from bitwright.progress import Reporter
+
+    settings = settings_of(
+        container=container, formats=formats, calibration=calibration, sequences=sequences, length=length, seed=seed,
+        max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    reporter = Reporter(quiet=json_)
+    sensitivity = measure(source, output, workdir=workdir or None, settings=settings, reporter=reporter)
+    if json_:
+        print(sensitivity.to_json(), end="")
+    else:
+        reporter.say(f"{output}: {len(sensitivity.weights)} weights; next: bitwright allocate {output} --budget +10%")

@@ -1,0 +1,63 @@
+"""bitwright quantize SOURCE OUT"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded, settings_of
+
+
+@guarded
+def run(
+    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")],
+    out: Annotated[Path, typer.Argument(help="The directory to create.")],
+    budget: Annotated[str, typer.Option(help="+10% (over plain NF4), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
+    container: common.Container = "bitsandbytes",
+    formats: common.Formats = "",
+    calibration: common.Calibration = "",
+    held_out: common.HeldOut = "documentation",
+    sequences: common.Sequences = 96,
+    length: common.Length = 256,
+    seed: common.Seed = 0,
+    workdir: common.Workdir = "",
+    max_memory: common.MaxMemory = "",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    trust_remote_code: common.Trust = False,
+    compare: Annotated[bool, typer.Option(help="Also build and measure the ablations.")] = True,
+    json_: common.Json = False,
+) -> None:
+    """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
+    from rich.console import Console
+
+    from bitwright.evaluate.report import sentences, table
+    from bitwright.pipeline import quantize
+    from bitwright.progress import Reporter
+
+    settings = settings_of(
+        container=container, formats=formats, calibration=calibration, held_out=held_out, sequences=sequences, length=length,
+        seed=seed, max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, compare=compare,
+    )  # fmt: skip
+    report = quantize(
+        source, out, budget, max_damage=max_damage, pins=tuple(set_ or ()), workdir=workdir or None, settings=settings,
+        reporter=Reporter(quiet=json_),
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(report.to_dict(), indent=1))
+        return
+    console = Console()
+    console.print()
+    console.print(table(report.verdict.entries), soft_wrap=True)
+    console.print()
+    for sentence in sentences(report):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    console.print(f"\n{out}  {sum(report.seconds.values()):.0f} s; every figure and reason: {out / 'report.json'}", soft_wrap=True)

@@ -1,0 +1,66 @@
+"""Compare checkpoints with a reference in a fresh process, loaded by the stock runtime (no torch in this one)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitwright.errors import fail
+
+if TYPE_CHECKING:
+    from bitwright.evaluate.divergence import Divergence
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to compare. ``quantize``: let bitsandbytes quantize it while loading, but for ``skip_modules``."""
+
+    label: str
+    path: str
+    dtype: str = "bfloat16"
+    quantize: bool = False
+    skip_modules: tuple[str, ...] | None = None
+    trust_remote_code: bool = False
+
+
+def compare(
+    reference: Candidate,
+    candidates: list[Candidate],
+    ids: list[list[int]],
+    *,
+    device: str = "cpu",
+    quiet: bool = False,
+    scratch: Path | None = None,
+) -> list[Divergence]:
+    """One Divergence per candidate on the token sequences ``ids`` [S][T].
+
+    Raises BitwrightError when the process fails, with the last line that it wrote.
+    """
+    from bitwright.evaluate.divergence import Divergence
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        job_path, out_path = Path(folder) / "job.json", Path(folder) / "out.json"
+        job = {
+            "reference": asdict(reference), "candidates": [asdict(c) for c in candidates], "ids": ids, "device": device,
+            "quiet": quiet, "scratch": folder,
+        }  # fmt: skip
+        job_path.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m", "bitwright.evaluate.worker", str(job_path), str(out_path)]
+        errors = Path(folder) / "errors.txt"
+        with open(errors, "w", encoding="utf-8") as log:
+            done = subprocess.run(command, stderr=log if quiet else None, stdout=log, check=False)
+        if done.returncode:
+            lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
+            raise fail(
+                "evaluate/process", ", ".join(c.path for c in candidates), saw=f"exit code {done.returncode}: {lines[-1]}",
+                wanted="stock transformers loads and runs every model", help="load the model by hand to see the whole message",
+            )  # fmt: skip
+        return [
+            Divergence(**{**row, "kl_of_sequence": tuple(row["kl_of_sequence"])})
+            for row in json.loads(out_path.read_text(encoding="utf-8"))
+        ]

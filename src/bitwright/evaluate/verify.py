@@ -1,0 +1,75 @@
+"""The verdict on a written checkpoint: against the 16-bit model, beside stock rounding, ablations and uniform choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bitwright.evaluate.evaluate import Candidate
+
+if TYPE_CHECKING:
+    from bitwright.evaluate.divergence import Divergence
+    from bitwright.plan import Plan
+
+NOISE_FLOOR = "16-bit arithmetic"
+STOCK = "stock NF4"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something the result is compared with: how it is loaded, what it weighs, and whether the gate counts it."""
+
+    candidate: Candidate
+    nbytes: int
+    predicted_nats: float | None
+    uniform: bool
+    plan: Plan | None = None
+
+    @property
+    def label(self) -> str:
+        return self.candidate.label
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the final table."""
+
+    label: str
+    nbytes: int
+    divergence: Divergence
+    predicted_nats: float | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All lines, the one that was shipped, and the gate's words."""
+
+    entries: tuple[Entry, ...]
+    shipped: str
+    gate: str
+
+    def entry(self, label: str) -> Entry:
+        return next(e for e in self.entries if e.label == label)
+
+
+def judge(result: Contender, others: list[Contender], divergences: list[Divergence]) -> Verdict:
+    """The gate: a uniform choice of no more bytes that measures better replaces the result.
+
+    ``divergences`` are those of ``[result, *others]`` in this order.
+    """
+    contenders = [result, *others]
+    entries = tuple(
+        Entry(c.label, c.nbytes, d, c.predicted_nats) for c, d in zip(contenders, divergences, strict=True)
+    )
+    own = entries[0]
+    rivals = [
+        entry for contender, entry in zip(contenders, entries, strict=True)
+        if contender.uniform and entry.nbytes <= own.nbytes and entry.divergence.kl < own.divergence.kl
+    ]  # fmt: skip
+    if not rivals:
+        return Verdict(entries, own.label, "no uniform choice of as many bytes measures better")
+    best = min(rivals, key=lambda entry: entry.divergence.kl)
+    return Verdict(
+        entries, best.label,
+        f"{best.label} measures {best.divergence.kl:.4f} nats against {own.divergence.kl:.4f} and was shipped instead",
+    )  # fmt: skip

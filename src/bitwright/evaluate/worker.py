@@ -1,0 +1,93 @@
+"""A fresh process that loads checkpoints with stock transformers and compares them: ``python -m bitwright.evaluate.worker JOB``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging
+
+from bitwright.evaluate.divergence import Divergence, TokenFigures, compare, summarize
+from bitwright.progress import Reporter
+
+CHUNK_ENTRIES = 1 << 25  # logits compared at once: 128 MiB in float32
+
+
+def stock_nf4(skip_modules: list[str] | None) -> BitsAndBytesConfig:
+    """What a user of bitsandbytes asks for: NF4, blocks of 64, bfloat16 arithmetic, everything else at its default."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip_modules
+    )
+
+
+def load(candidate: dict[str, Any], device: str) -> Any:
+    """The model as any user would load it; ``quantize`` asks bitsandbytes to quantize it on the way."""
+    options: dict[str, Any] = {"dtype": getattr(torch, candidate["dtype"])}
+    if candidate["quantize"]:
+        options["quantization_config"] = stock_nf4(candidate["skip_modules"])
+    if device != "cpu":
+        options["device_map"] = device
+    path = candidate["path"]
+    return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=candidate["trust_remote_code"], **options).eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Tensor]:
+    for sequence in ids:
+        yield model(sequence[None].to(device), use_cache=False).logits[0]
+
+
+def compare_sequence(log_probs: Tensor, logits: Tensor, ids: Tensor) -> TokenFigures:
+    """``compare`` in chunks of tokens, so that the vocabulary never lives in float32 for a whole sequence."""
+    step = max(1, CHUNK_ENTRIES // logits.shape[1])
+    parts = [
+        compare(log_probs[s : s + step].to(logits.device), logits[s : s + step], ids[s + 1 : s + 1 + step].to(logits.device))
+        for s in range(0, len(ids), step)
+    ]
+    joined = [torch.cat([getattr(p, name).cpu() for p in parts]) for name in ("kl", "same_top1", "nll_reference", "nll")]
+    return TokenFigures(*joined)
+
+
+def run(job: dict[str, Any]) -> list[Divergence]:
+    """Compare every candidate of ``job`` with its reference, whose log-probabilities are kept in a temporary file."""
+    reporter = Reporter(quiet=job["quiet"])
+    ids = torch.tensor(job["ids"])
+    device = job["device"]
+    results = []
+    with tempfile.TemporaryDirectory(dir=job["scratch"]) as scratch:
+        model = load(job["reference"], device)
+        cache = [Path(scratch) / f"{s}.pt" for s in range(len(ids))]
+        for path, logits in reporter.track(zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)):
+            step = max(1, CHUNK_ENTRIES // logits.shape[1])
+            halves = [part.float().log_softmax(-1).half().cpu() for part in logits.split(step)]
+            torch.save(torch.cat(halves), path)
+        del model, logits
+        for candidate in job["candidates"]:
+            model = load(candidate, device)
+            figures = []
+            stage = f"evaluate {candidate['label']}"
+            for s, logits in enumerate(reporter.track(logits_of(model, ids, device), stage, len(ids))):
+                figures.append(compare_sequence(torch.load(cache[s], weights_only=True), logits, ids[s]))
+            results.append(summarize(candidate["label"], figures))
+            del model, logits
+    return results
+
+
+def main() -> None:
+    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = run(json.loads(job_path.read_text(encoding="utf-8")))
+    out_path.write_text(json.dumps([asdict(result) for result in results]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Codes as named tensors for the work directory, two codes to a byte, and back."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.codes import Codes, NestedScales, PlainScales
+from bitwright.formats.format import BlockFormat
+
+
+def pack_nibbles(code: Tensor) -> Tensor:
+    """Bytes [ceil(n / 2)] from 4-bit codes [n]: the first of each pair in the high half, as bitsandbytes does."""
+    padded = torch.nn.functional.pad(code, (0, code.numel() % 2))
+    return (padded[::2] << 4) | padded[1::2]
+
+
+def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    """The ``count`` 4-bit codes in ``packed``."""
+    return torch.stack([packed >> 4, packed & 0xF], 1).reshape(-1)[:count]
+
+
+def codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
+    scales = codes.scales
+    tensors = {"code": pack_nibbles(codes.code)}
+    if isinstance(scales, PlainScales):
+        return tensors | {"scale": scales.scale}
+    offset = torch.tensor([scales.offset], dtype=torch.float64)
+    return tensors | {"scale_code": scales.code, "nested_scale": scales.nested_scale, "offset": offset}
+
+
+def codes_from_tensors(format: BlockFormat, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> Codes:
+    code = unpack_nibbles(tensors["code"], prod(shape))
+    if "scale" in tensors:
+        return Codes(format, shape, code, PlainScales(tensors["scale"]))
+    scales = NestedScales(tensors["scale_code"], tensors["nested_scale"], float(tensors["offset"]))
+    return Codes(format, shape, code, scales)

@@ -1,0 +1,169 @@
+"""Calibration text as token sequences, cut into folds that are used for one purpose each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import BitwrightError, fail
+
+MIN_SEQUENCES = 6  # two per fold: below that no standard error exists
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Token sequences [S, T], separate for rounding, for choosing formats and for predicting the damage of the choice."""
+
+    rounding: Tensor
+    choosing: Tensor
+    predicting: Tensor
+    source: str
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.rounding.shape[1])
+
+    @property
+    def scoring(self) -> Tensor:
+        return torch.cat([self.choosing, self.predicting])
+
+    @property
+    def all(self) -> Tensor:
+        return torch.cat([self.rounding, self.choosing, self.predicting])
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256(self.all.to(torch.int64).numpy().tobytes())
+        digest.update(str([len(self.rounding), len(self.choosing), len(self.predicting)]).encode())
+        return digest.hexdigest()
+
+
+def fold(ids: Tensor, source: str, seed: int) -> Folds:
+    """Shuffle sequences [S, T] and cut them: one half rounds, three tenths choose, two tenths predict."""
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    ids = ids[order]
+    choosing, predicting = max(2, round(len(ids) * 0.3)), max(2, round(len(ids) * 0.2))
+    rounding = len(ids) - choosing - predicting
+    return Folds(ids[:rounding], ids[rounding : rounding + choosing], ids[rounding + choosing :], source)
+
+
+def sequences_of(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: str) -> Tensor:
+    """``count`` sequences [count, length] taken evenly from the joined texts; each opens with BOS where the tokenizer adds it.
+
+    Raises BitwrightError when the texts hold no token or fewer than MIN_SEQUENCES sequences; between that and ``count`` all
+    there are are returned.
+    """
+    bos = bos_prefix(tokenizer)
+    joined = "\n\n".join(texts)
+    body = tokenizer(joined, add_special_tokens=False, verbose=False).input_ids
+    if not body:
+        raise fail(
+            "calibration/empty", where, saw="no text", wanted="text to calibrate on",
+            help="name a file with text, or leave --calibration out",
+        )  # fmt: skip
+    step = length - len(bos)
+    available = len(body) // step
+    if available < MIN_SEQUENCES:
+        raise fail(
+            "calibration/short", where, saw=f"{len(body)} tokens, {available} sequences of {length}",
+            wanted=f"at least {MIN_SEQUENCES * length} tokens",
+            help=f"add text, or shorten the sequences: --length {max(16, len(body) // MIN_SEQUENCES)}",
+        )  # fmt: skip
+    count = min(count, available)
+    starts = [available * i // count * step for i in range(count)]
+    return torch.tensor([bos + body[s : s + step] for s in starts])
+
+
+def bos_prefix(tokenizer: Any) -> list[int]:
+    """[BOS] where the tokenizer itself puts one before a text, else []."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+
+
+def read_texts(source: str, tokenizer: Any) -> list[str]:
+    """Texts of a .txt, .jsonl or .parquet file (column ``text``, or ``messages`` through the chat template), or a datasets id."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+        reader = readers.get(path.suffix)
+        if reader is None:
+            return [path.read_text(encoding="utf-8", errors="replace")]
+        return [_text_of_row(row, tokenizer, path) for row in reader(path)]
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise fail(
+            "calibration/source", source, saw="no such file",
+            wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
+            help="check the path, or leave --calibration out",
+        )  # fmt: skip
+    return [_text_of_row(row, tokenizer, path) for row in _hub_rows(source)]
+
+
+def _jsonl_rows(path: Path) -> Iterable[Any]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise fail(
+                    "calibration/jsonl", f"{path}:{number}", saw=line[:60], wanted="one JSON object per line",
+                    help="repair the line or remove it",
+                ) from None  # fmt: skip
+
+
+def _parquet_rows(path: Path) -> Iterable[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise _needs("pyarrow", path) from None
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:
+        raise fail(
+            "calibration/parquet", path, saw=str(error).splitlines()[0], wanted="a parquet file", help="write it again"
+        ) from error
+    return iter(table.to_pylist())
+
+
+def _hub_rows(name: str) -> Iterable[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise _needs("datasets", name) from None
+    try:
+        stream = load_dataset(name, split="train", streaming=True)
+        return [row for row, _ in zip(stream, range(2000), strict=False)]
+    except Exception as error:
+        raise fail(
+            "calibration/hub", name, saw=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            wanted="a data set with a train split that can be reached", help="name a local file",
+        ) from error  # fmt: skip
+
+
+def _needs(package: str, where: object) -> BitwrightError:
+    return fail(
+        "calibration/package", where, saw=f"{package} is not installed", wanted=f"{package} reads this source",
+        help=f"pip install {package}",
+    )  # fmt: skip
+
+
+def _text_of_row(row: Any, tokenizer: Any, where: Path) -> str:
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return str(row["text"])
+    if isinstance(row, dict) and isinstance(row.get("messages"), list):
+        if not tokenizer.chat_template:
+            raise fail(
+                "calibration/template", where, saw="chat messages, but the tokenizer has no chat template",
+                wanted="plain text for a base model", help="give rows a text column",
+            )  # fmt: skip
+        return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+    raise fail(
+        "calibration/row", where, saw=f"a row with {list(row) if isinstance(row, dict) else type(row).__name__}",
+        wanted="rows with a text or a messages column", help="rename the column",
+    )  # fmt: skip

@@ -1,0 +1,265 @@
+"""Measure a model in two sweeps: forward for the boundaries, backward to round and score every weight of a block."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.checkpoint.workdir import WorkDir
+from bitwright.errors import fail
+from bitwright.formats.codes import Codes
+from bitwright.formats.format import BlockFormat
+from bitwright.formats.pack import codes_from_tensors, codes_to_tensors
+from bitwright.measure.calibration import Folds
+from bitwright.measure.curvature import (
+    blend,
+    damage,
+    fisher_scores,
+    relative_output_error,
+    relative_weight_error,
+    second_moment,
+    token_weights,
+)
+from bitwright.measure.stream import BlockStream, backward_through
+from bitwright.models.spec import Weight
+from bitwright.progress import Reporter
+from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback
+from bitwright.rounding.nearest import nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are measured and rounded. Each default is the winner of an experiment in docs/LOG.md."""
+
+    formats: tuple[BlockFormat, ...]  # rounded with calibration
+    stock: BlockFormat  # also rounded to nearest, for comparison
+    plain_share: float = 0.1  # of the unweighted second moment in the blend
+    damping: float = DAMPING
+    batch_tokens: int = 2048
+    seed: int = 0
+
+    @property
+    def candidates(self) -> tuple[tuple[str, str], ...]:
+        """(format, rounding) of every candidate that is scored, in the order of the score rows."""
+        return ((self.stock.name, "nearest"), *((format.name, "calibrated") for format in self.formats))
+
+    def key(self) -> dict[str, object]:
+        return {**asdict(self), "formats": [format.name for format in self.formats], "stock": self.stock.name}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was found for one weight in one format."""
+
+    format: str
+    rounding: str
+    damage_nats: float
+    damage_stderr: float
+    check_nats: float
+    check_stderr: float
+    weight_error: float
+    output_error: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All candidates of one weight, and the damping that its second moment needed."""
+
+    name: str
+    damping: float
+    candidates: tuple[Candidate, ...]
+
+
+def measure_blocks(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> list[Measured]:
+    """Round and score every weight; codes and scores of each block stay in ``work``, which a killed run resumes from."""
+    done = [index for index in range(stream.n_blocks) if work.has(_results(index))]
+    lowest = min(done, default=stream.n_blocks)
+    if lowest > 0:
+        stream.fill_rest()
+        first = _embed(stream, folds, recipe)
+        if lowest == stream.n_blocks and not work.has(_gradient(lowest)):
+            _forward_sweep(stream, folds, recipe, first, work, reporter)
+            _top_gradient(stream, folds, recipe, work, reporter)
+        stream.release_rest()
+        for index in reporter.track(reversed(range(lowest)), "measure and round blocks", lowest):
+            _measure_block(stream, folds, recipe, work, index)
+    return [m for index in range(stream.n_blocks) for m in load_block(work, index)]
+
+
+def load_block(work: WorkDir, index: int) -> list[Measured]:
+    """The results of one finished block."""
+    return [
+        Measured(m["name"], m["damping"], tuple(Candidate(**c) for c in m["candidates"]))
+        for m in work.load_json(_results(index))
+    ]
+
+
+def load_codes(work: WorkDir, weight: Weight, format: BlockFormat) -> Codes:
+    """The calibrated codes of ``weight`` in ``format``, as measured."""
+    tensors = work.load_tensors(_codes(weight.block), prefix=f"{weight.name}|{format.name}|")
+    return codes_from_tensors(format, (weight.n_rows, weight.n_cols), tensors)
+
+
+def _hidden(index: int) -> str:
+    return f"hidden-{index:04d}.safetensors"
+
+
+def _gradient(index: int) -> str:
+    return f"gradient-{index:04d}.safetensors"
+
+
+def _results(index: int) -> str:
+    return f"block-{index:04d}.json"
+
+
+def _codes(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
+
+
+def _batches(count: int, n_tokens: int, recipe: Recipe) -> list[slice]:
+    size = max(1, recipe.batch_tokens // n_tokens)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _embed(stream: BlockStream, folds: Folds, recipe: Recipe) -> Tensor:
+    """Hidden states [S, T, D] that enter the first block; the stream learns how blocks are called on the way."""
+    ids = folds.all
+    for count in (len(folds.rounding), len(folds.scoring)):
+        for batch in _batches(count, folds.n_tokens, recipe)[-1:]:
+            stream.embed(ids[: batch.stop - batch.start])
+    return torch.cat([stream.embed(ids[batch]).cpu() for batch in _batches(len(ids), folds.n_tokens, recipe)])
+
+
+def _forward_sweep(
+    stream: BlockStream, folds: Folds, recipe: Recipe, first: Tensor, work: WorkDir, reporter: Reporter
+) -> None:
+    """Boundary activations of every block, [S, T, D] each, into ``work``."""
+    batches = _batches(len(first), folds.n_tokens, recipe)
+    start = max((i for i in range(stream.n_blocks + 1) if work.has(_hidden(i))), default=-1)
+    if start < 0:
+        start = 0
+        work.save_tensors(_hidden(0), {"hidden": first})
+    hidden = work.load_tensors(_hidden(start))["hidden"]
+    for index in reporter.track(range(start, stream.n_blocks), "forward", stream.n_blocks - start):
+        with stream.block(index) as block, torch.no_grad():
+            for batch in batches:
+                given = hidden[batch].to(stream.device)
+                hidden[batch] = stream.call(index, given.shape)(block, given).to(hidden.device)
+        if not bool(torch.isfinite(hidden).all()):
+            raise fail(
+                "measure/not-finite", f"{stream.skeleton.block_path}.{index}", saw="activations overflow to NaN or infinity",
+                wanted=f"finite activations in {stream.dtype}", help="measure in 32 bit: --dtype float32",
+            )  # fmt: skip
+        work.save_tensors(_hidden(index + 1), {"hidden": hidden})
+
+
+def _top_gradient(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> None:
+    """Gradient of the sampled-label loss at the last block's output, one sequence at a time."""
+    ids = folds.all
+    hidden = work.load_tensors(_hidden(stream.n_blocks))["hidden"]
+    gradient = torch.empty_like(hidden)
+    for s in reporter.track(range(len(ids)), "sample labels", len(ids)):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + s)
+        given = hidden[s : s + 1].to(stream.device)
+        gradient[s] = stream.sampled_score_gradient(ids[s : s + 1], given, generator)[0].to(hidden.device)
+    work.save_tensors(_gradient(stream.n_blocks), {"gradient": gradient})
+
+
+def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, index: int) -> None:
+    """Recompute block ``index``, round its weights in every format, score them, and pass the gradient down."""
+    hidden = work.load_tensors(_hidden(index))["hidden"]
+    gradient = work.load_tensors(_gradient(index + 1))["gradient"]
+    weights = {w.name: w for w in stream.skeleton.spec.weights if w.block == index}
+    n_rounding = len(folds.rounding)
+    with stream.block(index) as block:
+        linears = {name: stream.skeleton.model.get_submodule(w.module) for name, w in weights.items()}
+        statistics = _Statistics(n_rounding * folds.n_tokens)
+        captured: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for offset, count in ((0, n_rounding), (n_rounding, len(folds.scoring))):
+            for batch in _batches(count, folds.n_tokens, recipe):
+                at = slice(offset + batch.start, offset + batch.stop)
+                given, down = hidden[at].to(stream.device), gradient[at].to(stream.device)
+                call = stream.call(index, given.shape)
+                passed, inputs, gradients = backward_through(block, call, given, down, linears)
+                gradient[at] = passed.to(gradient.device)
+                if offset == 0:
+                    statistics.add(inputs, gradients)
+                else:
+                    captured.append((inputs, gradients))
+        tensors: dict[str, Tensor] = {}
+        results: list[Measured] = []
+        for name, weight in weights.items():
+            value = _matrix(linears[name], weight)
+            inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
+            gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
+            found, codes = _measure_weight(name, value, statistics, inputs_of, gradients_of, folds, recipe)
+            results.append(found)
+            for one in codes:
+                for part, tensor in codes_to_tensors(one).items():
+                    tensors[f"{name}|{one.format.name}|{part}"] = tensor
+    if index > 0:
+        work.save_tensors(_gradient(index), {"gradient": gradient})
+    work.save_tensors(_codes(index), tensors)
+    work.save_json(_results(index), [asdict(result) for result in results])
+    work.drop(_gradient(index + 1))
+    work.drop(_hidden(index + 1))
+
+
+def _matrix(linear: nn.Module, weight: Weight) -> Tensor:
+    """The weight as [N, K] in float32."""
+    value = linear.weight.detach().float()
+    return value.t().contiguous() if weight.transposed else value
+
+
+class _Statistics:
+    """Second moments of a block's linears, plain once per distinct input and weighted once per weight."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input
+        self.plain: dict[str, Tensor] = {}
+        self.weighted: dict[str, Tensor] = {}
+
+    def add(self, inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        first: dict[int, str] = {}
+        for name, x in inputs.items():
+            owner = self.shared.setdefault(name, first.setdefault(x.data_ptr(), name))
+            tokens = x.flatten(0, -2)
+            if owner == name:
+                self._accumulate(self.plain, name, second_moment(tokens))
+            self._accumulate(self.weighted, name, second_moment(tokens, token_weights(gradients[name].flatten(0, -2))))
+
+    @staticmethod
+    def _accumulate(into: dict[str, Tensor], name: str, moment: Tensor) -> None:
+        if name in into:
+            into[name] += moment
+        else:
+            into[name] = moment
+
+    def plain_of(self, name: str) -> Tensor:
+        """Mean over tokens of x x^T for the input of ``name``."""
+        return self.plain[self.shared[name]] / self.n_tokens
+
+
+def _measure_weight(
+    name: str, weight: Tensor, statistics: _Statistics, inputs: Tensor, gradients: Tensor, folds: Folds, recipe: Recipe
+) -> tuple[Measured, list[Codes]]:
+    plain = statistics.plain_of(name)
+    moment = blend(plain, statistics.weighted.pop(name), recipe.plain_share)
+    feedback = Feedback.of(moment, recipe.damping)
+    codes = error_feedback(weight, feedback, list(recipe.formats))
+    changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
+    scores = fisher_scores(changes, inputs, gradients)
+    n_choosing = len(folds.choosing)
+    chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
+    check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
+    candidates = tuple(
+        Candidate(
+            format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
+            relative_weight_error(weight, changes[i]), relative_output_error(weight, changes[i], plain),
+        )
+        for i, (format, rounding) in enumerate(recipe.candidates)
+    )  # fmt: skip
+    return Measured(name, feedback.damping, candidates), codes

@@ -1,0 +1,87 @@
+"""What every weight loses in every format: the table that the allocator reads (no torch)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import fail
+
+SCHEMA = "bitwright.sensitivity/1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One weight in one format. Damage is in nats per token, KL from the 16-bit model; bytes are the container's."""
+
+    format: str
+    rounding: str  # calibrated, nearest, or none for 16 bit
+    nbytes: int
+    damage_nats: float  # mean on the choosing fold
+    damage_stderr: float
+    check_nats: float  # mean on the predicting fold, which no choice sees
+    check_stderr: float
+    weight_error: float  # |dW| / |W|
+    output_error: float  # sqrt(tr(dW S dW^T) / tr(W S W^T))
+
+
+@dataclass(frozen=True)
+class WeightRows:
+    """All candidate formats of one weight."""
+
+    name: str
+    block: int
+    role: str
+    n_rows: int
+    n_cols: int
+    rows: tuple[Row, ...]
+    damping: float  # share of the mean diagonal that the second moment needed to be factored
+    unavailable: tuple[tuple[str, str], ...] = ()  # (format, why it cannot store this weight)
+
+    def row(self, format: str, rounding: str) -> Row:
+        return next(r for r in self.rows if r.format == format and r.rounding == rounding)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every weight's candidates, and the facts that the plan must carry along."""
+
+    source: str
+    container: str
+    stock_format: str  # what the container's own quantizer writes, the zero of "+10%"
+    kept_nbytes: int  # tensors outside the choice: embeddings, norms, head
+    weights: tuple[WeightRows, ...]
+    provenance: dict[str, Any]
+    schema: str = SCHEMA
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(w.n_rows * w.n_cols for w in self.weights)
+
+    def stock_nbytes(self) -> int:
+        """Bytes of all tensors when every weight is stored as the container's own quantizer does."""
+        return self.kept_nbytes + sum(w.row(self.stock_format, "nearest").nbytes for w in self.weights)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Sensitivity:
+        """Read ``sensitivity.json``; raises BitwrightError when it is not one."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            weights = []
+            for weight in data.pop("weights"):
+                rows = tuple(Row(**row) for row in weight.pop("rows"))
+                unavailable = tuple((f, why) for f, why in weight.pop("unavailable"))
+                weights.append(WeightRows(rows=rows, unavailable=unavailable, **weight))
+            return cls(weights=tuple(weights), **data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(
+                "sensitivity/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                help="bitwright measure SOURCE -o sensitivity.json",
+            ) from error  # fmt: skip

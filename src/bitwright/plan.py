@@ -1,0 +1,89 @@
+"""The plan: which weight is stored how, and why. Every later stage reads this file (no torch)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import fail
+
+SCHEMA = "bitwright.plan/1"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one weight is stored."""
+
+    weight: str
+    format: str
+    rounding: str  # calibrated, nearest, or none for 16 bit
+    nbytes: int
+    damage_nats: float
+    pinned: bool = False
+    reason: str = ""  # plain words, for every weight that is not in the default format
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The least predicted damage that a number of bytes buys."""
+
+    nbytes: int
+    damage_nats: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice for every weight within a budget, and what it is expected to cost."""
+
+    source: str
+    container: str
+    default_format: str
+    budget: str
+    budget_nbytes: int | None  # None when the budget was a damage
+    nbytes: int  # of all tensors in the written files
+    kept_nbytes: int
+    damage_nats: float  # predicted on the choosing fold
+    check_nats: float  # predicted on a fold that no choice saw
+    check_stderr: float
+    gap: float  # relative distance from the solver's bound
+    price_nats_per_mb: float  # damage that one more megabyte saves
+    choices: tuple[Choice, ...]
+    frontier: tuple[FrontierPoint, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: str = SCHEMA
+
+    def choice(self, weight: str) -> Choice:
+        return next(c for c in self.choices if c.weight == weight)
+
+    def bits_per_weight(self, n_parameters: int) -> float:
+        """Bits of each quantizable weight, scales included."""
+        return 8 * (self.nbytes - self.kept_nbytes) / n_parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        data = dict(data)
+        choices = tuple(Choice(**choice) for choice in data.pop("choices"))
+        frontier = tuple(FrontierPoint(**point) for point in data.pop("frontier"))
+        return cls(choices=choices, frontier=frontier, **data)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read ``plan.json``; raises BitwrightError when it is not one."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.get("schema") != SCHEMA:
+                raise ValueError(f"schema {data.get('schema')!r}")
+            return cls.from_dict(data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(
+                "plan/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                help="bitwright allocate sensitivity.json -o plan.json",
+            ) from error  # fmt: skip

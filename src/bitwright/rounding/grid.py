@@ -1,0 +1,101 @@
+"""Snapping numbers to the levels of a grid, and scales to the levels their storage has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.codes import NestedScales, PlainScales, dynamic_map
+from bitwright.formats.format import NESTED_BLOCK_SIZE, BlockFormat
+
+CELLS = 1024  # cells of the look-up table on each side of zero
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels of a format in ascending order, the bounds between them, and the code of each."""
+
+    levels: Tensor  # float32 [16], ascending
+    bounds: Tensor  # float32 [15], midpoints
+    code: Tensor  # uint8 [16], the code that stands for each ascending level
+    level_of_cell: Tensor  # float32 [2 * CELLS + 1], the level nearest to the middle of each cell of [-1, 1]
+    code_of_cell: Tensor  # uint8 [2 * CELLS + 1], its code
+    symmetric: bool
+
+    @classmethod
+    def of(cls, format: BlockFormat, device: torch.device) -> Grid:
+        levels = torch.tensor(format.levels, dtype=torch.float32, device=device)
+        order = torch.argsort(levels)
+        ascending = levels[order]
+        symmetric = bool(torch.equal(ascending, -ascending.flip(0)))
+        bounds = (ascending[:-1] + ascending[1:]) / 2
+        middles = (torch.arange(2 * CELLS + 1, device=device) - CELLS + 0.5) / CELLS
+        index = torch.bucketize(middles, bounds)
+        code = order.to(torch.uint8)
+        return cls(ascending, bounds, code, ascending[index], code[index], symmetric)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Index of the nearest level for each entry of ``x`` (any shape); a tie takes the lower level."""
+        return torch.bucketize(x, self.bounds, out_int32=True)
+
+    def cell(self, x: Tensor) -> Tensor:
+        """Cell of each entry of ``x``, which is overwritten: a table look-up, many times faster than ``nearest``.
+
+        Its level is the nearest one except within 1 / (2 CELLS) of a bound, where both neighbours are equally near
+        for every purpose but bit-equality with another library.
+        """
+        return x.mul_(CELLS).add_(CELLS).clamp_(0, 2 * CELLS).to(torch.int32)
+
+    def level(self, cell: Tensor) -> Tensor:
+        return self.level_of_cell.index_select(0, cell.reshape(-1)).reshape(cell.shape)
+
+
+def reciprocal(scale: Tensor) -> Tensor:
+    """1 / scale, and 0 where the scale is 0 (an all-zero block)."""
+    return torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+
+
+class ScaleTable:
+    """The scales of one weight as storage holds them: every scale that is set comes back as it will decode.
+
+    Blocks are numbered row-major, block = row * groups + group. Under double quantization a scale is an 8-bit level of
+    the dynamic map times the second-level scale of its 256 blocks, which ``fit`` fixes beforehand.
+    """
+
+    def __init__(self, format: BlockFormat, wanted: Tensor, offset: float = 0.0) -> None:
+        """``wanted`` [rows, groups] are the scales to make room for; they are also stored as first values."""
+        self.shape = wanted.shape
+        self.offset = offset
+        self.nested = format.double_quant
+        flat = wanted.float().reshape(-1)
+        if self.nested:
+            self._levels = dynamic_map().to(flat.device)
+            self._bounds = (self._levels[:-1] + self._levels[1:]) / 2
+            pad = -flat.numel() % NESTED_BLOCK_SIZE
+            blocks = torch.nn.functional.pad((flat - offset).abs(), (0, pad)).reshape(-1, NESTED_BLOCK_SIZE)
+            self.nested_scale = blocks.amax(1)
+            each = self.nested_scale.repeat_interleave(NESTED_BLOCK_SIZE)[: flat.numel()]
+            self._nested_of = each.reshape(self.shape)
+            self._inverse_of = reciprocal(self._nested_of)
+        self.stored = torch.zeros(self.shape, dtype=torch.uint8 if self.nested else torch.float32, device=flat.device)
+        self.value = torch.zeros(self.shape, dtype=torch.float32, device=flat.device)
+        self.put(slice(None), *self.snap(wanted.float(), slice(None)))
+
+    def snap(self, wanted: Tensor, group: int | slice) -> tuple[Tensor, Tensor]:
+        """The storable scale nearest to each of ``wanted`` [rows] in ``group``: (what is stored, what it decodes to)."""
+        if not self.nested:
+            return wanted, wanted
+        x = (wanted - self.offset) * self._inverse_of[:, group]
+        index = torch.bucketize(x, self._bounds, out_int32=True)
+        return index.to(torch.uint8), self._levels[index] * self._nested_of[:, group] + self.offset
+
+    def put(self, group: int | slice, stored: Tensor, value: Tensor) -> None:
+        self.stored[:, group] = stored
+        self.value[:, group] = value
+
+    def scales(self) -> PlainScales | NestedScales:
+        if self.nested:
+            return NestedScales(self.stored.reshape(-1), self.nested_scale, self.offset)
+        return PlainScales(self.stored.reshape(-1))
