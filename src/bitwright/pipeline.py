@@ -156,7 +156,7 @@ def evaluate(
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Entry, ...]:
-    """Compare ``candidates`` with ``reference`` on the same text, in a fresh process, beside the reference's own noise floor."""
+    """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor."""
     reporter, where = reporter or Reporter(), _device(device)
     directory = open_checkpoint(reference).directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
@@ -183,7 +183,7 @@ def measure_model(source: str | Path, work_root: Path, settings: Settings, repor
     spec, notes = skeleton.spec, []
     calibration, why = _calibration(settings, skeleton)
     notes += [why] if why else []
-    recipe = Recipe(formats, _block_format(container.stock_format), seed=settings.seed)
+    recipe = Recipe(formats, _block_format(container.stock_format), container.unavailable, seed=settings.seed)
     hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
     recipe = fit(spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
     key = content_hash(
@@ -194,9 +194,10 @@ def measure_model(source: str | Path, work_root: Path, settings: Settings, repor
     boundaries = (len(skeleton.blocks) + 2) * settings.sequences * settings.length * hidden_size * dtype.itemsize
     require_space(work_root, codes_nbytes + boundaries, "the work directory")
     work = WorkDir(work_root, key)
+    text_key = content_hash(checkpoint.fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
     folds = calibration_folds(
         skeleton, tokenizer, calibration, count=settings.sequences, length=settings.length, seed=settings.seed, device=device,
-        work=work, reporter=reporter,
+        work=WorkDir(work_root, text_key), reporter=reporter,
     )  # fmt: skip
     found = measure_blocks(BlockStream(skeleton, device, dtype), folds, recipe, work, reporter)
     provenance = {
@@ -223,7 +224,6 @@ def _sensitivity(
         candidates = [
             Row(nbytes=container.nbytes(FORMATS[c.format], *shape), **asdict(c))
             for c in by_name[weight.name].candidates
-            if c.format not in dict(barred)
         ]
         sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         rows.append(
@@ -243,7 +243,9 @@ def _rivals(measured: Measurement, plan: Plan, settings: Settings, work_root: Pa
     stock = uniform(table, table.stock_format, "nearest")
     sixteen = table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights)
     rivals = [
-        Contender(Candidate(STOCK, reference, quantize=True, trust_remote_code=trust), stock.nbytes, stock.check_nats, True, stock),
+        Contender(
+            Candidate(STOCK, reference, quantize=True, trust_remote_code=trust), stock.nbytes, stock.check_nats, True, stock
+        ),
         Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False),
     ]
     formats = {row.format for w in table.weights for row in w.rows if row.rounding == "calibrated"}
@@ -335,7 +337,7 @@ def _calibration(settings: Settings, skeleton: Skeleton) -> tuple[str, str]:
     if needed <= room:
         return SELF, ""
     return DOCUMENTATION, (
-        f"calibrated on documentation text: letting the model write its own needs {needed / 1e9:.1f} GB, {room / 1e9:.1f} are free"
+        f"calibrated on documentation text: a model that writes its own needs {needed / 1e9:.1f} GB, {room / 1e9:.1f} are free"
     )
 
 
@@ -376,4 +378,3 @@ class Clock:
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self.laps[stage], self._last = round(now - self._last, 2), now
-

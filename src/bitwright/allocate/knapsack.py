@@ -6,6 +6,7 @@ Sinha and Zoltners, Operations Research 27 (1979); solved as a mixed-integer pro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -50,7 +51,7 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
         LinearConstraint(csr_matrix(nbytes / 2**20), -np.inf, budget_nbytes / 2**20),
     ]
     result = milp(
-        damage / scale, constraints=constraints, integrality=np.ones(len(options)), bounds=Bounds(0, 1),
+        damage / scale, constraints=constraints, integrality=np.ones(len(options), dtype=int), bounds=Bounds(0, 1),
         options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )  # fmt: skip
     if result.x is None:
@@ -100,7 +101,7 @@ def price(groups: list[list[Option]], budget_nbytes: int) -> float:
     for group in groups:
         hull = convex_hull(group)
         used += group[hull[0]].nbytes
-        for a, b in zip(hull, hull[1:], strict=False):
+        for a, b in pairwise(hull):
             extra = group[b].nbytes - group[a].nbytes
             steps.append(((group[a].damage - group[b].damage) / extra, extra))
     for slope, extra in sorted(steps, reverse=True):

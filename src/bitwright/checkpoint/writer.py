@@ -51,7 +51,8 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         os.rename(scratch, out)
     except OSError as error:
         raise fail(
-            "output/write", out, saw=error.strerror or str(error), wanted="a directory that can be written, on a disk with room",
+            "output/write", out, saw=error.strerror or str(error),
+            wanted="a directory that can be written, on a disk with room",
             help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
         ) from error  # fmt: skip
     finally:
@@ -112,9 +113,10 @@ def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterabl
 
 def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tuple[str, Tensor]]) -> None:
     """One safetensors file: the header from ``plans``, then the values that ``following`` yields one by one."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for plan in plans:
-        header[plan.name] = {  # type: ignore[assignment]
+        header[plan.name] = {
             "dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, offset + plan.nbytes]
         }  # fmt: skip
         offset += plan.nbytes
@@ -126,7 +128,7 @@ def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tup
             name, tensor = following()
             if TensorPlan.like(name, tensor) != plan:
                 raise AssertionError(f"{name} {tensor.dtype} {tuple(tensor.shape)} does not follow the plan {plan}")
-            file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

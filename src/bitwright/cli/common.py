@@ -18,7 +18,9 @@ R = TypeVar("R")
 
 Calibration = Annotated[
     str,
-    typer.Option(help="self, documentation, a .txt/.jsonl/.parquet file, or a datasets id. Default: self where the model fits."),
+    typer.Option(
+        help="self, documentation, a .txt/.jsonl/.parquet file, or a datasets id. Default: self where the model fits."
+    ),
 ]
 HeldOut = Annotated[str, typer.Option(help="Text for the verdict: documentation, or a file as for --calibration.")]
 Sequences = Annotated[int, typer.Option(min=6, help="Calibration sequences.")]

@@ -70,7 +70,9 @@ def sentences(report: Report) -> tuple[str, str, str]:
     for choice in plan.choices:
         formats[choice.format] = formats.get(choice.format, 0) + 1
     shares = ", ".join(f"{n} in {f}" for f, n in sorted(formats.items(), key=lambda item: -item[1]))
-    done = f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
+    done = (
+        f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
+    )
     done += f"more megabyte would save {plan.price_nats_per_mb:.1g} nats."
     trust = f"Predicted {plan.check_nats:.4f} nats on text that no choice saw, measured {result.divergence.kl:.4f} "
     trust += f"({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}) on held-out text; {report.verdict.gate}."

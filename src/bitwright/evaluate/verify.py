@@ -58,9 +58,7 @@ def judge(result: Contender, others: list[Contender], divergences: list[Divergen
     ``divergences`` are those of ``[result, *others]`` in this order.
     """
     contenders = [result, *others]
-    entries = tuple(
-        Entry(c.label, c.nbytes, d, c.predicted_nats) for c, d in zip(contenders, divergences, strict=True)
-    )
+    entries = tuple(Entry(c.label, c.nbytes, d, c.predicted_nats) for c, d in zip(contenders, divergences, strict=True))
     own = entries[0]
     rivals = [
         entry for contender, entry in zip(contenders, entries, strict=True)

@@ -1,4 +1,4 @@
-"""A fresh process that loads checkpoints with stock transformers and compares them: ``python -m bitwright.evaluate.worker JOB``."""
+"""A fresh process that loads checkpoints with stock transformers and compares them: python -m bitwright.evaluate.worker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     with tempfile.TemporaryDirectory(dir=job["scratch"]) as scratch:
         model = load(job["reference"], device)
         cache = [Path(scratch) / f"{s}.pt" for s in range(len(ids))]
-        for path, logits in reporter.track(zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)):
+        for path, logits in reporter.track(
+            zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)
+        ):
             step = max(1, CHUNK_ENTRIES // logits.shape[1])
             halves = [part.float().log_softmax(-1).half().cpu() for part in logits.split(step)]
             torch.save(torch.cat(halves), path)

@@ -23,7 +23,6 @@ from bitwright.formats.codes import Codes, NestedScales, dynamic_map
 from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format, SixteenBit
 from bitwright.formats.pack import pack_nibbles
 from bitwright.models.skeleton import Skeleton
-from bitwright.models.spec import Weight
 from bitwright.plan import Plan
 
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
@@ -43,9 +42,10 @@ def nbytes(format: Format, n_rows: int, n_cols: int) -> int:
 
 
 def unavailable(format: Format, n_rows: int, n_cols: int) -> str | None:
-    """bitsandbytes flattens a weight into blocks, so every shape fits; the kernels pack two weights of a row to a byte."""
-    if isinstance(format, BlockFormat) and n_cols % 2:
-        return f"{n_cols} columns: rows of odd length are not supported by the runtime's kernels"
+    """Blocks that run across rows: the file can hold them, but the AVX-512 kernel of bitsandbytes decodes them wrongly
+    (seen in 0.50.2; tests/export/test_bitsandbytes.py shows it)."""
+    if isinstance(format, BlockFormat) and n_cols % format.block_size:
+        return f"rows of {n_cols} columns are not a multiple of {format.block_size}"
     return None
 
 

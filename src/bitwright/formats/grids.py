@@ -28,4 +28,3 @@ NF4_LEVELS: tuple[float, ...] = (
 # Sign, two exponent bits, one mantissa bit; the magnitudes are multiples of 1/192 with 12/12 as the largest.
 _FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 FP4_LEVELS: tuple[float, ...] = tuple(m / 12.0 for m in _FP4_MAGNITUDES) + tuple(-m / 12.0 for m in _FP4_MAGNITUDES)
-

@@ -88,7 +88,7 @@ def bos_prefix(tokenizer: Any) -> list[int]:
 
 
 def read_texts(source: str, tokenizer: Any) -> list[str]:
-    """Texts of a .txt, .jsonl or .parquet file (column ``text``, or ``messages`` through the chat template), or a datasets id."""
+    """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template."""
     path = Path(source).expanduser()
     if path.is_file():
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.errors import fail
@@ -25,7 +27,7 @@ from bitwright.measure.curvature import (
 from bitwright.measure.stream import BlockStream, backward_through
 from bitwright.models.spec import Weight
 from bitwright.progress import Reporter
-from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback
+from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback_by_grid
 from bitwright.rounding.nearest import nearest
 
 
@@ -35,18 +37,19 @@ class Recipe:
 
     formats: tuple[BlockFormat, ...]  # rounded with calibration
     stock: BlockFormat  # also rounded to nearest, for comparison
+    unavailable: Callable[[BlockFormat, int, int], str | None]  # why a format cannot store a weight of N x K
     plain_share: float = 0.1  # of the unweighted second moment in the blend
     damping: float = DAMPING
     batch_tokens: int = 2048
     seed: int = 0
 
-    @property
-    def candidates(self) -> tuple[tuple[str, str], ...]:
-        """(format, rounding) of every candidate that is scored, in the order of the score rows."""
-        return ((self.stock.name, "nearest"), *((format.name, "calibrated") for format in self.formats))
+    def formats_of(self, weight: Weight) -> list[BlockFormat]:
+        """The formats that ``weight`` is rounded to."""
+        return [format for format in self.formats if not self.unavailable(format, weight.n_rows, weight.n_cols)]
 
     def key(self) -> dict[str, object]:
-        return {**asdict(self), "formats": [format.name for format in self.formats], "stock": self.stock.name}
+        numbers = (self.plain_share, self.damping, self.batch_tokens, self.seed)
+        return {"formats": [format.name for format in self.formats], "stock": self.stock.name, "numbers": numbers}
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,7 @@ def _embed(stream: BlockStream, folds: Folds, recipe: Recipe) -> Tensor:
     return torch.cat([stream.embed(ids[batch]).cpu() for batch in _batches(len(ids), folds.n_tokens, recipe)])
 
 
-def _forward_sweep(
-    stream: BlockStream, folds: Folds, recipe: Recipe, first: Tensor, work: WorkDir, reporter: Reporter
-) -> None:
+def _forward_sweep(stream: BlockStream, folds: Folds, recipe: Recipe, first: Tensor, work: WorkDir, reporter: Reporter) -> None:
     """Boundary activations of every block, [S, T, D] each, into ``work``."""
     batches = _batches(len(first), folds.n_tokens, recipe)
     start = max((i for i in range(stream.n_blocks + 1) if work.has(_hidden(i))), default=-1)
@@ -194,7 +195,8 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
             value = _matrix(linears[name], weight)
             inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
             gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
-            found, codes = _measure_weight(name, value, statistics, inputs_of, gradients_of, folds, recipe)
+            formats = recipe.formats_of(weight)
+            found, codes = _measure_weight(name, value, formats, statistics, inputs_of, gradients_of, folds, recipe)
             results.append(found)
             for one in codes:
                 for part, tensor in codes_to_tensors(one).items():
@@ -207,7 +209,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
     work.drop(_hidden(index + 1))
 
 
-def _matrix(linear: nn.Module, weight: Weight) -> Tensor:
+def _matrix(linear: Any, weight: Weight) -> Tensor:
     """The weight as [N, K] in float32."""
     value = linear.weight.detach().float()
     return value.t().contiguous() if weight.transposed else value
@@ -244,14 +246,22 @@ class _Statistics:
 
 
 def _measure_weight(
-    name: str, weight: Tensor, statistics: _Statistics, inputs: Tensor, gradients: Tensor, folds: Folds, recipe: Recipe
+    name: str,
+    weight: Tensor,
+    formats: list[BlockFormat],
+    statistics: _Statistics,
+    inputs: Tensor,
+    gradients: Tensor,
+    folds: Folds,
+    recipe: Recipe,
 ) -> tuple[Measured, list[Codes]]:
     plain = statistics.plain_of(name)
     moment = blend(plain, statistics.weighted.pop(name), recipe.plain_share)
     feedback = Feedback.of(moment, recipe.damping)
-    codes = error_feedback(weight, feedback, list(recipe.formats))
+    codes = error_feedback_by_grid(weight, feedback, formats)
     changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
     scores = fisher_scores(changes, inputs, gradients)
+    labels = [(recipe.stock.name, "nearest"), *((one.format.name, "calibrated") for one in codes)]
     n_choosing = len(folds.choosing)
     chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
     check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
@@ -260,6 +270,6 @@ def _measure_weight(
             format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
             relative_weight_error(weight, changes[i]), relative_output_error(weight, changes[i], plain),
         )
-        for i, (format, rounding) in enumerate(recipe.candidates)
+        for i, (format, rounding) in enumerate(labels)
     )  # fmt: skip
     return Measured(name, feedback.damping, candidates), codes

@@ -66,5 +66,6 @@ def _self_written(
 
     from bitwright.measure.openings import write_itself
 
-    model = AutoModelForCausalLM.from_pretrained(skeleton.checkpoint.directory, dtype=torch.bfloat16).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(skeleton.checkpoint.directory, dtype=torch.bfloat16)
+    model = model.to(device).eval()
     return write_itself(model, tokenizer, count, length, seed, reporter)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class Skeleton:
     """A transformers model whose parameters are on the meta device until ``filled`` puts values there."""
 
     checkpoint: Checkpoint
-    model: nn.Module
+    model: Any  # a transformers model; its attributes differ by class
     blocks: nn.ModuleList
     block_path: str
     spec: ModelSpec
@@ -101,7 +102,7 @@ def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False) -> S
     return Skeleton(checkpoint, model, blocks, path, spec, stored)
 
 
-def _find_blocks(checkpoint: Checkpoint, model: nn.Module, n_blocks: int) -> tuple[str, nn.ModuleList]:
+def _find_blocks(checkpoint: Checkpoint, model: Any, n_blocks: int) -> tuple[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
             return path, module
@@ -112,7 +113,7 @@ def _find_blocks(checkpoint: Checkpoint, model: nn.Module, n_blocks: int) -> tup
     )  # fmt: skip
 
 
-def _match_names(checkpoint: Checkpoint, model: nn.Module) -> dict[str, str]:
+def _match_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
     """Parameter name -> tensor name; the base model's prefix may be absent or extra, tied parameters share a tensor."""
     prefix = getattr(model, "base_model_prefix", "") + "."
     stored: dict[str, str] = {}
@@ -154,7 +155,7 @@ def _require_claimed(checkpoint: Checkpoint, model: nn.Module, claimed: set[str]
             )  # fmt: skip
 
 
-def _describe(checkpoint: Checkpoint, model: nn.Module, path: str, stored: dict[str, str]) -> ModelSpec:
+def _describe(checkpoint: Checkpoint, model: Any, path: str, stored: dict[str, str]) -> ModelSpec:
     weights: list[Weight] = []
     kept: list[Kept] = []
     seen: dict[int, str] = {}

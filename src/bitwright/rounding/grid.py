@@ -10,6 +10,7 @@ from torch import Tensor
 from bitwright.formats.codes import NestedScales, PlainScales, dynamic_map
 from bitwright.formats.format import NESTED_BLOCK_SIZE, BlockFormat
 
+LIBRARY_CELLS = (2**16 - 1) / 2  # per unit, in the CPU kernels of bitsandbytes 0.50
 CELLS = 1024  # cells of the look-up table on each side of zero
 
 
@@ -64,8 +65,12 @@ class ScaleTable:
     the dynamic map times the second-level scale of its 256 blocks, which ``fit`` fixes beforehand.
     """
 
-    def __init__(self, format: BlockFormat, wanted: Tensor, offset: float = 0.0) -> None:
-        """``wanted`` [rows, groups] are the scales to make room for; they are also stored as first values."""
+    def __init__(self, format: BlockFormat, wanted: Tensor, offset: float = 0.0, as_library: bool = False) -> None:
+        """``wanted`` [rows, groups] are the scales to make room for; they are also stored as first values.
+
+        ``as_library``: bitsandbytes on a CPU finds 8-bit levels in a table of 2^16 cells, so repeat that rounding.
+        """
+        self.cells = LIBRARY_CELLS if as_library and wanted.device.type == "cpu" else None
         self.shape = wanted.shape
         self.offset = offset
         self.nested = format.double_quant
@@ -88,6 +93,8 @@ class ScaleTable:
         if not self.nested:
             return wanted, wanted
         x = (wanted - self.offset) * self._inverse_of[:, group]
+        if self.cells:
+            x = ((x + 1) * self.cells + 0.5).floor() / self.cells - 1
         index = torch.bucketize(x, self._bounds, out_int32=True)
         return index.to(torch.uint8), self._levels[index] * self._nested_of[:, group] + self.offset
 

@@ -27,4 +27,4 @@ def nearest(weight: Tensor, format: BlockFormat) -> Codes:
     offset = float(absmax.mean()) if format.double_quant else 0.0
     scaled = (blocks * reciprocal(absmax)[:, None]).clamp(-1, 1)
     code = grid.code[grid.nearest(scaled)].reshape(-1)[: weight.numel()]
-    return Codes(format, tuple(weight.shape), code, ScaleTable(format, absmax[:, None], offset).scales())
+    return Codes(format, tuple(weight.shape), code, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())

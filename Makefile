@@ -1,0 +1,31 @@
+# make demo: environment, install, and the main job on the embedded model.   make test: environment, install, all checks.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# On a machine without a GPU pip's own index offers this torch as a CPU build; an open range may bring gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+DEMO_OUT ?= demo-out
+
+.PHONY: demo test check clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/bitwright quantize demo $(DEMO_OUT)
+
+test: $(VENV)/installed check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) .$(DEMO_OUT).work

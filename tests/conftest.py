@@ -1,0 +1,79 @@
+"""Small real models for the tests: stock transformers classes, random weights, a tokenizer trained on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+VOCAB = 512
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "mistral": {"sliding_window": 24},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "phi3": {"pad_token_id": 0},
+    "gemma3_text": {"head_dim": 32, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256, "n_inner": 160},
+}
+COMMON = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+Build = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no accelerator here"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    core.train_from_iterator(list(topics.values())[:40], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.chat_template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    return fast
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Build:
+    """build("llama", hidden_size=128, ...) writes such a model once and returns its directory."""
+    made: dict[str, Path] = {}
+
+    def make(architecture: str = "llama", dtype: torch.dtype = torch.bfloat16, **overrides: Any) -> Path:
+        key = f"{architecture} {dtype} {sorted(overrides.items())}"
+        if key not in made:
+            options = COMMON | ARCHITECTURES.get(architecture, {}) | overrides
+            if architecture == "gpt2":
+                options = {k: v for k, v in options.items() if k not in COMMON or k in ("vocab_size", "bos_token_id", "eos_token_id")}
+            config = transformers.AutoConfig.for_model(architecture, **options)
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            with torch.no_grad():  # larger than the default start, so that quantization has something to damage
+                for parameter in model.parameters():
+                    if parameter.dim() == 2:
+                        parameter.mul_(4.0)
+            out = tmp_path_factory.mktemp("models") / architecture
+            model.to(dtype).save_pretrained(out)
+            tokenizer.save_pretrained(out)
+            made[key] = out
+        return made[key]
+
+    return make

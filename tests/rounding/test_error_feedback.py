@@ -1,0 +1,119 @@
+"""Error feedback under its own objective, on odd shapes and bad second moments."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitwright.formats.codes import Codes
+from bitwright.formats.format import FORMATS, BlockFormat
+from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback
+from bitwright.rounding.nearest import nearest
+
+NAMES = ("nf4-b64-dq", "nf4-b64", "nf4-b32-dq", "fp4-b64", "nf4-b128-dq")
+
+
+def block_format(name: str) -> BlockFormat:
+    format = FORMATS[name]
+    assert isinstance(format, BlockFormat)
+    return format
+
+
+def objective(weight: Tensor, codes: Codes, moment: Tensor) -> float:
+    change = codes.decode() - weight
+    return float(((change @ moment) * change).sum())
+
+
+def correlated_moment(n_cols: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n_cols, n_cols, generator=generator) / n_cols**0.5
+    x = torch.randn(4 * n_cols, n_cols, generator=generator) @ mix + 0.3
+    return x.t() @ x / len(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(48, 128), (5, 256), (96, 384), (1, 128)])
+def test_never_worse_than_nearest(name: str, shape: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    weight, moment = torch.randn(shape) * 0.05, correlated_moment(shape[1])
+    format = block_format(name)
+    (codes,) = error_feedback(weight, Feedback.of(moment), [format])
+    assert codes.shape == shape
+    assert objective(weight, codes, moment) <= objective(weight, nearest(weight, format), moment)
+
+
+def test_several_formats_at_once_equal_each_alone() -> None:
+    torch.manual_seed(4)
+    weight, moment = torch.randn(24, 256) * 0.1, correlated_moment(256)
+    feedback = Feedback.of(moment)
+    formats = [block_format(name) for name in ("nf4-b32-dq", "nf4-b64", "nf4-b128-dq")]
+    for format, codes in zip(formats, error_feedback(weight, feedback, formats), strict=True):
+        (alone,) = error_feedback(weight, feedback, [format])
+        together, single = objective(weight, codes, moment), objective(weight, alone, moment)
+        assert together == pytest.approx(single, rel=0.02), format.name  # sums of another width round differently
+
+
+def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
+    torch.manual_seed(5)
+    weight, moment, format = torch.randn(64, 256) * 0.05, correlated_moment(256), block_format("nf4-b64")
+    (codes,) = error_feedback(weight, Feedback.of(moment), [format])
+    assert objective(weight, codes, moment) < 0.6 * objective(weight, nearest(weight, format), moment)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(NAMES), st.floats(1e-6, 1e4))
+def test_stays_finite_and_close_whatever_the_scale(seed: int, name: str, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(8, 128, generator=generator) * scale
+    (codes,) = error_feedback(weight, Feedback.of(correlated_moment(128, seed)), [block_format(name)])
+    assert float((codes.decode() - weight).norm() / weight.norm()) < 0.5
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        torch.zeros(64, 64),
+        torch.ones(64, 64),
+        torch.diag(torch.cat([torch.zeros(32), torch.ones(32)])),
+        torch.diag(torch.logspace(-12, 6, 64)),
+        correlated_moment(64) * 1e-20,
+        -torch.eye(64) * 1e-3 + torch.ones(64, 64),
+    ],
+    ids=["dead", "rank one", "half dead", "18 decades", "tiny", "not positive"],
+)
+def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor) -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    feedback = Feedback.of(moment)
+    assert feedback.damping >= DAMPING
+    (codes,) = error_feedback(weight, feedback, [block_format("nf4-b64-dq")])
+    change = (codes.decode() - weight).norm() / weight.norm()
+    assert torch.isfinite(change)
+    assert change < 1.0
+
+
+def test_an_indefinite_moment_is_reported_by_its_damping() -> None:
+    assert Feedback.of(torch.ones(64, 64) - 1.5 * torch.eye(64)).damping > DAMPING
+
+
+def test_factor_inverts_the_damped_moment() -> None:
+    moment = correlated_moment(96)
+    feedback = Feedback.of(moment)
+    damped = moment / moment.diagonal().mean() + DAMPING * torch.eye(96)
+    assert torch.allclose(feedback.factor.t() @ feedback.factor @ damped, torch.eye(96), atol=1e-4)
+    assert torch.equal(feedback.factor.tril(-1), torch.zeros(96, 96))
+
+
+def test_zero_weights_stay_zero() -> None:
+    (codes,) = error_feedback(torch.zeros(4, 64), Feedback.of(torch.eye(64)), [block_format("nf4-b64-dq")])
+    assert torch.equal(codes.decode(), torch.zeros(4, 64))
+
+
+@pytest.mark.gpu
+def test_gpu_gives_the_same_objective() -> None:
+    torch.manual_seed(6)
+    weight, moment, format = torch.randn(64, 256), correlated_moment(256), block_format("nf4-b64-dq")
+    (here,) = error_feedback(weight, Feedback.of(moment), [format])
+    (there,) = error_feedback(weight.cuda(), Feedback.of(moment.cuda()), [format])
+    on_cpu = Codes(format, there.shape, there.code.cpu(), here.scales)
+    assert objective(weight, on_cpu, moment) == pytest.approx(objective(weight, here, moment), rel=0.1)
