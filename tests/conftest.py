@@ -45,7 +45,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     core.train_from_iterator(list(topics.values())[:40], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.chat_template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -62,7 +64,9 @@ def build(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
         if key not in made:
             options = COMMON | ARCHITECTURES.get(architecture, {}) | overrides
             if architecture == "gpt2":
-                options = {k: v for k, v in options.items() if k not in COMMON or k in ("vocab_size", "bos_token_id", "eos_token_id")}
+                options = {
+                    k: v for k, v in options.items() if k not in COMMON or k in ("vocab_size", "bos_token_id", "eos_token_id")
+                }
             config = transformers.AutoConfig.for_model(architecture, **options)
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config)

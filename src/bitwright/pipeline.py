@@ -120,7 +120,7 @@ def quantize(
             _write(measured, plan, scratch)
         clock.lap("prove")
         report = replace(report, out=str(out), plan=plan, seconds=clock.laps)
-        write_json(scratch / "report.json", report.to_dict())
+        write_json(scratch / "report.json", {**report.to_dict(), "command": sys.argv})
         write_json(scratch / "bitwright.json", {"plan": plan.to_dict(), "provenance": report.provenance})
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)
@@ -222,8 +222,7 @@ def _sensitivity(
         reasons = {f.name: container.unavailable(f, *shape) for f in formats}
         barred = tuple((name, why) for name, why in reasons.items() if why)
         candidates = [
-            Row(nbytes=container.nbytes(FORMATS[c.format], *shape), **asdict(c))
-            for c in by_name[weight.name].candidates
+            Row(nbytes=container.nbytes(FORMATS[c.format], *shape), **asdict(c)) for c in by_name[weight.name].candidates
         ]
         sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         rows.append(
@@ -301,7 +300,7 @@ def _prove(
     sixteen = table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights)
     return Report(
         "", plan, verdict, table.n_parameters, sixteen, tuple(measured.skeleton.spec.coverage()), tuple(measured.notes), {},
-        {**table.provenance, "held_out": held_out, "command": sys.argv},
+        {**table.provenance, "held_out": held_out},
     )  # fmt: skip
 
 

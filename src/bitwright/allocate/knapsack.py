@@ -5,6 +5,10 @@ Sinha and Zoltners, Operations Research 27 (1979); solved as a mixed-integer pro
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,7 +54,8 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
         LinearConstraint(one_each, 1, 1),
         LinearConstraint(csr_matrix(nbytes / 2**20), -np.inf, budget_nbytes / 2**20),
     ]
-    result = milp(
+    with _quiet_stdout():
+        result = milp(
         damage / scale, constraints=constraints, integrality=np.ones(len(options), dtype=int), bounds=Bounds(0, 1),
         options={"time_limit": seconds, "mip_rel_gap": 1e-6},
     )  # fmt: skip
@@ -65,6 +70,20 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     used = sum(groups[g][o].nbytes for g, o in enumerate(choice))
     bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
     return Solution(tuple(choice), used, total, min(float(bound) * scale, total))
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS 1.12 prints debugging lines to the process's standard output, where --json belongs."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _efficient(group: list[Option]) -> list[int]:

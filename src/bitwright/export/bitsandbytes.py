@@ -8,6 +8,7 @@ Layout per quantized weight W (bitsandbytes 0.50, QuantState.as_dict): ``W`` uin
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype,
     }
     if format.double_quant:
         state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": offset}
-    return json.dumps(state).encode()
+    widest = json.dumps(state | {"nested_offset": -math.pi * 1e-300}) if format.double_quant else json.dumps(state)
+    return json.dumps(state).ljust(len(widest)).encode()  # as many bytes whatever the offset
 
 
 def weight_tensors(name: str, codes: Codes, dtype: torch.dtype) -> dict[str, Tensor]:

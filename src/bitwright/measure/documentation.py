@@ -6,5 +6,5 @@ from pydoc_data.topics import topics
 
 
 def documentation(part: int, parts: int) -> list[str]:
-    """Every ``parts``-th topic, starting at ``part``: disjoint texts for calibration and for evaluation."""
-    return [topics[name] for name in sorted(topics)][part::parts]
+    """Every ``parts``-th topic, starting at ``part``: disjoint texts, some of which have two names."""
+    return sorted(set(topics.values()))[part::parts]

@@ -97,8 +97,9 @@ def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False) -> S
     model.tie_weights()
     model.eval().requires_grad_(False)
     path, blocks = _find_blocks(checkpoint, model, config.get_text_config().num_hidden_layers)
+    roles = _roles(model, path)
     stored = _match_names(checkpoint, model)
-    spec = _describe(checkpoint, model, path, stored)
+    spec = _describe(model, path, roles)
     return Skeleton(checkpoint, model, blocks, path, spec, stored)
 
 
@@ -155,32 +156,43 @@ def _require_claimed(checkpoint: Checkpoint, model: nn.Module, claimed: set[str]
             )  # fmt: skip
 
 
-def _describe(checkpoint: Checkpoint, model: Any, path: str, stored: dict[str, str]) -> ModelSpec:
-    weights: list[Weight] = []
-    kept: list[Kept] = []
-    seen: dict[int, str] = {}
+def _roles(model: Any, path: str) -> dict[str, str]:
+    """Parameter name -> "weight" for what can be quantized, else the role of what is kept; refuses what it cannot tell."""
+    roles: dict[str, str] = {}
     head = model.get_output_embeddings()
     for owner_path, owner in model.named_modules():
         for short, parameter in owner.named_parameters(recurse=False):
             name = f"{owner_path}.{short}" if owner_path else short
-            ref = checkpoint.refs[stored[name]]
-            nbytes = parameter.numel() * 2
-            shape = tuple(parameter.shape)
             in_block = name.startswith(path + ".")
             if in_block and short == "weight" and (type(owner) is nn.Linear or isinstance(owner, Conv1D)):
-                transposed = isinstance(owner, Conv1D)
-                n_rows, n_cols = (shape[1], shape[0]) if transposed else shape
-                block = int(name[len(path) + 1 :].split(".")[0])
-                weights.append(Weight(name, block, n_rows, n_cols, transposed, nbytes))
+                roles[name] = "weight"
                 continue
             role = _role_of_kept(owner, parameter, owner is head, in_block)
             if role is None:
-                kind = "fused expert weights" if len(shape) == 3 else f"a parameter of {type(owner).__name__}"
+                kind = "fused expert weights" if parameter.dim() == 3 else f"a parameter of {type(owner).__name__}"
                 raise fail(
-                    "model/not-understood", name, saw=f"{kind}, shape {list(shape)}, {ref.nbytes / 1e6:.1f} MB",
+                    "model/not-understood", name,
+                    saw=f"{kind}, shape {list(parameter.shape)}, {2 * parameter.numel() / 1e6:.1f} MB in 16 bit",
                     wanted="every matrix inside a block is an nn.Linear or Conv1D",
                     help="this architecture is not supported yet; nothing was quantized",
                 )  # fmt: skip
+            roles[name] = role
+    return roles
+
+
+def _describe(model: Any, path: str, roles: dict[str, str]) -> ModelSpec:
+    weights: list[Weight] = []
+    kept: list[Kept] = []
+    seen: dict[int, str] = {}
+    for name, role in roles.items():
+        parameter = model.get_parameter(name)
+        shape, nbytes = tuple(parameter.shape), parameter.numel() * 2
+        if role == "weight":
+            transposed = isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D)
+            n_rows, n_cols = (shape[1], shape[0]) if transposed else shape
+            block = int(name[len(path) + 1 :].split(".")[0])
+            weights.append(Weight(name, block, n_rows, n_cols, transposed, nbytes))
+        else:
             kept.append(Kept(name, shape, role, nbytes, seen.get(id(parameter))))
             seen.setdefault(id(parameter), name)
     return ModelSpec(type(model).__name__, len(model.get_submodule(path)), tuple(weights), tuple(kept))

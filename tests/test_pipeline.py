@@ -1,0 +1,153 @@
+"""The whole job on a small real model: quality, bytes, determinism, resumption, the gate, the errors."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import bitwright
+from bitwright import BitwrightError, Plan, Settings
+from bitwright.evaluate.verify import NOISE_FLOOR, STOCK
+from bitwright.pipeline import RESULT, SAME_BYTES, SKIPS_ONLY
+from bitwright.progress import Reporter
+from tests.conftest import ARCHITECTURES, Build
+
+SMALL = Settings(sequences=24, length=48, held_out_sequences=4, held_out_length=64, dtype="float32")
+QUIET = Reporter(quiet=True)
+MODEL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+
+
+def digest(directory: Path) -> dict[str, str]:
+    """Hash of every file that must come out the same (report.json holds seconds)."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.name != "report.json"}
+
+
+def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) -> None:
+    source, out = build("llama", **MODEL), tmp_path / "out"
+    report = bitwright.quantize(str(source), out, "+15%", settings=SMALL, reporter=QUIET, workdir=tmp_path / "work")
+    assert {e.label for e in report.verdict.entries} >= {RESULT, STOCK, NOISE_FLOOR, SAME_BYTES, SKIPS_ONLY}
+    stock, floor = report.verdict.entry(STOCK), report.verdict.entry(NOISE_FLOOR)
+    assert report.result.nbytes <= 1.15 * stock.nbytes
+    assert report.result.divergence.kl < 0.8 * stock.divergence.kl
+    assert report.verdict.entry(SAME_BYTES).divergence.kl < stock.divergence.kl
+    assert floor.divergence.kl < 0.2 * report.result.divergence.kl
+    written = sum(p.numel() * p.element_size() for p in load_file(out / "model.safetensors").values())
+    assert written == report.plan.nbytes == report.result.nbytes
+    saved = json.loads((out / "report.json").read_text())
+    assert saved["kl_ratio_to_stock"] == pytest.approx(report.kl_ratio_to_stock)
+    assert len(saved["sentences"]) == 3
+    assert sum(row["share"] for row in saved["coverage"]) == pytest.approx(1)
+    own = json.loads((out / "bitwright.json").read_text())
+    assert Plan.from_dict(own["plan"]) == Plan.from_dict(saved["plan"])
+    assert own["provenance"]["seed"] == 0
+    table = bitwright.Sensitivity.load(tmp_path / "work" / "sensitivity.json")
+    assert all(row.output_error > 0 for w in table.weights for row in w.rows if row.format != "16bit")
+    again = bitwright.evaluate(str(source), [str(out)], sequences=4, length=64, reporter=QUIET)
+    assert again[-1].divergence.kl == pytest.approx(report.result.divergence.kl, rel=1e-3)
+    assert list(tmp_path.glob(".*")) == [], "no scratch is left"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_goes_through(build: Build, tmp_path: Path, architecture: str) -> None:
+    settings = replace(SMALL, sequences=8, compare=False)
+    report = bitwright.quantize(build(architecture), tmp_path / "out", "+40%", settings=settings, reporter=QUIET)
+    assert report.result.divergence.kl < report.verdict.entry(STOCK).divergence.kl
+    assert {c.weight for c in report.plan.choices} >= {c.weight for c in report.plan.choices if c.format != "16bit"} != set()
+
+
+def test_the_same_seed_gives_the_same_bytes(build: Build, tmp_path: Path) -> None:
+    settings = replace(SMALL, sequences=8, compare=False)
+    for name in ("a", "b"):
+        bitwright.quantize(build("llama"), tmp_path / name, settings=settings, reporter=QUIET)
+    first, second = digest(tmp_path / "a"), digest(tmp_path / "b")
+    assert first == second
+    bitwright.quantize(build("llama"), tmp_path / "c", settings=replace(settings, seed=1), reporter=QUIET)
+    assert digest(tmp_path / "c")["model.safetensors"] != first["model.safetensors"]
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(build: Build, tmp_path: Path) -> None:
+    source = build("llama", hidden_size=128, intermediate_size=384, num_hidden_layers=6)
+    command = [
+        sys.executable, "-m", "bitwright.cli.main", "quantize", str(source), "OUT", "--json", "--sequences", "16", "--length",
+        "48", "--dtype", "float32", "--no-compare", "--workdir", "WORK", "--calibration", "documentation",
+    ]  # fmt: skip
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        words = [str(tmp_path / name) if w == "OUT" else str(tmp_path / f"{name}-work") if w == "WORK" else w for w in command]
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+    began = time.perf_counter()
+    whole = start("whole")
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors.decode()
+    seconds = time.perf_counter() - began
+    chance, kills = random.Random(0), 0
+    for _ in range(8):
+        process = start("killed")
+        try:
+            process.wait(timeout=chance.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert not (tmp_path / "killed").exists(), "nothing is visible before it is whole"
+            continue
+        break
+    if not (tmp_path / "killed").exists():
+        process = start("killed")
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert kills >= 1
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_the_memory_ceiling_is_refused_with_the_least_that_works(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(BitwrightError, match="memory/ceiling") as caught:
+        bitwright.quantize(build("llama"), tmp_path / "out", settings=replace(SMALL, max_memory=10**6), reporter=QUIET)
+    assert "at least" in caught.value.finding.wanted
+    assert not (tmp_path / "out").exists()
+
+
+def poisoned(source: Path, target: Path, value: float) -> Path:
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].clone()
+    tensors[name][3, 4] = value
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_nan_weight_stops_the_run_and_is_named(build: Build, tmp_path: Path) -> None:
+    source = poisoned(build("llama"), tmp_path / "nan", float("nan"))
+    settings = replace(SMALL, calibration="documentation", compare=False)
+    with pytest.raises(BitwrightError, match="up_proj") as caught:
+        bitwright.quantize(source, tmp_path / "out", settings=settings, reporter=QUIET)
+    assert caught.value.finding.rule == "checkpoint/not-finite"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.gpu
+def test_gpu_run_beats_stock(build: Build, tmp_path: Path) -> None:
+    settings = replace(SMALL, device="cuda", dtype="auto", compare=False)
+    report = bitwright.quantize(build("llama", **MODEL), tmp_path / "out", "+15%", settings=settings, reporter=QUIET)
+    assert report.provenance["device"] == "cuda"
+    assert report.result.divergence.kl < report.verdict.entry(STOCK).divergence.kl
+
+
+def test_import_is_light() -> None:
+    code = "import sys, bitwright; assert 'torch' not in sys.modules; assert bitwright.Plan and 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert torch.__version__
