@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
 from bitwright.evaluate.verify import NOISE_FLOOR, STOCK
-from bitwright.pipeline import RESULT, SAME_BYTES, SKIPS_ONLY
 from bitwright.progress import Reporter
+from bitwright.proof import RESULT, SAME_BYTES, SKIPS_ONLY
 from tests.conftest import ARCHITECTURES, Build
 
 SMALL = Settings(sequences=24, length=48, held_out_sequences=4, held_out_length=64, dtype="float32")

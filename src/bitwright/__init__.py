@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from bitwright.errors import BitwrightError, Finding
     from bitwright.evaluate.report import Report
     from bitwright.measure.sensitivity import Sensitivity
-    from bitwright.pipeline import Settings, evaluate, measure, quantize
+    from bitwright.measurement import Settings
+    from bitwright.pipeline import evaluate, measure, quantize
     from bitwright.plan import Plan
 
 _HOME = {
@@ -22,7 +23,7 @@ _HOME = {
     "Plan": "bitwright.plan",
     "Report": "bitwright.evaluate.report",
     "Sensitivity": "bitwright.measure.sensitivity",
-    "Settings": "bitwright.pipeline",
+    "Settings": "bitwright.measurement",
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
     "measure": "bitwright.pipeline",

@@ -67,7 +67,7 @@ def size_nbytes(text: str) -> int | None:
 
 def settings_of(**options: Any) -> Any:
     """Settings from the options that the verbs share (torch loads here)."""
-    from bitwright.pipeline import Settings
+    from bitwright.measurement import Settings
 
     formats = tuple(name.strip() for name in options.pop("formats").split(",") if name.strip())
     return Settings(formats=formats, max_memory=size_nbytes(options.pop("max_memory")), **options)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from bitwright.evaluate.verify import NOISE_FLOOR, STOCK, Entry, Verdict
 from bitwright.plan import Plan
+
+if TYPE_CHECKING:
+    from bitwright.evaluate.divergence import Divergence
 
 SCHEMA = "bitwright.report/1"
 
@@ -20,6 +23,7 @@ class Report:
     out: str
     plan: Plan
     verdict: Verdict
+    check: Divergence  # of the result, on the predicting fold: the text that the prediction is about
     n_parameters: int
     reference_nbytes: int
     coverage: tuple[dict[str, Any], ...]
@@ -37,7 +41,8 @@ class Report:
 
     @property
     def predicted_over_measured(self) -> float:
-        return self.plan.check_nats / max(self.result.divergence.kl, 1e-12)
+        """Predicted over measured damage, both on the fold that no choice saw."""
+        return self.plan.check_nats / max(self.check.kl, 1e-12)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -47,6 +52,7 @@ class Report:
             "kl_ratio_to_stock": self.kl_ratio_to_stock,
             "predicted_over_measured": self.predicted_over_measured,
             "verdict": asdict(self.verdict),
+            "check": asdict(self.check),
             "plan": self.plan.to_dict(),
             "n_parameters": self.n_parameters,
             "reference_nbytes": self.reference_nbytes,
@@ -74,8 +80,11 @@ def sentences(report: Report) -> tuple[str, str, str]:
         f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
     )
     done += f"more megabyte would save {plan.price_nats_per_mb:.1g} nats."
-    trust = f"Predicted {plan.check_nats:.4f} nats on text that no choice saw, measured {result.divergence.kl:.4f} "
-    trust += f"({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}) on held-out text; {report.verdict.gate}."
+    trust = f"On calibration text that no choice saw, predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f}; "
+    trust += (
+        f"on held-out text {result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}); "
+    )
+    trust += f"{report.verdict.gate}."
     return gained, done, trust
 
 

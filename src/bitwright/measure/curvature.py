@@ -12,6 +12,13 @@ from torch import Tensor
 CHUNK_BYTES = 64 * 2**20
 
 
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One index [T, 1] per row of ``logits`` [T, V] drawn from their softmax: the inverse of its distribution at ``uniform``."""
+    cumulative = logits.float().softmax(-1).cumsum(-1)
+    found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
+    return found.clamp_(max=logits.shape[1] - 1)
+
+
 def token_weights(gradients: Tensor) -> Tensor:
     """Squared norm [T] of each token's output gradient [T, N], in float32: how much its output matters."""
     return gradients.float().square().sum(-1)

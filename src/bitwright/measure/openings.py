@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitwright.errors import fail
 from bitwright.measure.calibration import bos_prefix
+from bitwright.measure.curvature import draw
 from bitwright.progress import Reporter
 
 # Encyclopedia and science; news, advice and letters; stories; questions and school; code; other languages.
@@ -91,7 +92,7 @@ OPENINGS: tuple[str, ...] = (
     "भारत की राजधानी",
 )
 OPENING_TOKENS = 4
-GENERATION_BATCH = 48
+GENERATION_BATCH = 96
 
 
 @torch.no_grad()
@@ -131,8 +132,6 @@ def _continue(model: Any, ids: Tensor, steps: int, banned: Tensor, generator: to
         past = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
         logits[:, banned[banned < logits.shape[1]]] = -torch.inf
-        # Gumbel-max: one argmax draws from the softmax, without a cumulative sum over the vocabulary.
-        noise = torch.empty_like(logits).exponential_(generator=generator).log_().neg_()
-        step = (logits + noise).argmax(-1, keepdim=True)
+        step = draw(logits, torch.rand(len(logits), 1, generator=generator))
         ids = torch.cat([ids, step], 1)
     return ids

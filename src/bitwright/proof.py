@@ -1,0 +1,117 @@
+"""The proof of a written checkpoint: rivals, a fresh process that measures them all, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from bitwright.allocate.allocate import allocate, stock_or_16bit, uniform
+from bitwright.checkpoint.writer import atomic_directory
+from bitwright.evaluate.divergence import Divergence
+from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.report import Report
+from bitwright.evaluate.verify import NOISE_FLOOR, STOCK, Contender, Verdict, judge
+from bitwright.measure.prepare import held_out_ids
+from bitwright.measurement import Measurement, Settings
+from bitwright.plan import Plan
+from bitwright.progress import Reporter
+
+RESULT = "bitwright"
+SAME_BYTES = "calibrated, stock bytes"
+SKIPS_ONLY = "skips, stock rounding"
+
+
+class Proof:
+    """Compares written files with the 16-bit model in fresh processes."""
+
+    def __init__(self, measured: Measurement, work_root: Path, settings: Settings, reporter: Reporter) -> None:
+        self.measured, self.work_root, self.settings, self.reporter = measured, work_root, settings, reporter
+        wide = "float32" if measured.device.type == "cpu" else "bfloat16"
+        reference = str(measured.skeleton.checkpoint.directory)
+        self.reference = Candidate("16 bit", reference, dtype=wide, trust_remote_code=settings.trust_remote_code)
+
+    def verdict(self, plan: Plan, path: Path, rivals: list[Contender]) -> Verdict:
+        """Measure the files at ``path`` and all rivals on held-out text, and judge."""
+        for rival in rivals:
+            target = Path(rival.candidate.path)
+            if rival.plan and not rival.candidate.quantize and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_directory(target) as folder:
+                    write(self.measured, rival.plan, folder)
+        settings = self.settings
+        ids = held_out_ids(self.measured.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+        result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
+        return judge(result, rivals, self._on(ids, [result.candidate, *(rival.candidate for rival in rivals)]))
+
+    def check(self, path: Path) -> Divergence:
+        """The files at ``path`` on the predicting fold: the text that the prediction is about."""
+        return self._on(self.measured.folds.predicting, [Candidate("predicting fold", str(path))])[0]
+
+    def report(self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, seconds: dict[str, float]) -> Report:
+        table, settings = self.measured.sensitivity, self.settings
+        held_out = {
+            "source": settings.held_out, "sequences": settings.held_out_sequences, "length": settings.held_out_length
+        }  # fmt: skip
+        return Report(
+            out=str(out),
+            plan=plan,
+            verdict=verdict,
+            check=check,
+            n_parameters=table.n_parameters,
+            reference_nbytes=table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights),
+            coverage=tuple(self.measured.skeleton.spec.coverage()),
+            notes=tuple(self.measured.notes),
+            seconds=seconds,
+            provenance={**table.provenance, "held_out": held_out},
+        )
+
+    def _on(self, ids: Tensor, candidates: list[Candidate]) -> list[Divergence]:
+        where = str(self.measured.device)
+        return compare(
+            self.reference, candidates, ids.tolist(), device=where, quiet=self.reporter.quiet, scratch=self.work_root
+        )
+
+
+def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: Path) -> list[Contender]:
+    """What the result is measured against: arithmetic noise, stock, the best uniform choice, and the ablations."""
+    reference = str(measured.skeleton.checkpoint.directory)
+    trust = settings.trust_remote_code
+    table = measured.sensitivity
+    stock = uniform(table, table.stock_format, "nearest")
+    sixteen = table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights)
+    rivals = [
+        Contender(
+            Candidate(STOCK, reference, quantize=True, trust_remote_code=trust), stock.nbytes, stock.check_nats, True, stock
+        ),
+        Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False),
+    ]
+    formats = {row.format for w in table.weights for row in w.rows if row.rounding == "calibrated"}
+    choices = [uniform(table, name, "calibrated") for name in sorted(formats)]
+    choices = [choice for choice in choices if choice.nbytes <= plan.nbytes]
+    if choices:
+        best = min(choices, key=lambda choice: choice.damage_nats)
+        rivals.append(_written_rival(measured, best, f"uniform {best.default_format}", True, work_root))
+    if settings.compare and plan.nbytes > stock.nbytes:
+        same = allocate(table, f"{stock.nbytes}B", frontier=False)
+        rivals.append(_written_rival(measured, same, SAME_BYTES, False, work_root))
+        skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
+        names = tuple(c.weight.removesuffix(".weight") for c in skips.choices if c.format == "16bit")
+        outside = tuple(
+            kept.name.removesuffix(".weight") for kept in measured.skeleton.spec.kept if kept.role in ("head", "outside")
+        )
+        candidate = Candidate(SKIPS_ONLY, reference, quantize=True, skip_modules=names + outside, trust_remote_code=trust)
+        rivals.append(Contender(candidate, skips.nbytes, skips.check_nats, False, skips))
+    return rivals
+
+
+def _written_rival(measured: Measurement, plan: Plan, label: str, uniform: bool, work_root: Path) -> Contender:
+    path = work_root / "rivals" / label.replace(" ", "-").replace(",", "")
+    return Contender(Candidate(label, str(path)), plan.nbytes, plan.check_nats, uniform, plan)
+
+
+def write(measured: Measurement, plan: Plan, directory: Path) -> None:
+    """Write ``plan`` into ``directory`` and hold the files to the bytes that were planned."""
+    written = measured.container.write(directory, measured.skeleton, plan, measured.codes_of)
+    if written != plan.nbytes:
+        raise AssertionError(f"the plan counts {plan.nbytes} bytes, the files hold {written}")
