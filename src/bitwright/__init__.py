@@ -5,7 +5,9 @@ The public names load on first use; ``import bitwright`` pulls in neither torch 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,9 +37,18 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+class _Public:
+    """A public name that loads on first use. It stays the function also where a folder has the same name:
+    the import system's own assignment of ``bitwright.measure`` and its like is ignored."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, package: ModuleType, owner: type) -> Any:
+        return getattr(import_module(_HOME[self.name]), self.name)
+
+    def __set__(self, package: ModuleType, value: object) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = type("Bitwright", (ModuleType,), {name: _Public(name) for name in _HOME})

@@ -36,7 +36,7 @@ class Settings:
     formats: tuple[str, ...] = ()  # measured instead of the container's menu
     calibration: str = ""  # a file, a datasets id, self or documentation; empty: self where the model fits, else documentation
     held_out: str = DOCUMENTATION
-    sequences: int = 96
+    sequences: int = 128
     length: int = 256
     held_out_sequences: int = 8
     held_out_length: int = 512

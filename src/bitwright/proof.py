@@ -59,7 +59,7 @@ class Proof:
             verdict=verdict,
             check=check,
             n_parameters=table.n_parameters,
-            reference_nbytes=table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights),
+            reference_nbytes=table.sixteen_bit_nbytes(),
             coverage=tuple(self.measured.skeleton.spec.coverage()),
             notes=tuple(self.measured.notes),
             seconds=seconds,
@@ -79,7 +79,7 @@ def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: 
     trust = settings.trust_remote_code
     table = measured.sensitivity
     stock = uniform(table, table.stock_format, "nearest")
-    sixteen = table.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in table.weights)
+    sixteen = table.sixteen_bit_nbytes()
     rivals = [
         Contender(
             Candidate(STOCK, reference, quantize=True, trust_remote_code=trust), stock.nbytes, stock.check_nats, True, stock
@@ -92,17 +92,23 @@ def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: 
     if choices:
         best = min(choices, key=lambda choice: choice.damage_nats)
         rivals.append(_written_rival(measured, best, f"uniform {best.default_format}", True, work_root))
-    if settings.compare and plan.nbytes > stock.nbytes:
+    if settings.compare and plan.nbytes > stock.nbytes >= table.least_nbytes():
         same = allocate(table, f"{stock.nbytes}B", frontier=False)
         rivals.append(_written_rival(measured, same, SAME_BYTES, False, work_root))
-        skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
-        names = tuple(c.weight.removesuffix(".weight") for c in skips.choices if c.format == "16bit")
-        outside = tuple(
-            kept.name.removesuffix(".weight") for kept in measured.skeleton.spec.kept if kept.role in ("head", "outside")
-        )
-        candidate = Candidate(SKIPS_ONLY, reference, quantize=True, skip_modules=names + outside, trust_remote_code=trust)
-        rivals.append(Contender(candidate, skips.nbytes, skips.check_nats, False, skips))
+    if settings.compare and plan.nbytes >= stock.nbytes:
+        rivals.append(_skip_list(measured, plan, trust))
     return rivals
+
+
+def _skip_list(measured: Measurement, plan: Plan, trust: bool) -> Contender:
+    """The best list of modules to leave in 16 bit at the plan's bytes, everything else rounded by bitsandbytes itself."""
+    skips = allocate(measured.sensitivity, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
+    names = [c.weight.removesuffix(".weight") for c in skips.choices if c.format == "16bit"]
+    kept = measured.skeleton.spec.kept
+    names += [k.name.removesuffix(".weight") for k in kept if k.role in ("head", "outside")]
+    reference = str(measured.skeleton.checkpoint.directory)
+    candidate = Candidate(SKIPS_ONLY, reference, quantize=True, skip_modules=tuple(names), trust_remote_code=trust)
+    return Contender(candidate, skips.nbytes, skips.check_nats, False, skips)
 
 
 def _written_rival(measured: Measurement, plan: Plan, label: str, uniform: bool, work_root: Path) -> Contender:

@@ -119,7 +119,7 @@ def _bad_pin(pin: str, saw: str, wanted: str) -> BitwrightError:
 
 def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], limit: int, budget: str) -> None:
     least = sensitivity.kept_nbytes + sum(min(o.nbytes for o in group) for group in groups)
-    most = sensitivity.kept_nbytes + sum(weight.row("16bit", "none").nbytes for weight in sensitivity.weights)
+    most = sensitivity.sixteen_bit_nbytes()
     if limit < least:
         raise fail(
             "budget/minimum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",

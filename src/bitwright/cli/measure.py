@@ -18,7 +18,7 @@ def run(
     container: common.Container = "bitsandbytes",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
-    sequences: common.Sequences = 96,
+    sequences: common.Sequences = 128,
     length: common.Length = 256,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",

@@ -23,7 +23,7 @@ def run(
     formats: common.Formats = "",
     calibration: common.Calibration = "",
     held_out: common.HeldOut = "documentation",
-    sequences: common.Sequences = 96,
+    sequences: common.Sequences = 128,
     length: common.Length = 256,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",

@@ -191,7 +191,7 @@ def _copy_companions(directory: Path, skeleton: Skeleton) -> None:
 BITSANDBYTES = Container(
     name="bitsandbytes",
     formats=tuple(FORMATS),
-    menu=("nf4-b32-dq", "nf4-b64-dq", "nf4-b128-dq"),
+    menu=("nf4-b32-dq", "nf4-b64-dq"),
     stock_format="nf4-b64",
     nbytes=nbytes,
     unavailable=unavailable,

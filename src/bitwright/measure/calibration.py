@@ -15,6 +15,7 @@ from torch import Tensor
 from bitwright.errors import BitwrightError, fail
 
 MIN_SEQUENCES = 6  # two per fold: below that no standard error exists
+SHARES = (0.25, 0.125)  # of the sequences that choose and that predict; the rest round
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Folds:
 
 
 def fold(ids: Tensor, source: str, seed: int) -> Folds:
-    """Shuffle sequences [S, T] and cut them: one half rounds, three tenths choose, two tenths predict."""
+    """Shuffle sequences [S, T] and cut them by SHARES: rounding gets what choosing and predicting leave."""
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     ids = ids[order]
-    choosing, predicting = max(2, round(len(ids) * 0.3)), max(2, round(len(ids) * 0.2))
+    choosing, predicting = (max(2, round(len(ids) * share)) for share in SHARES)
     rounding = len(ids) - choosing - predicting
     return Folds(ids[:rounding], ids[rounding : rounding + choosing], ids[rounding + choosing :], source)
 

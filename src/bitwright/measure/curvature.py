@@ -13,7 +13,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One index [T, 1] per row of ``logits`` [T, V] drawn from their softmax: the inverse of its distribution at ``uniform``."""
+    """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``."""
     cumulative = logits.float().softmax(-1).cumsum(-1)
     found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
     return found.clamp_(max=logits.shape[1] - 1)

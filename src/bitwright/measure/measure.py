@@ -27,7 +27,8 @@ from bitwright.measure.curvature import (
 from bitwright.measure.stream import BlockStream, backward_through
 from bitwright.models.spec import Weight
 from bitwright.progress import Reporter
-from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback_by_grid
+from bitwright.rounding.calibrated import round_calibrated
+from bitwright.rounding.error_feedback import DAMPING, Feedback
 from bitwright.rounding.nearest import nearest
 
 
@@ -258,7 +259,7 @@ def _measure_weight(
     plain = statistics.plain_of(name)
     moment = blend(plain, statistics.weighted.pop(name), recipe.plain_share)
     feedback = Feedback.of(moment, recipe.damping)
-    codes = error_feedback_by_grid(weight, feedback, formats)
+    codes = round_calibrated(weight, feedback, formats)
     changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
     scores = fisher_scores(changes, inputs, gradients)
     labels = [(recipe.stock.name, "nearest"), *((one.format.name, "calibrated") for one in codes)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from bitwright.errors import fail
+from bitwright.measure.calibration import SHARES
 from bitwright.measure.measure import Recipe
 from bitwright.models.spec import ModelSpec, Weight
 
@@ -39,7 +40,7 @@ def peak(spec: ModelSpec, recipe: Recipe, n_sequences: int, n_tokens: int, items
     widths = sum(w.n_rows + w.n_cols for w in largest)
     widest = max(w.n_cols for w in largest)
     biggest = max(w.n_rows * w.n_cols for w in largest)
-    scored = (n_sequences // 2 + 1) * n_tokens
+    scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
     batch = max(recipe.batch_tokens, n_tokens)
     return Peak(
         block=sum(w.n_rows * w.n_cols for w in largest) * itemsize,

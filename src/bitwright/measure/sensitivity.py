@@ -64,6 +64,15 @@ class Sensitivity:
         """Bytes of all tensors when every weight is stored as the container's own quantizer does."""
         return self.kept_nbytes + sum(w.row(self.stock_format, "nearest").nbytes for w in self.weights)
 
+    def sixteen_bit_nbytes(self) -> int:
+        """Bytes of all tensors of the 16-bit model."""
+        return self.kept_nbytes + sum(w.row("16bit", "none").nbytes for w in self.weights)
+
+    def least_nbytes(self) -> int:
+        """Bytes of all tensors in the smallest calibrated formats."""
+        smallest = (min(row.nbytes for row in w.rows if row.rounding != "nearest") for w in self.weights)
+        return self.kept_nbytes + sum(smallest)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 

@@ -1,40 +1,59 @@
-"""Coordinate descent on the codes: sweep the columns again, each code at its best given all others (QuantEase, 2309.01885)."""
+"""Coordinate descent: sweep scales and codes again, each at its best given all others (QuantEase, arXiv 2309.01885)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import torch
 from torch import Tensor
 
 from bitwright.formats.codes import Codes
-from bitwright.rounding.grid import Grid, reciprocal
-
-STEP = 32  # columns between products with the whole moment
+from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
 
 
 def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int = 1) -> Codes:
-    """Codes with the scales of ``codes`` and no larger tr(dW S dW^T); weight [N, K], S = ``moment`` [K, K], damped.
+    """Codes and scales with no larger tr(dW S dW^T) than those of ``codes``; weight [N, K], damped S = ``moment`` [K, K].
 
-    With the other columns fixed, the best value for column j is w_j + sum_{k != j} (w_k - q_k) S_kj / S_jj, snapped.
+    Block by block. The scale first: with the codes c of a block fixed, the best change of its scale is
+    c^T (S e) / c^T S c, where e = w - q is the error of the row; it is snapped to what storage holds and taken if it helps.
+    Then each column j of the block: the best value is w_j + sum_{k != j} e_k S_kj / S_jj, snapped to the grid.
     """
     n_rows, n_cols = weight.shape
+    size = codes.format.block_size
     grid = Grid.of(codes.format, weight.device)
-    scale = codes.scale_of_each_weight().reshape(n_rows, n_cols).t().contiguous()
-    inverse = reciprocal(scale)
-    target = weight.float().t()
-    error = (target - codes.decode().t()).contiguous()  # [K, N]
+    table = ScaleTable.of(codes.format, codes.scales, n_rows)
+    target = weight.float().t().contiguous()  # [K, N]
     code = codes.code.reshape(n_rows, n_cols).t().contiguous()
+    levels = torch.tensor(codes.format.levels, dtype=torch.float32, device=weight.device)
+    error = target - codes.decode().t()
     pivot = moment.diagonal()
     for _ in range(sweeps):
-        for start in range(0, n_cols, STEP):
-            stop = min(start + STEP, n_cols)
-            pull = moment[start:stop] @ error  # sum over all k of S_jk (w_k - q_k)
-            for j in range(start, stop):
-                others = (pull[j - start] - pivot[j] * error[j]) / pivot[j]
-                cell = grid.cell((target[j] + others) * inverse[j])
-                found = target[j] - grid.level(cell) * scale[j]
-                delta = found - error[j]
-                error[j] = found
-                code[j] = grid.code_of_cell.index_select(0, cell)
-                pull[j - start + 1 :].addr_(moment[j, j + 1 : stop], delta)
-    return replace(codes, code=code.t().reshape(-1))
+        for start in range(0, n_cols, size):
+            block = slice(start, start + size)
+            inner = moment[block, block]
+            pull = moment[block] @ error  # S e, the rows of this block
+            level = levels[code[block].long()]
+            scale = _refit(table, start // size, level, inner, pull, error[block])
+            inverse = reciprocal(scale)
+            for j in range(size):
+                col, row = start + j, error[start + j]
+                cell = grid.cell((target[col] - row + pull[j] / pivot[col]) * inverse)
+                found = target[col] - grid.level(cell) * scale
+                pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
+                error[col] = found
+                code[col] = grid.code_of_cell.index_select(0, cell)
+    return Codes(codes.format, (n_rows, n_cols), code.t().reshape(-1), table.scales())
+
+
+def _refit(table: ScaleTable, group: int, level: Tensor, inner: Tensor, pull: Tensor, error: Tensor) -> Tensor:
+    """The best storable scale [N] of one block given its levels [B, N]; ``error`` and ``pull`` follow in place."""
+    old = table.value[:, group]
+    image = inner @ level  # S c
+    slope, bend = (level * pull).sum(0), (level * image).sum(0)
+    wanted = old + torch.where(bend > 0, slope / bend.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+    stored, value = table.snap(wanted, group)
+    change = value - old
+    better = change * (change * bend - 2 * slope) < 0
+    change = torch.where(better, change, 0.0)
+    table.put(group, torch.where(better, stored, table.stored[:, group]), torch.where(better, value, old))
+    error -= level * change
+    pull -= image * change
+    return table.value[:, group]

@@ -23,6 +23,7 @@ class Feedback:
     """How an error in one input column is absorbed by the later ones: inv(S) = U^T U with U upper triangular."""
 
     factor: Tensor  # U float32 [K, K]
+    moment: Tensor  # S as factored: float32 [K, K], mean diagonal one, damped
     damping: float  # the share of the mean diagonal that was needed
 
     @classmethod
@@ -38,12 +39,12 @@ class Feedback:
         identity = torch.eye(moment.shape[0], device=moment.device)
         while True:
             # S = R R^T with R upper is the Cholesky factor of S read from the far corner; then U = inv(R).
-            flipped = (moment / mean + damping * identity).flip(0, 1)
-            lower, failed = torch.linalg.cholesky_ex(flipped)
+            damped = moment / mean + damping * identity
+            lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
             if not int(failed):
                 upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
                 if bool(torch.isfinite(upper).all()):
-                    return cls(upper, damping)
+                    return cls(upper, damped, damping)
             damping *= _ESCALATION
 
 
@@ -82,15 +83,6 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat
         Codes(format, (n_rows, n_cols), codes[i * n_rows : (i + 1) * n_rows].reshape(-1), state.table.scales())
         for i, (format, state) in enumerate(zip(formats, states, strict=True))
     ]
-
-
-def error_feedback_by_grid(weight: Tensor, feedback: Feedback, formats: list[BlockFormat]) -> list[Codes]:
-    """``error_feedback`` for formats of any grids, in the order of ``formats``."""
-    codes: dict[str, Codes] = {}
-    for grid in dict.fromkeys(format.grid for format in formats):
-        same = [format for format in formats if format.grid == grid]
-        codes |= {one.format.name: one for one in error_feedback(weight, feedback, same)}
-    return [codes[format.name] for format in formats]
 
 
 class _Scales:

@@ -71,22 +71,35 @@ class ScaleTable:
         ``as_library``: bitsandbytes on a CPU finds 8-bit levels in a table of 2^16 cells, so repeat that rounding.
         """
         self.cells = LIBRARY_CELLS if as_library and wanted.device.type == "cpu" else None
-        self.shape = wanted.shape
-        self.offset = offset
-        self.nested = format.double_quant
-        flat = wanted.float().reshape(-1)
+        wanted = wanted.float()
+        self.shape, self.offset, self.nested = wanted.shape, offset, format.double_quant
         if self.nested:
-            self._levels = dynamic_map().to(flat.device)
-            self._bounds = (self._levels[:-1] + self._levels[1:]) / 2
-            pad = -flat.numel() % NESTED_BLOCK_SIZE
-            blocks = torch.nn.functional.pad((flat - offset).abs(), (0, pad)).reshape(-1, NESTED_BLOCK_SIZE)
-            self.nested_scale = blocks.amax(1)
-            each = self.nested_scale.repeat_interleave(NESTED_BLOCK_SIZE)[: flat.numel()]
-            self._nested_of = each.reshape(self.shape)
-            self._inverse_of = reciprocal(self._nested_of)
-        self.stored = torch.zeros(self.shape, dtype=torch.uint8 if self.nested else torch.float32, device=flat.device)
-        self.value = torch.zeros(self.shape, dtype=torch.float32, device=flat.device)
-        self.put(slice(None), *self.snap(wanted.float(), slice(None)))
+            flat = (wanted - offset).abs().reshape(-1)
+            padded = torch.nn.functional.pad(flat, (0, -flat.numel() % NESTED_BLOCK_SIZE))
+            self._set_nested(padded.reshape(-1, NESTED_BLOCK_SIZE).amax(1))
+        self.stored = torch.zeros(self.shape, dtype=torch.uint8 if self.nested else torch.float32, device=wanted.device)
+        self.value = torch.zeros(self.shape, dtype=torch.float32, device=wanted.device)
+        self.put(slice(None), *self.snap(wanted, slice(None)))
+
+    @classmethod
+    def of(cls, format: BlockFormat, scales: PlainScales | NestedScales, n_rows: int) -> ScaleTable:
+        """The table that holds ``scales``, to be changed further."""
+        value = scales.decode().reshape(n_rows, -1)
+        table = cls(format, value)
+        if isinstance(scales, NestedScales):
+            table.offset = scales.offset
+            table._set_nested(scales.nested_scale)
+            table.stored = scales.code.reshape(n_rows, -1).clone()
+        table.value = value.clone()
+        return table
+
+    def _set_nested(self, nested_scale: Tensor) -> None:
+        self._levels = dynamic_map().to(nested_scale.device)
+        self._bounds = (self._levels[:-1] + self._levels[1:]) / 2
+        self.nested_scale = nested_scale
+        each = nested_scale.repeat_interleave(NESTED_BLOCK_SIZE)[: self.shape.numel()]
+        self._nested_of = each.reshape(self.shape)
+        self._inverse_of = reciprocal(self._nested_of)
 
     def snap(self, wanted: Tensor, group: int | slice) -> tuple[Tensor, Tensor]:
         """The storable scale nearest to each of ``wanted`` [rows] in ``group``: (what is stored, what it decodes to)."""
