@@ -128,3 +128,28 @@ def test_stock_bytes_are_those_of_a_stock_checkpoint(build: Build, tmp_path: Pat
     expected = skeleton.spec.kept_nbytes
     expected += sum(nbytes(FORMATS[BITSANDBYTES.stock_format], w.n_rows, w.n_cols) for w in skeleton.spec.weights)
     assert sum(ref.nbytes for ref in read_headers(tmp_path).values()) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sources_of_other_types_and_in_shards(build: Build, tmp_path: Path, dtype: torch.dtype) -> None:
+    """float16 stays float16; float32 is rounded to bfloat16, in what is kept as in what is decoded."""
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(build("llama", dtype=dtype), dtype=dtype).save_pretrained(
+        sharded, max_shard_size="100KB"
+    )
+    assert len(list(sharded.glob("*.safetensors"))) > 1
+    skeleton = build_skeleton(Checkpoint.of_directory(sharded))
+    plan = plan_of(skeleton, ["16bit", "nf4-b32-dq"])
+    out = tmp_path / "out"
+    out.mkdir()
+    BITSANDBYTES.write(out, skeleton, plan, lambda w, f, r: nearest(skeleton.read(w.name), FORMATS[f]))  # type: ignore[arg-type]
+    wanted = torch.bfloat16 if dtype == torch.float32 else dtype
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    source = AutoModelForCausalLM.from_pretrained(sharded, dtype=wanted)
+    for choice in plan.choices:
+        module = loaded.get_submodule(choice.weight.removesuffix(".weight"))
+        if choice.format == "16bit":
+            assert torch.equal(module.weight, source.get_parameter(choice.weight))
+        else:
+            assert module.weight.quant_state.dtype == wanted
+    assert torch.equal(loaded.lm_head.weight, source.lm_head.weight)

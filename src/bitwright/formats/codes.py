@@ -47,7 +47,7 @@ class NestedScales:
     def decode(self) -> Tensor:
         levels = dynamic_map().to(self.code.device)
         nested = self.nested_scale.repeat_interleave(NESTED_BLOCK_SIZE)[: self.code.numel()]
-        return levels[self.code.long()] * nested + self.offset
+        return levels[self.code.int()] * nested + self.offset
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Codes:
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Weights [*shape]: level times scale in float32, then one rounding to ``dtype``."""
         levels = torch.tensor(self.format.levels, dtype=torch.float32, device=self.code.device)
-        return (levels[self.code.long()] * self.scale_of_each_weight()).to(dtype).reshape(self.shape)
+        return (levels[self.code.int()] * self.scale_of_each_weight()).to(dtype).reshape(self.shape)
 
     def scale_of_each_weight(self) -> Tensor:
         """Scales [prod(shape)], each block's repeated over its weights."""

@@ -39,10 +39,10 @@ def second_moment(inputs: Tensor, weights: Tensor | None = None) -> Tensor:
 def blend(plain: Tensor, weighted: Tensor, share: float) -> Tensor:
     """share * plain + (1 - share) * weighted, both scaled to a mean diagonal of one (GuidedQuant, arXiv 2505.07004)."""
 
-    def unit(moment: Tensor) -> Tensor:
-        return moment / moment.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    def mean(moment: Tensor) -> float:
+        return max(float(moment.diagonal().mean()), torch.finfo(torch.float32).tiny)
 
-    return share * unit(plain) + (1 - share) * unit(weighted)
+    return (weighted * ((1 - share) / mean(weighted))).add_(plain, alpha=share / mean(plain))
 
 
 def fisher_scores(changes: list[Tensor], inputs: Tensor, gradients: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
     n_rounding = len(folds.rounding)
     with stream.block(index) as block:
         linears = {name: stream.skeleton.model.get_submodule(w.module) for name, w in weights.items()}
-        statistics = _Statistics(n_rounding * folds.n_tokens)
+        statistics = _Statistics()
         captured: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for offset, count in ((0, n_rounding), (n_rounding, len(folds.scoring))):
             for batch in _batches(count, folds.n_tokens, recipe):
@@ -219,8 +219,7 @@ def _matrix(linear: Any, weight: Weight) -> Tensor:
 class _Statistics:
     """Second moments of a block's linears, plain once per distinct input and weighted once per weight."""
 
-    def __init__(self, n_tokens: int) -> None:
-        self.n_tokens = n_tokens
+    def __init__(self) -> None:
         self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input
         self.plain: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}
@@ -242,8 +241,8 @@ class _Statistics:
             into[name] = moment
 
     def plain_of(self, name: str) -> Tensor:
-        """Mean over tokens of x x^T for the input of ``name``."""
-        return self.plain[self.shared[name]] / self.n_tokens
+        """Sum over tokens of x x^T for the input of ``name``."""
+        return self.plain[self.shared[name]]
 
 
 def _measure_weight(
@@ -257,9 +256,9 @@ def _measure_weight(
     recipe: Recipe,
 ) -> tuple[Measured, list[Codes]]:
     plain = statistics.plain_of(name)
-    moment = blend(plain, statistics.weighted.pop(name), recipe.plain_share)
-    feedback = Feedback.of(moment, recipe.damping)
-    codes = round_calibrated(weight, feedback, formats)
+    feedback = Feedback.of(blend(plain, statistics.weighted.pop(name), recipe.plain_share), recipe.damping)
+    codes, damping = round_calibrated(weight, feedback, formats), feedback.damping
+    del feedback  # as large as two moments
     changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
     scores = fisher_scores(changes, inputs, gradients)
     labels = [(recipe.stock.name, "nearest"), *((one.format.name, "calibrated") for one in codes)]
@@ -273,4 +272,4 @@ def _measure_weight(
         )
         for i, (format, rounding) in enumerate(labels)
     )  # fmt: skip
-    return Measured(name, feedback.damping, candidates), codes
+    return Measured(name, damping, candidates), codes

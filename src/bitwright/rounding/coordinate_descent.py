@@ -30,7 +30,7 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
             block = slice(start, start + size)
             inner = moment[block, block]
             pull = moment[block] @ error  # S e, the rows of this block
-            level = levels[code[block].long()]
+            level = levels[code[block].int()]
             scale = _refit(table, start // size, level, inner, pull, error[block])
             inverse = reciprocal(scale)
             for j in range(size):

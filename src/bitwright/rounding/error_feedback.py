@@ -32,20 +32,30 @@ class Feedback:
 
         Raises ValueError for entries that are not finite; every finite S factors in the end.
         """
-        moment = second_moment.float()
-        if not bool(torch.isfinite(moment).all()):
+        mean = second_moment.float().diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        damped = second_moment.float() / mean
+        if not bool(torch.isfinite(damped).all()):
             raise ValueError("the second moment has NaN or infinite entries")
-        mean = moment.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        identity = torch.eye(moment.shape[0], device=moment.device)
-        while True:
-            # S = R R^T with R upper is the Cholesky factor of S read from the far corner; then U = inv(R).
-            damped = moment / mean + damping * identity
-            lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-            if not int(failed):
-                upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-                if bool(torch.isfinite(upper).all()):
-                    return cls(upper, damped, damping)
+        damped.diagonal().add_(damping)
+        while (upper := _inverse_factor(damped)) is None:
+            damped.diagonal().add_(damping * (_ESCALATION - 1))
             damping *= _ESCALATION
+        return cls(upper, damped, damping)
+
+
+def _inverse_factor(moment: Tensor) -> Tensor | None:
+    """U upper triangular with inv(S) = U^T U, or None where S = ``moment`` is not positive definite in float32.
+
+    S = R R^T with R upper is the Cholesky factor of S read from the far corner; U = inv(R). Each temporary has the size
+    of S and goes before the next one comes.
+    """
+    factor, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+    if int(failed):
+        return None
+    factor = factor.flip(0, 1)
+    upper = torch.eye(moment.shape[0], device=moment.device)
+    torch.linalg.solve_triangular(factor, upper, upper=True, out=upper)
+    return upper if bool(torch.isfinite(upper).all()) else None
 
 
 def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat]) -> list[Codes]:
