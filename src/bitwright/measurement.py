@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bitwright.measure.measure import Measured, Recipe, load_codes, measure_bloc
 from bitwright.measure.memory import available_nbytes, fit
 from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
+from bitwright.measure.shrink import Estimate, shrink
 from bitwright.measure.stream import BlockStream
 from bitwright.models.skeleton import Skeleton, build_skeleton
 from bitwright.models.spec import Weight
@@ -114,23 +115,41 @@ def _sensitivity(
     source: str, container: Container, formats: tuple[BlockFormat, ...], skeleton: Skeleton, found: list[Measured],
     provenance: dict[str, Any],
 ) -> Sensitivity:  # fmt: skip
+    roles = [weight.role for weight in skeleton.spec.weights]
     by_name = {m.name: m for m in found}
+    in_order = [by_name[weight.name] for weight in skeleton.spec.weights]
+    shrunk = {kind: _shrunk(in_order, roles, kind) for kind in ("nearest", "calibrated")}
     rows = []
-    for weight in skeleton.spec.weights:
+    for i, (weight, measured) in enumerate(zip(skeleton.spec.weights, in_order, strict=True)):
         shape = (weight.n_rows, weight.n_cols)
         reasons = {f.name: container.unavailable(f, *shape) for f in formats}
+        candidates = []
+        for c in measured.candidates:
+            damage, stderr = shrunk[c.rounding][i][c.format]
+            size = container.nbytes(FORMATS[c.format], *shape)
+            candidates.append(
+                Row(
+                    c.format, c.rounding, size, damage, stderr, c.damage_nats, c.check_nats, c.check_stderr, c.weight_error,
+                    c.output_error,
+                )
+            )  # fmt: skip
+        sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, *[0.0] * 7)
         barred = tuple((name, why) for name, why in reasons.items() if why)
-        candidates = [
-            Row(nbytes=container.nbytes(FORMATS[c.format], *shape), **asdict(c)) for c in by_name[weight.name].candidates
-        ]
-        sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         rows.append(
-            WeightRows(
-                weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), by_name[weight.name].damping, barred
-            )
+            WeightRows(weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), measured.damping, barred)
         )
     kept = skeleton.spec.kept_nbytes
     return Sensitivity(source, container.name, container.stock_format, kept, tuple(rows), provenance)
+
+
+def _shrunk(found: list[Measured], roles: list[str], kind: str) -> list[dict[str, tuple[float, float]]]:
+    """Format -> (damage, standard error) for each weight, over the candidates of one kind of rounding."""
+    chosen = [[c for c in m.candidates if c.rounding == kind] for m in found]
+    estimates = [[Estimate(c.damage_nats, c.damage_stderr, c.moment_nats) for c in candidates] for candidates in chosen]
+    return [
+        {c.format: pair for c, pair in zip(candidates, pairs, strict=True)}
+        for candidates, pairs in zip(chosen, shrink(estimates, roles), strict=True)
+    ]
 
 
 def _formats(container: Container, names: tuple[str, ...]) -> tuple[BlockFormat, ...]:

@@ -22,7 +22,7 @@ def weight_rows(i: int, damage: float) -> WeightRows:
 
     def row(format: str, rounding: str, bits: float, factor: float) -> Row:
         d = damage * factor
-        return Row(format, rounding, int(count * bits / 8), d, d / 5, d * 1.1, d / 4, 0.1, 0.1)
+        return Row(format, rounding, int(count * bits / 8), d, d / 5, d, d * 1.1, d / 4, 0.1, 0.1)
 
     rows = (
         row("nf4-b64", "nearest", 4.5, 3.0), row("nf4-b64-dq", "calibrated", 4.125, 1.2),

@@ -73,11 +73,12 @@ def relative_weight_error(weight: Tensor, change: Tensor) -> float:
     return float(change.float().norm() / norm) if norm > 0 else 0.0
 
 
+def energy(matrix: Tensor, moment: Tensor) -> float:
+    """tr(M S M^T) of a matrix [N, K] under a second moment [K, K]."""
+    return float(((matrix.float() @ moment) * matrix.float()).sum())
+
+
 def relative_output_error(weight: Tensor, change: Tensor, moment: Tensor) -> float:
     """sqrt(tr(dW S dW^T) / tr(W S W^T)): the share of the layer's output, on calibration inputs, that is error."""
-
-    def energy(matrix: Tensor) -> float:
-        return float(((matrix.float() @ moment) * matrix.float()).sum())
-
-    whole = energy(weight)
-    return (max(energy(change), 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+    whole = energy(weight, moment)
+    return (max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -18,6 +18,7 @@ from bitwright.measure.calibration import Folds
 from bitwright.measure.curvature import (
     blend,
     damage,
+    energy,
     fisher_scores,
     relative_output_error,
     relative_weight_error,
@@ -65,6 +66,7 @@ class Candidate:
     check_stderr: float
     weight_error: float
     output_error: float
+    moment_nats: float  # tr(dW S dW^T) / (2 N) with the moment that rounding used: damage if outputs were independent
 
 
 @dataclass(frozen=True)
@@ -256,10 +258,14 @@ def _measure_weight(
     recipe: Recipe,
 ) -> tuple[Measured, list[Codes]]:
     plain = statistics.plain_of(name)
-    feedback = Feedback.of(blend(plain, statistics.weighted.pop(name), recipe.plain_share), recipe.damping)
+    weighted = statistics.weighted.pop(name)
+    unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
+    feedback = Feedback.of(blend(plain, weighted, recipe.plain_share), recipe.damping)
+    del weighted
     codes, damping = round_calibrated(weight, feedback, formats), feedback.damping
-    del feedback  # as large as two moments
     changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
+    moments = [unit * energy(change, feedback.moment) for change in changes]
+    del feedback  # as large as two moments
     scores = fisher_scores(changes, inputs, gradients)
     labels = [(recipe.stock.name, "nearest"), *((one.format.name, "calibrated") for one in codes)]
     n_choosing = len(folds.choosing)
@@ -269,6 +275,7 @@ def _measure_weight(
         Candidate(
             format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
             relative_weight_error(weight, changes[i]), relative_output_error(weight, changes[i], plain),
+            moments[i],
         )
         for i, (format, rounding) in enumerate(labels)
     )  # fmt: skip

@@ -19,8 +19,9 @@ class Row:
     format: str
     rounding: str  # calibrated, nearest, or none for 16 bit
     nbytes: int
-    damage_nats: float  # mean on the choosing fold
+    damage_nats: float  # on the choosing fold, shrunk (measure/shrink.py)
     damage_stderr: float
+    fisher_nats: float  # on the choosing fold, as estimated from this weight alone
     check_nats: float  # mean on the predicting fold, which no choice sees
     check_stderr: float
     weight_error: float  # |dW| / |W|
