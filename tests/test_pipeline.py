@@ -96,14 +96,13 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(build: Build, tmp
     for _ in range(8):
         process = start("killed")
         try:
-            process.wait(timeout=chance.uniform(0.3, 1.0) * seconds)
+            process.wait(timeout=chance.uniform(0.2, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
-            assert not (tmp_path / "killed").exists(), "nothing is visible before it is whole"
-            continue
-        break
+        if (tmp_path / "killed").exists():  # visible means whole, also when the process died just afterwards
+            break
     if not (tmp_path / "killed").exists():
         process = start("killed")
         _, errors = process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,33 +73,40 @@ class Measurement:
         return nearest(value.t() if weight.transposed else value, chosen)
 
 
-def measure_model(source: str | Path, work_root: Path, settings: Settings, reporter: Reporter) -> Measurement:
-    """Open ``source`` and measure every weight in every format of the container."""
+def measure_model(
+    source: str | Path,
+    work_root: Path,
+    settings: Settings,
+    reporter: Reporter,
+    preflight: Callable[[Sensitivity], object] | None = None,
+) -> Measurement:
+    """Open ``source`` and measure every weight in every format of the container.
+
+    ``preflight`` is given the table with all bytes and no damage before anything slow begins, and may refuse it.
+    """
     container = container_of(settings.container)
     formats = _formats(container, settings.formats)
     checkpoint = open_checkpoint(source)
     skeleton = build_skeleton(checkpoint, settings.trust_remote_code)
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     device, dtype = device_of(settings.device), _dtype(settings)
-    spec, notes = skeleton.spec, []
-    calibration, why = _calibration(settings, skeleton)
-    notes += [why] if why else []
     recipe = Recipe(formats, _block_format(container.stock_format), container.unavailable, seed=settings.seed)
+    if preflight is not None:
+        blank = [recipe.unmeasured(weight) for weight in skeleton.spec.weights]
+        preflight(_sensitivity(str(source), container, formats, skeleton, blank, {}))
     hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
-    recipe = fit(spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
-    key = content_hash(
-        checkpoint.fingerprint, calibration, _fingerprint_of_file(calibration), settings.sequences, settings.length,
-        str(dtype), device.type, recipe.key(), versions(),
-    )  # fmt: skip
-    codes_nbytes = sum(container.nbytes(f, w.n_rows, w.n_cols) for f in formats for w in spec.weights)
+    recipe = fit(skeleton.spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
+    codes_nbytes = sum(container.nbytes(f, w.n_rows, w.n_cols) for f in formats for w in skeleton.spec.weights)
     boundaries = (len(skeleton.blocks) + 2) * settings.sequences * settings.length * hidden_size * dtype.itemsize
     require_space(work_root, codes_nbytes + boundaries, "the work directory")
-    work = WorkDir(work_root, key)
+    calibration, why = _calibration(settings, skeleton)
     text_key = content_hash(checkpoint.fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
     folds = calibration_folds(
         skeleton, tokenizer, calibration, count=settings.sequences, length=settings.length, seed=settings.seed, device=device,
         work=WorkDir(work_root, text_key), reporter=reporter,
     )  # fmt: skip
+    key = content_hash(checkpoint.fingerprint, folds.key, str(dtype), device.type, recipe.key(), versions())
+    work = WorkDir(work_root, key)
     found = measure_blocks(BlockStream(skeleton, device, dtype), folds, recipe, work, reporter)
     provenance = {
         "versions": versions(), "fingerprint": checkpoint.fingerprint, "seed": settings.seed, "calibration": folds.source,
@@ -106,8 +114,9 @@ def measure_model(source: str | Path, work_root: Path, settings: Settings, repor
         "device": device.type,
     }  # fmt: skip
     sensitivity = _sensitivity(str(source), container, formats, skeleton, found, provenance)
-    notes += [f"{m.name}: second moment needed damping {m.damping:g}" for m in found if m.damping > recipe.damping]
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
+    notes = [why] if why else []
+    notes += [f"{m.name}: second moment needed damping {m.damping:g}" for m in found if m.damping > recipe.damping]
     return Measurement(skeleton, tokenizer, container, work, device, sensitivity, folds, notes)
 
 
@@ -179,11 +188,6 @@ def _calibration(settings: Settings, skeleton: Skeleton) -> tuple[str, str]:
     return DOCUMENTATION, (
         f"calibrated on documentation text: a model that writes its own needs {needed / 1e9:.1f} GB, {room / 1e9:.1f} are free"
     )
-
-
-def _fingerprint_of_file(calibration: str) -> str:
-    path = Path(calibration).expanduser()
-    return content_hash(path.read_bytes().hex()) if calibration and path.is_file() else ""
 
 
 def device_of(name: str) -> torch.device:

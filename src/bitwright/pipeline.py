@@ -42,7 +42,10 @@ def quantize(
     clock = Clock()
     require_new(out)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
-    measured = measure_model(source, work_root, settings, reporter)
+    measured = measure_model(
+        source, work_root, settings, reporter,
+        preflight=lambda table: allocate(table, budget, max_damage=max_damage, pins=pins, frontier=False),
+    )  # fmt: skip
     clock.lap("measure")
     plan = allocate(measured.sensitivity, budget, max_damage=max_damage, pins=pins)
     clock.lap("allocate")

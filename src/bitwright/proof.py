@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bitwright.allocate.allocate import allocate, stock_or_16bit, uniform
+from bitwright.checkpoint.workdir import content_hash
 from bitwright.checkpoint.writer import atomic_directory
 from bitwright.evaluate.divergence import Divergence
 from bitwright.evaluate.evaluate import Candidate, compare
@@ -81,9 +82,7 @@ def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: 
     stock = uniform(table, table.stock_format, "nearest")
     sixteen = table.sixteen_bit_nbytes()
     rivals = [
-        Contender(
-            Candidate(STOCK, reference, quantize=True, trust_remote_code=trust), stock.nbytes, stock.check_nats, True, stock
-        ),
+        _by_library(measured, stock, STOCK, True, trust),
         Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False),
     ]
     formats = {row.format for w in table.weights for row in w.rows if row.rounding == "calibrated"}
@@ -96,23 +95,24 @@ def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: 
         same = allocate(table, f"{stock.nbytes}B", frontier=False)
         rivals.append(_written_rival(measured, same, SAME_BYTES, False, work_root))
     if settings.compare and plan.nbytes >= stock.nbytes:
-        rivals.append(_skip_list(measured, plan, trust))
+        skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
+        rivals.append(_by_library(measured, skips, SKIPS_ONLY, False, trust))
     return rivals
 
 
-def _skip_list(measured: Measurement, plan: Plan, trust: bool) -> Contender:
-    """The best list of modules to leave in 16 bit at the plan's bytes, everything else rounded by bitsandbytes itself."""
-    skips = allocate(measured.sensitivity, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
-    names = [c.weight.removesuffix(".weight") for c in skips.choices if c.format == "16bit"]
+def _by_library(measured: Measurement, plan: Plan, label: str, uniform: bool, trust: bool) -> Contender:
+    """``plan`` as bitsandbytes itself carries it out while loading the source: its own rounding, and modules to skip."""
+    skipped = [c.weight.removesuffix(".weight") for c in plan.choices if c.format == "16bit"]
     kept = measured.skeleton.spec.kept
-    names += [k.name.removesuffix(".weight") for k in kept if k.role in ("head", "outside")]
+    outside = [k.name.removesuffix(".weight") for k in kept if k.role in ("head", "outside")]
+    names = tuple(skipped + outside) if skipped else None
     reference = str(measured.skeleton.checkpoint.directory)
-    candidate = Candidate(SKIPS_ONLY, reference, quantize=True, skip_modules=tuple(names), trust_remote_code=trust)
-    return Contender(candidate, skips.nbytes, skips.check_nats, False, skips)
+    candidate = Candidate(label, reference, quantize=True, skip_modules=names, trust_remote_code=trust)
+    return Contender(candidate, plan.nbytes, plan.check_nats, uniform, plan)
 
 
 def _written_rival(measured: Measurement, plan: Plan, label: str, uniform: bool, work_root: Path) -> Contender:
-    path = work_root / "rivals" / label.replace(" ", "-").replace(",", "")
+    path = work_root / "rivals" / content_hash(plan.to_dict())
     return Contender(Candidate(label, str(path)), plan.nbytes, plan.check_nats, uniform, plan)
 
 

@@ -11,7 +11,7 @@ from bitwright.allocate.budget import budget_nbytes
 from bitwright.allocate.explain import explain
 from bitwright.allocate.knapsack import Option, Solution, price, solve
 from bitwright.errors import BitwrightError, fail
-from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
+from bitwright.measure.sensitivity import Row, Sensitivity
 from bitwright.plan import Choice, FrontierPoint, Plan
 
 FRONTIER_POINTS = 24
@@ -81,16 +81,11 @@ def allocate(
 
 def uniform(sensitivity: Sensitivity, format: str, rounding: str) -> Plan:
     """Every weight in one format (where that can store it, else in 16 bit)."""
-    rows = tuple(_row_or_16bit(weight, format, rounding) for weight in sensitivity.weights)
+    rows = tuple(weight.row_or_16bit(format, rounding) for weight in sensitivity.weights)
     problem = Problem(tuple((row,) for row in rows), tuple(False for _ in rows))
     total, damage = sum(row.nbytes for row in rows), sum(row.damage_nats for row in rows)
     solution = Solution(tuple(0 for _ in rows), total, damage, damage)
     return _plan(sensitivity, problem, rows, solution, f"uniform {format}, {rounding}", None)
-
-
-def _row_or_16bit(weight: WeightRows, format: str, rounding: str) -> Row:
-    found = [row for row in weight.rows if (row.format, row.rounding) == (format, rounding)]
-    return found[0] if found else weight.row("16bit", "none")
 
 
 def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) -> Problem:
@@ -171,7 +166,8 @@ def _frontier(groups: list[list[Option]], kept: int) -> tuple[FrontierPoint, ...
 def _plan(
     sensitivity: Sensitivity, problem: Problem, chosen: tuple[Row, ...], solution: Solution, budget: str, limit: int | None
 ) -> Plan:
-    default = Counter(row.format for row in chosen).most_common(1)[0][0]
+    counts = Counter(row.format for row in chosen if row.format != "16bit") or Counter(["16bit"])
+    default = counts.most_common(1)[0][0]
     reasons = explain(sensitivity, problem.rows, chosen, problem.pinned, default)
     choices = tuple(
         Choice(weight.name, row.format, row.rounding, row.nbytes, row.damage_nats, pinned, reason)

@@ -25,14 +25,14 @@ def explain(
     pinned: tuple[bool, ...],
     default: str,
 ) -> list[str]:
-    """One sentence per weight, empty for those in ``default``."""
+    """One sentence per weight, empty for those in ``default`` that no pin put there."""
     steps = _unbought(sensitivity.weights, options, chosen)
     reasons = []
     for weight, rows, row, pin in zip(sensitivity.weights, options, chosen, pinned, strict=True):
-        if row.format == default:
-            reasons.append("")
-        elif pin:
+        if pin:
             reasons.append(f"{_name(row)}: pinned by --set")
+        elif row.format == default:
+            reasons.append("")
         else:
             reasons.append(_reason(weight, rows, row, default, steps))
     return reasons

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,11 +67,13 @@ def require_new(out: Path) -> None:
             "output/exists", out, saw="already there", wanted="OUT is a new directory", help=f"rm -r {out}, or name another"
         )
     parent = next(p for p in out.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=parent))  # the only test that also holds for root and for read-only mounts
+    except OSError as error:
         raise fail(
             "output/read-only", out, saw=f"{parent} cannot be written", wanted="OUT lies in a directory that can be written",
             help="name an OUT elsewhere",
-        )  # fmt: skip
+        ) from error  # fmt: skip
 
 
 def require_space(where: Path, nbytes: int, what: str) -> None:

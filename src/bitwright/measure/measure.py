@@ -49,6 +49,16 @@ class Recipe:
         """The formats that ``weight`` is rounded to."""
         return [format for format in self.formats if not self.unavailable(format, weight.n_rows, weight.n_cols)]
 
+    def stock_of(self, weight: Weight) -> list[BlockFormat]:
+        """The stock format, or nothing where it cannot store ``weight``."""
+        return [] if self.unavailable(self.stock, weight.n_rows, weight.n_cols) else [self.stock]
+
+    def unmeasured(self, weight: Weight) -> Measured:
+        """What will be found for ``weight``, with zeros for figures."""
+        pairs = [(format.name, "nearest") for format in self.stock_of(weight)]
+        pairs += [(format.name, "calibrated") for format in self.formats_of(weight)]
+        return Measured(weight.name, self.damping, tuple(Candidate(*pair, *[0.0] * 7) for pair in pairs))
+
     def key(self) -> dict[str, object]:
         numbers = (self.plain_share, self.damping, self.batch_tokens, self.seed)
         return {"formats": [format.name for format in self.formats], "stock": self.stock.name, "numbers": numbers}
@@ -198,8 +208,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
             value = _matrix(linears[name], weight)
             inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
             gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
-            formats = recipe.formats_of(weight)
-            found, codes = _measure_weight(name, value, formats, statistics, inputs_of, gradients_of, folds, recipe)
+            found, codes = _measure_weight(weight, value, statistics, inputs_of, gradients_of, folds, recipe)
             results.append(found)
             for one in codes:
                 for part, tensor in codes_to_tensors(one).items():
@@ -248,26 +257,26 @@ class _Statistics:
 
 
 def _measure_weight(
-    name: str,
+    spec: Weight,
     weight: Tensor,
-    formats: list[BlockFormat],
     statistics: _Statistics,
     inputs: Tensor,
     gradients: Tensor,
     folds: Folds,
     recipe: Recipe,
 ) -> tuple[Measured, list[Codes]]:
-    plain = statistics.plain_of(name)
-    weighted = statistics.weighted.pop(name)
+    plain = statistics.plain_of(spec.name)
+    weighted = statistics.weighted.pop(spec.name)
     unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
     feedback = Feedback.of(blend(plain, weighted, recipe.plain_share), recipe.damping)
     del weighted
-    codes, damping = round_calibrated(weight, feedback, formats), feedback.damping
-    changes = [one.decode() - weight for one in (nearest(weight, recipe.stock), *codes)]
+    codes, damping = round_calibrated(weight, feedback, recipe.formats_of(spec)), feedback.damping
+    stock = [nearest(weight, format) for format in recipe.stock_of(spec)]
+    changes = [one.decode() - weight for one in (*stock, *codes)]
     moments = [unit * energy(change, feedback.moment) for change in changes]
     del feedback  # as large as two moments
     scores = fisher_scores(changes, inputs, gradients)
-    labels = [(recipe.stock.name, "nearest"), *((one.format.name, "calibrated") for one in codes)]
+    labels = [(one.format.name, kind) for kind, group in (("nearest", stock), ("calibrated", codes)) for one in group]
     n_choosing = len(folds.choosing)
     chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
     check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
@@ -279,4 +288,4 @@ def _measure_weight(
         )
         for i, (format, rounding) in enumerate(labels)
     )  # fmt: skip
-    return Measured(name, damping, candidates), codes
+    return Measured(spec.name, damping, candidates), codes

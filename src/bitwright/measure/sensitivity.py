@@ -44,6 +44,11 @@ class WeightRows:
     def row(self, format: str, rounding: str) -> Row:
         return next(r for r in self.rows if r.format == format and r.rounding == rounding)
 
+    def row_or_16bit(self, format: str, rounding: str) -> Row:
+        """The row of a format that may be unable to store this weight; 16 bit always can."""
+        found = [r for r in self.rows if r.format == format and r.rounding == rounding]
+        return found[0] if found else self.row("16bit", "none")
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -62,8 +67,9 @@ class Sensitivity:
         return sum(w.n_rows * w.n_cols for w in self.weights)
 
     def stock_nbytes(self) -> int:
-        """Bytes of all tensors when every weight is stored as the container's own quantizer does."""
-        return self.kept_nbytes + sum(w.row(self.stock_format, "nearest").nbytes for w in self.weights)
+        """Bytes of all tensors when every weight is stored as the container's own quantizer does, where its runtime can."""
+        rows = (w.row_or_16bit(self.stock_format, "nearest") for w in self.weights)
+        return self.kept_nbytes + sum(row.nbytes for row in rows)
 
     def sixteen_bit_nbytes(self) -> int:
         """Bytes of all tensors of the 16-bit model."""
