@@ -48,7 +48,7 @@ def _gemma_gguf() -> Path:
     return target
 
 
-def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabulary: int = 32000) -> int:
+def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabulary: int = 49152) -> int:
     """Write a random bfloat16 llama, one tensor at a time, with the demo model's tokenizer; returns its parameters."""
     config = AutoConfig.for_model(
         "llama", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=blocks, num_attention_heads=hidden // 64,

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitwright.allocate.knapsack import Option, convex_hull, price, solve
@@ -20,6 +20,8 @@ def brute_force(groups: list[list[Option]], budget: int) -> float | None:
 
 @settings(max_examples=120, deadline=None)
 @given(problems, st.integers(0, 320))
+@example([[Option(1, 1.0), Option(2, 0.0)], [Option(1, 2.0), Option(33, 0.0)], [Option(43, 0.0)]], 77)
+@example([[Option(1, 1.0), Option(33, 0.0)], [Option(1, 1.5), Option(2, 0.0)], [Option(43, 0.0)]], 77)
 def test_equals_brute_force(groups: list[list[Option]], budget: int) -> None:
     solution, best = solve(groups, budget), brute_force(groups, budget)
     assert (solution is None) == (best is None)

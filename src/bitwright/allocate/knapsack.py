@@ -37,7 +37,7 @@ class Solution:
     @property
     def gap(self) -> float:
         """(damage - bound) / damage; 0 when optimality is proven."""
-        return max(0.0, (self.damage - self.bound) / self.damage) if self.damage > 0 else 0.0
+        return min(1.0, max(0.0, (self.damage - self.bound) / self.damage)) if self.damage > 0 else 0.0
 
 
 def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0) -> Solution | None:
@@ -48,11 +48,12 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     damage = np.array([groups[g][o].damage for g, o in options])
     nbytes = np.array([groups[g][o].nbytes for g, o in options], dtype=float)
     scale = max(damage.max(), 1e-300)
+    unit = max(1.0, nbytes.max() / 1e4)  # HiGHS may exceed a row by 1e-6: so that this stays below a byte
     rows = [g for g, _ in options]
     one_each = csr_matrix((np.ones(len(options)), (rows, range(len(options)))), shape=(len(groups), len(options)))
     constraints = [
         LinearConstraint(one_each, 1, 1),
-        LinearConstraint(csr_matrix(nbytes / 2**20), -np.inf, budget_nbytes / 2**20),
+        LinearConstraint(csr_matrix(nbytes / unit), -np.inf, budget_nbytes / unit),
     ]
     with _quiet_stdout():
         result = milp(
