@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from bitwright.allocate.budget import budget_nbytes
 from bitwright.allocate.explain import explain
 from bitwright.allocate.knapsack import Option, Solution, price, solve
+from bitwright.allocate.knapsack import frontier as frontier_of
 from bitwright.errors import BitwrightError, fail
 from bitwright.measure.sensitivity import Row, Sensitivity
 from bitwright.plan import Choice, FrontierPoint, Plan
@@ -152,15 +153,11 @@ def _least_bytes(groups: list[list[Option]], max_damage: float) -> Solution | No
 
 
 def _frontier(groups: list[list[Option]], kept: int) -> tuple[FrontierPoint, ...]:
-    least = sum(min(o.nbytes for o in group) for group in groups)
-    most = sum(max(o.nbytes for o in group) for group in groups)
-    ratio = (most / least) ** (1 / (FRONTIER_POINTS - 1))
-    points = []
-    for i in range(FRONTIER_POINTS):
-        solution = solve(groups, most if i == FRONTIER_POINTS - 1 else int(least * ratio**i) + 1, seconds=2.0)
-        if solution is not None:
-            points.append(FrontierPoint(kept + solution.nbytes, solution.damage))
-    return tuple(points)
+    """About FRONTIER_POINTS of the hull's points, evenly by rank, both ends included."""
+    points = frontier_of(groups)
+    last = len(points) - 1
+    ranks = sorted({round(i * last / (FRONTIER_POINTS - 1)) for i in range(FRONTIER_POINTS)})
+    return tuple(FrontierPoint(kept + points[r][0], points[r][1]) for r in ranks)
 
 
 def _plan(

@@ -58,7 +58,7 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     with _quiet_stdout():
         result = milp(
         damage / scale, constraints=constraints, integrality=np.ones(len(options), dtype=int), bounds=Bounds(0, 1),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-6},
+        options={"time_limit": seconds, "mip_rel_gap": 1e-5},
     )  # fmt: skip
     if result.x is None:
         return None
@@ -116,19 +116,33 @@ def _within(groups: list[list[Option]], choice: list[int], budget_nbytes: int) -
 
 def price(groups: list[list[Option]], budget_nbytes: int) -> float:
     """Shadow price at the budget: damage that one more byte saves in the linear relaxation (its convex hull slope)."""
-    steps: list[tuple[float, int]] = []
-    used = 0
-    for group in groups:
-        hull = convex_hull(group)
-        used += group[hull[0]].nbytes
-        for a, b in pairwise(hull):
-            extra = group[b].nbytes - group[a].nbytes
-            steps.append(((group[a].damage - group[b].damage) / extra, extra))
-    for slope, extra in sorted(steps, reverse=True):
+    used = sum(group[convex_hull(group)[0]].nbytes for group in groups)
+    for slope, extra, _ in _steps(groups):
         used += extra
         if used > budget_nbytes:
             return slope
     return 0.0
+
+
+def frontier(groups: list[list[Option]]) -> list[tuple[int, float]]:
+    """(bytes, damage) of every choice on the convex hull: each has the least damage that its bytes can buy."""
+    start = [group[convex_hull(group)[0]] for group in groups]
+    nbytes, damage = sum(o.nbytes for o in start), sum(o.damage for o in start)
+    points = [(nbytes, damage)]
+    for _, extra, saved in _steps(groups):
+        nbytes, damage = nbytes + extra, damage - saved
+        points.append((nbytes, max(damage, 0.0)))
+    return points
+
+
+def _steps(groups: list[list[Option]]) -> list[tuple[float, int, float]]:
+    """(damage saved per byte, bytes, damage saved) of every upgrade along the groups' hulls, the best first."""
+    steps = []
+    for group in groups:
+        for a, b in pairwise(convex_hull(group)):
+            extra, saved = group[b].nbytes - group[a].nbytes, group[a].damage - group[b].damage
+            steps.append((saved / extra, extra, saved))
+    return sorted(steps, reverse=True)
 
 
 def convex_hull(group: list[Option]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded
+from bitwright.cli.common import guarded, wide_console
 
 
 @guarded
@@ -22,7 +22,6 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Choose a format for every weight: the least damage within a budget, exactly."""
-    from rich.console import Console
     from rich.table import Table
 
     from bitwright.allocate.allocate import allocate
@@ -34,7 +33,7 @@ def run(
     if json_:
         print(json.dumps(plan.to_dict(), indent=1))
         return
-    console = Console()
+    console = wide_console()
     view = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("MB", "vs stock", "predicted nats"):
         view.add_column(title, justify="right")

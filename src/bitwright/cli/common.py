@@ -52,6 +52,14 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def wide_console() -> Any:
+    """Standard output; tables keep all their columns also where it is not a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 def size_nbytes(text: str) -> int | None:
     """Bytes in ``text`` such as 8GB or 800MiB; None for an empty text."""
     if not text:

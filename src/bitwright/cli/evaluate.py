@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded
+from bitwright.cli.common import guarded, wide_console
 
 
 @guarded
@@ -24,7 +24,6 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
-    from rich.console import Console
 
     from bitwright.evaluate.report import table
     from bitwright.pipeline import evaluate
@@ -37,4 +36,4 @@ def run(
     if json_:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:
-        Console().print(table(entries), soft_wrap=True)
+        wide_console().print(table(entries), soft_wrap=True)

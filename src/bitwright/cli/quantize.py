@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded, settings_of
+from bitwright.cli.common import guarded, settings_of, wide_console
 
 
 @guarded
@@ -35,7 +35,6 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
-    from rich.console import Console
 
     from bitwright.evaluate.report import sentences, table
     from bitwright.pipeline import quantize
@@ -52,7 +51,7 @@ def run(
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return
-    console = Console()
+    console = wide_console()
     console.print()
     console.print(table(report.verdict.entries), soft_wrap=True)
     console.print()
