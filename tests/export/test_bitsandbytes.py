@@ -50,7 +50,7 @@ def test_the_library_decodes_what_we_wrote(format: BlockFormat, n_rows: int, gro
     assert torch.equal(bnb.dequantize_4bit(tensors["w"], state), codes.decode(torch.bfloat16))
 
 
-def test_blocks_across_rows_are_not_offered_because_the_kernel_misreads_them() -> None:
+def test_blocks_across_rows_are_not_offered() -> None:
     format = FORMATS["nf4-b128"]
     assert isinstance(format, BlockFormat)
     assert unavailable(format, 64, 576) == "rows of 576 columns are not a multiple of 128"

@@ -44,7 +44,7 @@ def nbytes(format: Format, n_rows: int, n_cols: int) -> int:
 
 def unavailable(format: Format, n_rows: int, n_cols: int) -> str | None:
     """Blocks that run across rows: the file can hold them, but the AVX-512 kernel of bitsandbytes decodes them wrongly
-    (seen in 0.50.2; tests/export/test_bitsandbytes.py shows it)."""
+    (seen in 0.50.2; docs/LOG.md)."""
     if isinstance(format, BlockFormat) and n_cols % format.block_size:
         return f"rows of {n_cols} columns are not a multiple of {format.block_size}"
     return None
