@@ -18,7 +18,7 @@ from bitwright.formats.codes import Codes
 from bitwright.formats.format import FORMATS, BlockFormat
 from bitwright.measure.calibration import Folds
 from bitwright.measure.measure import Measured, Recipe, load_codes, measure_blocks
-from bitwright.measure.memory import available_nbytes, fit
+from bitwright.measure.memory import available_nbytes, fit, return_large_blocks
 from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
 from bitwright.measure.shrink import Estimate, shrink
@@ -84,6 +84,7 @@ def measure_model(
 
     ``preflight`` is given the table with all bytes and no damage before anything slow begins, and may refuse it.
     """
+    return_large_blocks()
     container = container_of(settings.container)
     formats = _formats(container, settings.formats)
     checkpoint = open_checkpoint(source)

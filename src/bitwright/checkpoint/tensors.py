@@ -12,6 +12,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+CHUNK_ENTRIES = 1 << 22  # looked at together, so that looking takes little memory beside the tensor
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -34,9 +35,13 @@ def read_tensor(ref: TensorRef) -> Tensor:
     return torch.frombuffer(data, dtype=DTYPES[ref.dtype]).reshape(ref.shape)
 
 
+def _all_finite(flat: Tensor) -> bool:
+    return all(bool(flat[i : i + CHUNK_ENTRIES].isfinite().all()) for i in range(0, len(flat), CHUNK_ENTRIES))
+
+
 def require_finite(ref: TensorRef, tensor: Tensor) -> Tensor:
     """``tensor`` unchanged, or an error that names the first entry that is NaN or infinite."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not _all_finite(tensor.reshape(-1)):
         flat = (~torch.isfinite(tensor)).reshape(-1)
         at = int(flat.to(torch.uint8).argmax())
         raise fail(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 
 import torch
 from torch import Tensor
 
 from bitwright.formats.format import NESTED_BLOCK_SIZE, BlockFormat
+
+CHUNK_ENTRIES = 1 << 20  # weights worked on at once, so that temporaries stay small beside the weight
 
 
 @cache
@@ -62,8 +63,12 @@ class Codes:
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Weights [*shape]: level times scale in float32, then one rounding to ``dtype``."""
         levels = torch.tensor(self.format.levels, dtype=torch.float32, device=self.code.device)
-        return (levels[self.code.int()] * self.scale_of_each_weight()).to(dtype).reshape(self.shape)
-
-    def scale_of_each_weight(self) -> Tensor:
-        """Scales [prod(shape)], each block's repeated over its weights."""
-        return self.scales.decode().repeat_interleave(self.format.block_size)[: prod(self.shape)]
+        scales, size = self.scales.decode(), self.format.block_size
+        values = torch.empty(self.code.shape, dtype=dtype, device=self.code.device)
+        step = max(1, CHUNK_ENTRIES // size)  # blocks
+        for first in range(0, len(scales), step):
+            part = slice(first * size, (first + step) * size)
+            code = self.code[part]
+            scale = scales[first : first + step].repeat_interleave(size)[: len(code)]
+            values[part] = levels.index_select(0, code.int()).mul_(scale)
+        return values.reshape(self.shape)

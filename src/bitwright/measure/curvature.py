@@ -7,16 +7,29 @@ output gradient of -log p(y) at token t: the Fisher quadratic form (Amari 1998; 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 24 * 2**20  # of score products
+CHUNK_ROWS = 1024  # of a second moment, while it is added to
+DRAW_RUN = 256
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``."""
-    cumulative = logits.float().softmax(-1).cumsum(-1)
-    found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:])
-    return found.clamp_(max=logits.shape[1] - 1)
+    """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``.
+
+    The cumulative sum is taken over runs of DRAW_RUN entries first and then inside the run that is hit.
+    """
+    n_tokens, n_entries = logits.shape
+    wide = logits.float()
+    mass = (wide - wide.amax(1, keepdim=True)).exp_()
+    runs = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN)).view(n_tokens, -1, DRAW_RUN)
+    upto = runs.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniform.double() * upto[:, -1:]
+    run = torch.searchsorted(upto, target).clamp_(max=upto.shape[1] - 1)
+    inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN))[:, 0].double().cumsum(-1)
+    before = upto.gather(1, run) - inside[:, -1:]
+    entry = torch.searchsorted(inside, target - before).clamp_(max=DRAW_RUN - 1)
+    return (run * DRAW_RUN + entry).clamp_(max=n_entries - 1)
 
 
 def token_weights(gradients: Tensor) -> Tensor:
@@ -24,25 +37,30 @@ def token_weights(gradients: Tensor) -> Tensor:
     return gradients.float().square().sum(-1)
 
 
-def second_moment(inputs: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum over tokens of w_t x_t x_t^T: float32 [K, K] from inputs [T, K] and optional weights [T].
+def add_second_moment(into: Tensor, inputs: Tensor, weights: Tensor | None = None) -> None:
+    """Add the sum over tokens of w_t x_t x_t^T to ``into`` float32 [K, K], from inputs [T, K] and optional weights [T].
 
     The weights are scaled to mean one before they meet a 16-bit type, so that none of them underflows.
     """
-    if weights is None:
-        return (inputs.t() @ inputs).float()
-    mean = weights.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    scaled = inputs * (weights / mean).to(inputs.dtype)[:, None]
-    return (inputs.t() @ scaled).float() * mean
+    scaled, mean = inputs, 1.0
+    if weights is not None:
+        mean = float(weights.mean().clamp(min=torch.finfo(torch.float32).tiny))
+        scaled = inputs * (weights / mean).to(inputs.dtype)[:, None]
+    for rows in into.split(CHUNK_ROWS):
+        start = rows.storage_offset() // into.shape[1]
+        rows.add_(inputs[:, start : start + len(rows)].t() @ scaled, alpha=mean)
 
 
-def blend(plain: Tensor, weighted: Tensor, share: float) -> Tensor:
-    """share * plain + (1 - share) * weighted, both scaled to a mean diagonal of one (GuidedQuant, arXiv 2505.07004)."""
+def blend_into(weighted: Tensor, plain: Tensor, share: float) -> Tensor:
+    """share * plain + (1 - share) * weighted, both scaled to a mean diagonal of one, in the place of ``weighted``.
+
+    Source: GuidedQuant, arXiv 2505.07004.
+    """
 
     def mean(moment: Tensor) -> float:
         return max(float(moment.diagonal().mean()), torch.finfo(torch.float32).tiny)
 
-    return (weighted * ((1 - share) / mean(weighted))).add_(plain, alpha=share / mean(plain))
+    return weighted.mul_((1 - share) / mean(weighted)).add_(plain, alpha=share / mean(plain))
 
 
 def fisher_scores(changes: list[Tensor], inputs: Tensor, gradients: Tensor) -> Tensor:
@@ -75,7 +93,7 @@ def relative_weight_error(weight: Tensor, change: Tensor) -> float:
 
 def energy(matrix: Tensor, moment: Tensor) -> float:
     """tr(M S M^T) of a matrix [N, K] under a second moment [K, K]."""
-    return float(((matrix.float() @ moment) * matrix.float()).sum())
+    return sum(float((rows @ moment).mul_(rows).sum()) for rows in matrix.float().split(CHUNK_ROWS))
 
 
 def relative_output_error(weight: Tensor, change: Tensor, moment: Tensor) -> float:

@@ -16,13 +16,13 @@ from bitwright.formats.format import BlockFormat
 from bitwright.formats.pack import codes_from_tensors, codes_to_tensors
 from bitwright.measure.calibration import Folds
 from bitwright.measure.curvature import (
-    blend,
+    add_second_moment,
+    blend_into,
     damage,
     energy,
     fisher_scores,
     relative_output_error,
     relative_weight_error,
-    second_moment,
     token_weights,
 )
 from bitwright.measure.stream import BlockStream, backward_through
@@ -204,7 +204,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
                     captured.append((inputs, gradients))
         tensors: dict[str, Tensor] = {}
         results: list[Measured] = []
-        for name, weight in weights.items():
+        for name, weight in sorted(weights.items(), key=lambda item: item[1].n_cols):  # the widest when the others are gone
             value = _matrix(linears[name], weight)
             inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
             gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
@@ -241,19 +241,20 @@ class _Statistics:
             owner = self.shared.setdefault(name, first.setdefault(x.data_ptr(), name))
             tokens = x.flatten(0, -2)
             if owner == name:
-                self._accumulate(self.plain, name, second_moment(tokens))
-            self._accumulate(self.weighted, name, second_moment(tokens, token_weights(gradients[name].flatten(0, -2))))
+                add_second_moment(self._sum(self.plain, name, x), tokens)
+            add_second_moment(self._sum(self.weighted, name, x), tokens, token_weights(gradients[name].flatten(0, -2)))
 
     @staticmethod
-    def _accumulate(into: dict[str, Tensor], name: str, moment: Tensor) -> None:
-        if name in into:
-            into[name] += moment
-        else:
-            into[name] = moment
+    def _sum(sums: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+        if name not in sums:
+            sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
+        return sums[name]
 
-    def plain_of(self, name: str) -> Tensor:
-        """Sum over tokens of x x^T for the input of ``name``."""
-        return self.plain[self.shared[name]]
+    def take(self, name: str) -> tuple[Tensor, Tensor]:
+        """Sums over tokens of x x^T, plain and weighted, for the input of ``name``; they are kept no longer than needed."""
+        owner = self.shared.pop(name)
+        plain = self.plain[owner] if owner in self.shared.values() else self.plain.pop(owner)
+        return plain, self.weighted.pop(name)
 
 
 def _measure_weight(
@@ -265,16 +266,15 @@ def _measure_weight(
     folds: Folds,
     recipe: Recipe,
 ) -> tuple[Measured, list[Codes]]:
-    plain = statistics.plain_of(spec.name)
-    weighted = statistics.weighted.pop(spec.name)
+    plain, weighted = statistics.take(spec.name)
     unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
-    feedback = Feedback.of(blend(plain, weighted, recipe.plain_share), recipe.damping)
-    del weighted
-    codes, damping = round_calibrated(weight, feedback, recipe.formats_of(spec)), feedback.damping
+    feedback = Feedback.of(blend_into(weighted, plain, recipe.plain_share), recipe.damping, reuse=True)
+    codes, moment, damping = round_calibrated(weight, feedback, recipe.formats_of(spec)), feedback.moment, feedback.damping
+    del feedback  # its factor is as large as a second moment
     stock = [nearest(weight, format) for format in recipe.stock_of(spec)]
-    changes = [one.decode() - weight for one in (*stock, *codes)]
-    moments = [unit * energy(change, feedback.moment) for change in changes]
-    del feedback  # as large as two moments
+    changes = [one.decode().sub_(weight) for one in (*stock, *codes)]
+    moments = [unit * energy(change, moment) for change in changes]
+    del weighted, moment  # one and the same
     scores = fisher_scores(changes, inputs, gradients)
     labels = [(one.format.name, kind) for kind, group in (("nearest", stock), ("calibrated", codes)) for one in group]
     n_choosing = len(folds.choosing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from dataclasses import dataclass, replace
 
 import psutil
@@ -11,6 +13,8 @@ from bitwright.measure.calibration import SHARES
 from bitwright.measure.measure import Recipe
 from bitwright.models.spec import ModelSpec, Weight
 
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE_BLOCK = 4 * 2**20
 WORKSPACE_BYTES = 200 * 2**20  # allocator slack, chunks of logits and of score products
 
 
@@ -21,7 +25,7 @@ class Peak:
     block: int  # the resident block's weights
     boundaries: int  # hidden states and gradients of all sequences
     captured: int  # inputs and output gradients of the scoring folds, and one batch in flight
-    moments: int  # second moments of the block, and the factor of the largest
+    moments: int  # plain and weighted second moments of the block, and the factor of the largest
     rounding: int  # the largest weight in all formats
     head: int  # embeddings and head, while no block is measured
 
@@ -41,13 +45,13 @@ def peak(spec: ModelSpec, recipe: Recipe, n_sequences: int, n_tokens: int, items
     widest = max(w.n_cols for w in largest)
     biggest = max(w.n_rows * w.n_cols for w in largest)
     scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
-    batch = max(recipe.batch_tokens, n_tokens)
+    batch = min(max(recipe.batch_tokens, n_tokens), n_sequences * n_tokens)
     return Peak(
         block=sum(w.n_rows * w.n_cols for w in largest) * itemsize,
         boundaries=2 * n_sequences * n_tokens * hidden_size * itemsize,
         captured=(scored + 2 * batch) * widths * itemsize,
-        moments=4 * (sum(w.n_cols**2 for w in largest) + 5 * widest**2),
-        rounding=biggest * 4 * (2 + 3 * len(recipe.formats)),
+        moments=4 * (2 * sum(w.n_cols**2 for w in largest) + widest**2),
+        rounding=biggest * 4 * (4 + len(recipe.formats)),
         head=spec.kept_nbytes * itemsize // 2,
     )
 
@@ -76,6 +80,16 @@ def fit(
         wanted=f"at least {needed / 1e9:.2f} GB, of which {libraries / 1e9:.2f} GB are the libraries",
         help=f"--max-memory {-(-needed // 10**7) / 100:.2f}GB, or less calibration: --sequences {max(6, n_sequences // 2)}",
     )  # fmt: skip
+
+
+def return_large_blocks() -> None:
+    """Ask glibc to hand every freed block of LARGE_BLOCK or more back to the system at once; elsewhere nothing happens.
+
+    Left alone it keeps freed blocks of up to 32 MiB for later, which more than doubles what a block of a large model takes
+    (docs/LOG.md).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def available_nbytes() -> int:

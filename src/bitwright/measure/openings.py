@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 
 from bitwright.errors import fail
 from bitwright.measure.calibration import bos_prefix
@@ -92,12 +93,14 @@ OPENINGS: tuple[str, ...] = (
     "भारत की राजधानी",
 )
 OPENING_TOKENS = 4
-GENERATION_BATCH = 96
+GENERATION_BATCH = 128
 
 
 @torch.no_grad()
 def write_itself(model: Any, tokenizer: Any, count: int, length: int, seed: int, reporter: Reporter) -> Tensor:
     """``count`` sequences [count, length] that ``model`` (resident, any device) continues at temperature 1.
+
+    The cache has its whole length from the start: a growing one is copied at every step.
 
     Each begins with BOS where the tokenizer adds it and the first four tokens of an opening. Special tokens are never drawn.
     """
@@ -125,11 +128,10 @@ def write_itself(model: Any, tokenizer: Any, count: int, length: int, seed: int,
 
 def _continue(model: Any, ids: Tensor, steps: int, banned: Tensor, generator: torch.Generator, ticks: Any) -> Tensor:
     device = next(model.parameters()).device
-    past, step = None, ids
+    past, step = StaticCache(config=model.config, max_cache_len=ids.shape[1] + steps), ids
     for _ in range(steps):
         next(ticks)
         out = model(step.to(device), past_key_values=past, use_cache=True, logits_to_keep=1)
-        past = out.past_key_values
         logits = out.logits[:, -1].float().cpu()
         logits[:, banned[banned < logits.shape[1]]] = -torch.inf
         step = draw(logits, torch.rand(len(logits), 1, generator=generator))

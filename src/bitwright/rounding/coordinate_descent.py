@@ -20,23 +20,25 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
     size = codes.format.block_size
     grid = Grid.of(codes.format, weight.device)
     table = ScaleTable.of(codes.format, codes.scales, n_rows)
-    target = weight.float().t().contiguous()  # [K, N]
     code = codes.code.reshape(n_rows, n_cols).t().contiguous()
     levels = torch.tensor(codes.format.levels, dtype=torch.float32, device=weight.device)
-    error = target - codes.decode().t()
+    decoded = codes.decode()
+    error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
+    del decoded
     pivot = moment.diagonal()
     for _ in range(sweeps):
         for start in range(0, n_cols, size):
             block = slice(start, start + size)
             inner = moment[block, block]
+            target = weight[:, block].float().t().contiguous()
             pull = moment[block] @ error  # S e, the rows of this block
             level = levels[code[block].int()]
             scale = _refit(table, start // size, level, inner, pull, error[block])
             inverse = reciprocal(scale)
             for j in range(size):
                 col, row = start + j, error[start + j]
-                cell = grid.cell((target[col] - row + pull[j] / pivot[col]) * inverse)
-                found = target[col] - grid.level(cell) * scale
+                cell = grid.cell((target[j] - row + pull[j] / pivot[col]) * inverse)
+                found = target[j] - grid.level(cell) * scale
                 pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
                 error[col] = found
                 code[col] = grid.code_of_cell.index_select(0, cell)

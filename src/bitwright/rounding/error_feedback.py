@@ -10,6 +10,7 @@ from torch import Tensor
 from bitwright.formats.codes import Codes
 from bitwright.formats.format import BlockFormat
 from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
+from bitwright.rounding.inverse_factor import inverse_factor
 from bitwright.rounding.nearest import blocks_of
 from bitwright.rounding.scale_search import search_scale
 
@@ -27,35 +28,21 @@ class Feedback:
     damping: float  # the share of the mean diagonal that was needed
 
     @classmethod
-    def of(cls, second_moment: Tensor, damping: float = DAMPING) -> Feedback:
-        """Factor ``second_moment`` S [K, K] = mean of x x^T. Dead columns and singular S: damping grows until it factors.
+    def of(cls, second_moment: Tensor, damping: float = DAMPING, reuse: bool = False) -> Feedback:
+        """Factor ``second_moment`` S float32 [K, K] = mean of x x^T. Dead columns, singular S: damping grows until it factors.
 
-        Raises ValueError for entries that are not finite; every finite S factors in the end.
+        ``reuse``: scale and damp S in its place, which saves a copy of it. Raises ValueError for entries that are not
+        finite; every finite S factors in the end.
         """
-        mean = second_moment.float().diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        damped = second_moment.float() / mean
-        if not bool(torch.isfinite(damped).all()):
+        damped = second_moment if reuse else second_moment.clone()
+        damped /= damped.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        if not bool(torch.isfinite(damped.sum())):
             raise ValueError("the second moment has NaN or infinite entries")
         damped.diagonal().add_(damping)
-        while (upper := _inverse_factor(damped)) is None:
+        while (upper := inverse_factor(damped.clone())) is None:
             damped.diagonal().add_(damping * (_ESCALATION - 1))
             damping *= _ESCALATION
         return cls(upper, damped, damping)
-
-
-def _inverse_factor(moment: Tensor) -> Tensor | None:
-    """U upper triangular with inv(S) = U^T U, or None where S = ``moment`` is not positive definite in float32.
-
-    S = R R^T with R upper is the Cholesky factor of S read from the far corner; U = inv(R). Each temporary has the size
-    of S and goes before the next one comes.
-    """
-    factor, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
-    if int(failed):
-        return None
-    factor = factor.flip(0, 1)
-    upper = torch.eye(moment.shape[0], device=moment.device)
-    torch.linalg.solve_triangular(factor, upper, upper=True, out=upper)
-    return upper if bool(torch.isfinite(upper).all()) else None
 
 
 def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat]) -> list[Codes]:
@@ -71,7 +58,7 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat
     grid = Grid.of(formats[0], weight.device)
     states = [_Scales(weight, format, grid, importance) for format in formats]
     w = weight.float().t().repeat(1, len(formats)).contiguous()  # [K, formats * N]
-    cells = torch.empty(w.shape, dtype=torch.int32, device=w.device)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     inverse_pivot = factor.diagonal().reciprocal()
     for start in range(0, n_cols, STEP):
         stop = min(start + STEP, n_cols)
@@ -79,18 +66,19 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat
         scale = torch.cat([s.enter(start, part) for s, part in zip(states, parts, strict=True)])
         inverse = reciprocal(scale)
         block = w[start:stop]
+        cells = torch.empty(block.shape, dtype=torch.int32, device=w.device)
         follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
         for j in range(stop - start):
             row = block[j]
             cell = grid.cell(row * inverse)
-            cells[start + j] = cell
+            cells[j] = cell
             row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
             block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
+        codes[start:stop] = grid.code_of_cell.index_select(0, cells.reshape(-1)).reshape(cells.shape)
         block.mul_(inverse_pivot[start:stop, None])
         w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
-    codes = grid.code_of_cell.index_select(0, cells.reshape(-1)).reshape(cells.shape).t()  # [formats * N, K]
     return [
-        Codes(format, (n_rows, n_cols), codes[i * n_rows : (i + 1) * n_rows].reshape(-1), state.table.scales())
+        Codes(format, (n_rows, n_cols), codes[:, i * n_rows : (i + 1) * n_rows].t().reshape(-1), state.table.scales())
         for i, (format, state) in enumerate(zip(formats, states, strict=True))
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.formats.codes import Codes
+from bitwright.formats.codes import CHUNK_ENTRIES, Codes
 from bitwright.formats.format import BlockFormat
 from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
 
@@ -25,6 +25,10 @@ def nearest(weight: Tensor, format: BlockFormat) -> Codes:
     blocks = blocks_of(weight, format.block_size)
     absmax = blocks.abs().amax(1)
     offset = float(absmax.mean()) if format.double_quant else 0.0
-    scaled = (blocks * reciprocal(absmax)[:, None]).clamp(-1, 1)
-    code = grid.code[grid.nearest(scaled)].reshape(-1)[: weight.numel()]
-    return Codes(format, tuple(weight.shape), code, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())
+    code = torch.empty(blocks.shape, dtype=torch.uint8, device=weight.device)
+    rows = max(1, CHUNK_ENTRIES // format.block_size)
+    for part, values, scale in zip(code.split(rows), blocks.split(rows), absmax.split(rows), strict=True):
+        cell = grid.nearest((values * reciprocal(scale)[:, None]).clamp_(-1, 1))
+        part.copy_(grid.code.index_select(0, cell.reshape(-1)).reshape(cell.shape))
+    flat = code.reshape(-1)[: weight.numel()]
+    return Codes(format, tuple(weight.shape), flat, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())

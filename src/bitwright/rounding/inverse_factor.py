@@ -1,0 +1,39 @@
+"""The triangular factor that error feedback runs on, computed in the place of the matrix it is made from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PANEL = 256  # columns worked on at once; what lies beside the panel moves in products of matrices
+
+
+def inverse_factor(moment: Tensor) -> Tensor | None:
+    """U upper triangular with inv(S) = U^T U for S = ``moment`` float32 [K, K], which is overwritten and holds U at the end.
+
+    None where S is not positive definite in float32. S = R R^T with R upper triangular, taken panel by panel from the far
+    corner, then U = inv(R) panel by panel from the near one (blocked algorithms: Golub and Van Loan, Matrix Computations,
+    4.2 and 3.1). Beside S only strips of K x PANEL are needed: a second moment is the largest thing in memory.
+    """
+    panels = [slice(start, min(start + PANEL, len(moment))) for start in range(0, len(moment), PANEL)]
+    for panel in reversed(panels):
+        before = slice(0, panel.start)
+        lower, failed = torch.linalg.cholesky_ex(moment[panel, panel].flip(0, 1))
+        if int(failed):
+            return None
+        corner = lower.flip(0, 1)
+        moment[panel, panel] = corner
+        strip = torch.linalg.solve_triangular(corner.t(), moment[before, panel], upper=False, left=False)
+        moment[before, panel] = strip
+        for rows in panels[: panels.index(panel)]:  # R R^T of this panel leaves what is left to factor, above the diagonal
+            moment[rows, rows.start : panel.start].addmm_(strip[rows], strip[rows.start :].t(), alpha=-1)
+    for panel in panels:
+        before = slice(0, panel.start)
+        size = panel.stop - panel.start
+        corner = torch.linalg.solve_triangular(moment[panel, panel], torch.eye(size, device=moment.device), upper=True)
+        strip = moment[before, panel] @ corner
+        for rows in panels[: panels.index(panel)]:  # U of the earlier panels is upper triangular: skip what is below
+            moment[rows, panel] = (moment[rows, rows.start : panel.start] @ strip[rows.start :]).neg_()
+        moment[panel, panel] = corner
+    moment.triu_()
+    return moment if bool(torch.isfinite(moment.diagonal()).all()) else None
