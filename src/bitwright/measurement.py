@@ -84,11 +84,11 @@ def measure_model(
 
     ``preflight`` is given the table with all bytes and no damage before anything slow begins, and may refuse it.
     """
-    return_large_blocks()
     container = container_of(settings.container)
     formats = _formats(container, settings.formats)
     checkpoint = open_checkpoint(source)
     skeleton = build_skeleton(checkpoint, settings.trust_remote_code)
+    return_large_blocks(skeleton.spec)
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     device, dtype = device_of(settings.device), _dtype(settings)
     recipe = Recipe(formats, _block_format(container.stock_format), container.unavailable, seed=settings.seed)

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from bitwright.evaluate.divergence import Divergence, TokenFigures, compare, summarize
 from bitwright.progress import Reporter
 
+FORWARD_ENTRIES = 1 << 27  # logits of one forward pass: 256 MiB in bfloat16
 CHUNK_ENTRIES = 1 << 25  # logits compared at once: 128 MiB in float32
 
 
@@ -41,8 +42,11 @@ def load(candidate: dict[str, Any], device: str) -> Any:
 
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Tensor]:
-    for sequence in ids:
-        yield model(sequence[None].to(device), use_cache=False).logits[0]
+    """Logits [T, V] of each sequence of ``ids`` [S, T]; as many share a forward pass as FORWARD_ENTRIES allow, since a
+    quantized model unpacks its weights once per pass."""
+    vocabulary = model.config.get_text_config().vocab_size
+    for batch in ids.split(max(1, FORWARD_ENTRIES // (ids.shape[1] * vocabulary))):
+        yield from model(batch.to(device), use_cache=False).logits
 
 
 def compare_sequence(log_probs: Tensor, logits: Tensor, ids: Tensor) -> TokenFigures:

@@ -15,6 +15,7 @@ from bitwright.models.spec import ModelSpec, Weight
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK = 4 * 2**20
+KEPT_BY_GLIBC = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX
 WORKSPACE_BYTES = 200 * 2**20  # allocator slack, chunks of logits and of score products
 
 
@@ -82,12 +83,14 @@ def fit(
     )  # fmt: skip
 
 
-def return_large_blocks() -> None:
-    """Ask glibc to hand every freed block of LARGE_BLOCK or more back to the system at once; elsewhere nothing happens.
+def return_large_blocks(spec: ModelSpec) -> None:
+    """For a model whose largest weight exceeds KEPT_BY_GLIBC in float32: let glibc hand freed memory back at once.
 
-    Left alone it keeps freed blocks of up to 32 MiB for later, which more than doubles what a block of a large model takes
-    (docs/LOG.md).
+    Left alone it keeps freed blocks of up to that size for later, a third of what such a model takes in all. For smaller
+    models that is cheap, and asking the system for every block anew is not (docs/LOG.md). Elsewhere nothing happens.
     """
+    if max(4 * w.n_rows * w.n_cols for w in spec.weights) <= KEPT_BY_GLIBC:
+        return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
