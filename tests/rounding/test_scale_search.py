@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.formats.format import FORMATS, BlockFormat
-from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
+from bitwright.rounding.grid import ScaleTable, TableGrid, reciprocal
 from bitwright.rounding.scale_search import search_scale
 
 
-def cost(weight: torch.Tensor, importance: torch.Tensor, grid: Grid, scale: torch.Tensor) -> torch.Tensor:
+def cost(weight: torch.Tensor, importance: torch.Tensor, grid: TableGrid, scale: torch.Tensor) -> torch.Tensor:
     decoded = grid.levels[grid.nearest(weight * reciprocal(scale))] * scale
     return (importance * (weight - decoded).square()).sum(0)
 
@@ -22,7 +22,7 @@ def test_beats_absmax_and_is_storable(seed: int, name: str) -> None:
     assert isinstance(format, BlockFormat)
     weight = torch.randn(32, 20, generator=generator) ** 3
     importance = torch.rand(32, 1, generator=generator) + 0.01
-    grid = Grid.of(format, weight.device)
+    grid = TableGrid.of(format.levels, weight.device)
     table = ScaleTable(format, weight.abs().amax(0)[:, None])
     stored, value = search_scale(weight, importance, grid, lambda wanted: table.snap(wanted, 0))
     table.put(0, stored, value)
@@ -35,7 +35,7 @@ def test_beats_absmax_and_is_storable(seed: int, name: str) -> None:
 def test_an_asymmetric_grid_may_turn_a_block_around() -> None:
     format = FORMATS["nf4-b32"]
     assert isinstance(format, BlockFormat)
-    grid = Grid.of(format, torch.device("cpu"))
+    grid = TableGrid.of(format.levels, torch.device("cpu"))
     weight = -grid.levels.repeat(2)[:, None] * 0.7  # a mirrored copy of the grid: exact with a negative scale only
     _, value = search_scale(weight, torch.ones(32, 1), grid, lambda s: (s, s))
     assert torch.allclose(value, torch.tensor([-0.7]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.codes import Codes
-from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
+from bitwright.rounding.grid import ScaleTable, TableGrid, reciprocal
 
 
 def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int = 1) -> Codes:
@@ -18,7 +18,7 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
     """
     n_rows, n_cols = weight.shape
     size = codes.format.block_size
-    grid = Grid.of(codes.format, weight.device)
+    grid = TableGrid.of(codes.format.levels, weight.device)
     table = ScaleTable.of(codes.format, codes.scales, n_rows)
     code = codes.code.reshape(n_rows, n_cols).t().contiguous()
     levels = torch.tensor(codes.format.levels, dtype=torch.float32, device=weight.device)
@@ -41,7 +41,7 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
                 found = target[j] - grid.level(cell) * scale
                 pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
                 error[col] = found
-                code[col] = grid.code_of_cell.index_select(0, cell)
+                code[col] = grid.code(cell)
     return Codes(codes.format, (n_rows, n_cols), code.t().reshape(-1), table.scales())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from bitwright.formats.codes import Codes
 from bitwright.formats.format import BlockFormat
-from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
+from bitwright.rounding.grid import Grid, ScaleTable, TableGrid, reciprocal
 from bitwright.rounding.inverse_factor import inverse_factor
 from bitwright.rounding.nearest import blocks_of
 from bitwright.rounding.scale_search import search_scale
@@ -55,38 +56,55 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: list[BlockFormat
     n_rows, n_cols = weight.shape
     factor = feedback.factor
     importance = factor.diagonal().pow(-2)[:, None]  # [K, 1]
-    grid = Grid.of(formats[0], weight.device)
+    grid = TableGrid.of(formats[0].levels, weight.device)
     states = [_Scales(weight, format, grid, importance) for format in formats]
     w = weight.float().t().repeat(1, len(formats)).contiguous()  # [K, formats * N]
-    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
-    inverse_pivot = factor.diagonal().reciprocal()
-    for start in range(0, n_cols, STEP):
-        stop = min(start + STEP, n_cols)
+
+    def enter(start: int) -> tuple[Tensor, None]:
         parts = [w[:, i * n_rows : (i + 1) * n_rows] for i in range(len(formats))]
-        scale = torch.cat([s.enter(start, part) for s, part in zip(states, parts, strict=True)])
-        inverse = reciprocal(scale)
-        block = w[start:stop]
-        cells = torch.empty(block.shape, dtype=torch.int32, device=w.device)
-        follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
-        for j in range(stop - start):
-            row = block[j]
-            cell = grid.cell(row * inverse)
-            cells[j] = cell
-            row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
-            block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
-        codes[start:stop] = grid.code_of_cell.index_select(0, cells.reshape(-1)).reshape(cells.shape)
-        block.mul_(inverse_pivot[start:stop, None])
-        w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
+        return torch.cat([s.enter(start, part) for s, part in zip(states, parts, strict=True)]), None
+
+    codes = feed_back(w, factor, grid, STEP, enter)
     return [
         Codes(format, (n_rows, n_cols), codes[:, i * n_rows : (i + 1) * n_rows].t().reshape(-1), state.table.scales())
         for i, (format, state) in enumerate(zip(formats, states, strict=True))
     ]
 
 
+def feed_back(w: Tensor, factor: Tensor, grid: Grid, step: int, enter: Callable[[int], tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Codes uint8 [K, R] of the columns of ``w`` [K, R], which is overwritten.
+
+    ``enter(j)`` gives scale and minimum [R] of the ``step`` columns from j on, while ``w`` holds the weights as corrected
+    so far: value = scale * level + minimum.
+    """
+    n_cols = len(w)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    inverse_pivot = factor.diagonal().reciprocal()
+    for start in range(0, n_cols, step):
+        stop = min(start + step, n_cols)
+        scale, minimum = enter(start)
+        inverse = reciprocal(scale)
+        block = w[start:stop]
+        cells = torch.empty(block.shape, dtype=grid.cell_dtype, device=w.device)
+        follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
+        for j in range(stop - start):
+            row = block[j]
+            if minimum is not None:
+                row -= minimum
+            cell = grid.cell(row * inverse)
+            cells[j] = cell
+            row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
+            block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
+        codes[start:stop] = grid.code(cells)
+        block.mul_(inverse_pivot[start:stop, None])
+        w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
+    return codes
+
+
 class _Scales:
     """The scales of one format while the columns pass."""
 
-    def __init__(self, weight: Tensor, format: BlockFormat, grid: Grid, importance: Tensor) -> None:
+    def __init__(self, weight: Tensor, format: BlockFormat, grid: TableGrid, importance: Tensor) -> None:
         self.size, self.grid, self.importance = format.block_size, grid, importance
         n_rows, n_cols = weight.shape
         if n_cols % self.size:

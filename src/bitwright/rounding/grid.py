@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,28 +15,71 @@ LIBRARY_CELLS = (2**16 - 1) / 2  # per unit, in the CPU kernels of bitsandbytes 
 CELLS = 1024  # cells of the look-up table on each side of zero
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The levels of a format in ascending order, the bounds between them, and the code of each."""
+class Grid(Protocol):
+    """Levels that weights snap to once they are divided by their scale. A cell is what stands for one of them on the way."""
 
-    levels: Tensor  # float32 [16], ascending
-    bounds: Tensor  # float32 [15], midpoints
-    code: Tensor  # uint8 [16], the code that stands for each ascending level
+    cell_dtype: ClassVar[torch.dtype]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the negative of each level is a level."""
+
+    def cell(self, x: Tensor) -> Tensor:
+        """Cell of each entry of ``x``, which is overwritten."""
+
+    def level(self, cell: Tensor) -> Tensor:
+        """The level of each cell, float32."""
+
+    def code(self, cell: Tensor) -> Tensor:
+        """The code of each cell, uint8."""
+
+
+@dataclass(frozen=True)
+class UniformGrid:
+    """``count`` consecutive integers from ``first`` on, divided by ``unit``; the code of ``first`` is 0."""
+
+    cell_dtype: ClassVar[torch.dtype] = torch.float32  # a cell is the code, not an integer type yet
+    first: int
+    count: int
+    unit: float
+
+    @property
+    def symmetric(self) -> bool:
+        return 2 * self.first + self.count == 1
+
+    def cell(self, x: Tensor) -> Tensor:
+        return x.mul_(self.unit).sub_(self.first).round_().clamp_(0, self.count - 1)
+
+    def level(self, cell: Tensor) -> Tensor:
+        return (cell + self.first).mul_(1 / self.unit)
+
+    def code(self, cell: Tensor) -> Tensor:
+        return cell.to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class TableGrid:
+    """Any levels within [-1, 1], in ascending order, with the bounds between them and the code of each."""
+
+    cell_dtype: ClassVar[torch.dtype] = torch.int32
+    levels: Tensor  # float32 [L], ascending
+    bounds: Tensor  # float32 [L - 1], midpoints
+    code_of_level: Tensor  # uint8 [L], the code that stands for each ascending level
     level_of_cell: Tensor  # float32 [2 * CELLS + 1], the level nearest to the middle of each cell of [-1, 1]
     code_of_cell: Tensor  # uint8 [2 * CELLS + 1], its code
     symmetric: bool
 
     @classmethod
-    def of(cls, format: BlockFormat, device: torch.device) -> Grid:
-        levels = torch.tensor(format.levels, dtype=torch.float32, device=device)
+    def of(cls, levels_by_code: tuple[float, ...], device: torch.device) -> TableGrid:
+        levels = torch.tensor(levels_by_code, dtype=torch.float32, device=device)
         order = torch.argsort(levels)
         ascending = levels[order]
         symmetric = bool(torch.equal(ascending, -ascending.flip(0)))
         bounds = (ascending[:-1] + ascending[1:]) / 2
         middles = (torch.arange(2 * CELLS + 1, device=device) - CELLS + 0.5) / CELLS
         index = torch.bucketize(middles, bounds)
-        code = order.to(torch.uint8)
-        return cls(ascending, bounds, code, ascending[index], code[index], symmetric)
+        by_level = order.to(torch.uint8)
+        return cls(ascending, bounds, by_level, ascending[index], by_level[index], symmetric)
 
     def nearest(self, x: Tensor) -> Tensor:
         """Index of the nearest level for each entry of ``x`` (any shape); a tie takes the lower level."""
@@ -51,6 +95,9 @@ class Grid:
 
     def level(self, cell: Tensor) -> Tensor:
         return self.level_of_cell.index_select(0, cell.reshape(-1)).reshape(cell.shape)
+
+    def code(self, cell: Tensor) -> Tensor:
+        return self.code_of_cell.index_select(0, cell.reshape(-1)).reshape(cell.shape)
 
 
 def reciprocal(scale: Tensor) -> Tensor:

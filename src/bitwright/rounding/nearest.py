@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bitwright.formats.codes import CHUNK_ENTRIES, Codes
 from bitwright.formats.format import BlockFormat
-from bitwright.rounding.grid import Grid, ScaleTable, reciprocal
+from bitwright.rounding.grid import ScaleTable, TableGrid, reciprocal
 
 
 def blocks_of(weight: Tensor, block_size: int) -> Tensor:
@@ -21,7 +21,7 @@ def nearest(weight: Tensor, format: BlockFormat) -> Codes:
 
     The code is chosen with the exact scale and decoded with the stored one, as bitsandbytes' ``quantize_4bit`` does.
     """
-    grid = Grid.of(format, weight.device)
+    grid = TableGrid.of(format.levels, weight.device)
     blocks = blocks_of(weight, format.block_size)
     absmax = blocks.abs().amax(1)
     offset = float(absmax.mean()) if format.double_quant else 0.0
@@ -29,6 +29,6 @@ def nearest(weight: Tensor, format: BlockFormat) -> Codes:
     rows = max(1, CHUNK_ENTRIES // format.block_size)
     for part, values, scale in zip(code.split(rows), blocks.split(rows), absmax.split(rows), strict=True):
         cell = grid.nearest((values * reciprocal(scale)[:, None]).clamp_(-1, 1))
-        part.copy_(grid.code.index_select(0, cell.reshape(-1)).reshape(cell.shape))
+        part.copy_(grid.code_of_level.index_select(0, cell.reshape(-1)).reshape(cell.shape))
     flat = code.reshape(-1)[: weight.numel()]
     return Codes(format, tuple(weight.shape), flat, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())
