@@ -7,21 +7,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.errors import fail
 
 
 def convert_gguf(path: Path, cache: Path) -> Path:
     """Directory in ``cache`` with the weights of ``path`` dequantized to bfloat16, its config and tokenizer.
 
-    The name carries the file's SHA-256, so that an edited file is converted anew.
+    The name carries the file's SHA-256, so that an edited file is converted anew. Raises BitwrightError for a file that is
+    not sound or of an architecture that transformers does not read.
     """
+    read_gguf_header(path)
     with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise fail(
-                "source/gguf", path, saw="the file does not begin with GGUF", wanted="a GGUF file",
-                help="download the file again",
-            )  # fmt: skip
-        file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     target = cache / "gguf" / f"{path.stem}-{digest[:16]}"
     if target.exists():
