@@ -8,6 +8,7 @@ from bitwright.measure.curvature import (
     add_second_moment,
     blend_into,
     damage,
+    draw,
     fisher_scores,
     relative_output_error,
     relative_weight_error,
@@ -75,3 +76,19 @@ def test_relative_errors() -> None:
     assert relative_output_error(weight, change, moment) == pytest.approx(expected, rel=1e-3)
     assert relative_weight_error(torch.zeros(2, 2), torch.zeros(2, 2)) == 0.0
     assert relative_output_error(torch.zeros(2, 2), torch.zeros(2, 2), torch.eye(2)) == 0.0
+
+
+@pytest.mark.parametrize("n_entries", [5, 256, 700])
+def test_draws_follow_the_softmax(n_entries: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, n_entries, generator=generator) * 2
+    logits[0, 3] = -torch.inf
+    n_draws = 200_000
+    even = torch.arange(n_draws).add(0.5).div(n_draws)  # every quantile once: the counts are the distribution itself
+    drawn = torch.cat([draw(logits.expand(len(u), -1), u[:, None])[:, 0] for u in even.split(4000)])
+    counts = drawn.bincount(minlength=n_entries)
+    expected = logits.double().softmax(-1)[0] * n_draws
+    assert (counts - expected).abs().max() <= 3
+    assert counts[3] == 0
+    edges = draw(logits.expand(2, -1), torch.tensor([[0.0], [1.0]]))
+    assert ((edges >= 0) & (edges < n_entries)).all()

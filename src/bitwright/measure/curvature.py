@@ -22,8 +22,10 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     n_tokens, n_entries = logits.shape
     wide = logits.float()
     mass = (wide - wide.amax(1, keepdim=True)).exp_()
-    runs = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN)).view(n_tokens, -1, DRAW_RUN)
-    upto = runs.sum(-1, dtype=torch.float64).cumsum(-1)
+    if n_entries % DRAW_RUN:
+        mass = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN))
+    runs = mass.view(n_tokens, -1, DRAW_RUN)
+    upto = runs.sum(-1).double().cumsum(-1)
     target = uniform.double() * upto[:, -1:]
     run = torch.searchsorted(upto, target).clamp_(max=upto.shape[1] - 1)
     inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN))[:, 0].double().cumsum(-1)
