@@ -29,6 +29,7 @@ from bitwright.formats.ggml import GGML_FORMATS
 from bitwright.measure.curvature import add_second_moment, energy
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
 from bitwright.rounding.error_feedback import Feedback
+from bitwright.rounding.ggml_descent import ggml_descent
 from bitwright.rounding.ggml_feedback import ggml_feedback
 from bitwright.rounding.ggml_nearest import nearest_ggml
 
@@ -51,7 +52,8 @@ def main() -> None:
         for weight, moment, feedback in cases:
             format = GGML_FORMATS[name]
             started = time.perf_counter()
-            ours += energy(ggml_feedback(weight, feedback, format).decode() - weight, moment) / energy(weight, moment)
+            rounded = ggml_descent(weight, ggml_feedback(weight, feedback, format), feedback.moment)
+            ours += energy(rounded.decode() - weight, moment) / energy(weight, moment)
             seconds[0] += time.perf_counter() - started
             started = time.perf_counter()
             theirs += energy(llama_cpp(library, weight, name, moment.diagonal()) - weight, moment) / energy(weight, moment)

@@ -8,6 +8,7 @@ from bitwright.formats.ggml_bytes import from_bytes, to_bytes
 from bitwright.measure.curvature import energy
 from bitwright.rounding.affine_search import search_affine
 from bitwright.rounding.error_feedback import Feedback
+from bitwright.rounding.ggml_descent import ggml_descent
 from bitwright.rounding.ggml_feedback import ggml_feedback
 from bitwright.rounding.ggml_nearest import nearest_ggml
 
@@ -54,6 +55,17 @@ def test_weights_on_the_grid_stay_there(name: str) -> None:
         ).decode()
     codes = ggml_feedback(w, Feedback.of(torch.eye(512)), GGML_FORMATS[name])
     assert (codes.decode() - w).norm() < 0.03 * w.norm()
+
+
+@pytest.mark.parametrize("name", GGML_FORMATS)
+def test_descent_lowers_the_objective_and_nothing_but_codes(name: str) -> None:
+    w = torch.randn(48, 512, generator=torch.Generator().manual_seed(6)) * 0.02
+    feedback = Feedback.of(moment_of(512, 7))
+    start = ggml_feedback(w, feedback, GGML_FORMATS[name])
+    found = ggml_descent(w, start, feedback.moment)
+    assert energy(found.decode() - w, feedback.moment) < energy(start.decode() - w, feedback.moment)
+    assert torch.equal(found.scale, start.scale)
+    assert int(found.code.max()) < len(GGML_FORMATS[name].levels)
 
 
 def test_rows_that_are_no_whole_records_are_refused() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.codes import Codes
-from bitwright.rounding.grid import ScaleTable, TableGrid, reciprocal
+from bitwright.rounding.grid import Grid, ScaleTable, TableGrid, reciprocal
 
 
 def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int = 1) -> Codes:
@@ -25,7 +25,6 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
     decoded = codes.decode()
     error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
     del decoded
-    pivot = moment.diagonal()
     for _ in range(sweeps):
         for start in range(0, n_cols, size):
             block = slice(start, start + size)
@@ -34,15 +33,26 @@ def coordinate_descent(weight: Tensor, codes: Codes, moment: Tensor, sweeps: int
             pull = moment[block] @ error  # S e, the rows of this block
             level = levels[code[block].int()]
             scale = _refit(table, start // size, level, inner, pull, error[block])
-            inverse = reciprocal(scale)
-            for j in range(size):
-                col, row = start + j, error[start + j]
-                cell = grid.cell((target[j] - row + pull[j] / pivot[col]) * inverse)
-                found = target[j] - grid.level(cell) * scale
-                pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
-                error[col] = found
-                code[col] = grid.code(cell)
+            code[block] = sweep_columns(grid, target, error[block], pull, inner, scale)
     return Codes(codes.format, (n_rows, n_cols), code.t().reshape(-1), table.scales())
+
+
+def sweep_columns(grid: Grid, target: Tensor, error: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+    """Codes [B, N] of one block, each column at its best given all others; ``error`` and ``pull`` follow in place.
+
+    ``target`` [B, N] is what scale * level has to meet, ``error`` what it misses so far, ``pull`` = S e at these columns, and
+    ``inner`` [B, B] the block's own part of S.
+    """
+    inverse, pivot = reciprocal(scale), inner.diagonal()
+    cells = torch.empty(target.shape, dtype=grid.cell_dtype, device=target.device)
+    for j in range(len(target)):
+        row = error[j]
+        cell = grid.cell((target[j] - row + pull[j] / pivot[j]) * inverse)
+        found = target[j] - grid.level(cell) * scale
+        pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
+        error[j] = found
+        cells[j] = cell
+    return grid.code(cells)
 
 
 def _refit(table: ScaleTable, group: int, level: Tensor, inner: Tensor, pull: Tensor, error: Tensor) -> Tensor:

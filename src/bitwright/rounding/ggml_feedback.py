@@ -44,9 +44,14 @@ def ggml_feedback(weight: Tensor, feedback: Feedback, format: GgmlFormat) -> Ggm
     return scales.codes(code.t().reshape(-1), (weight.shape[0], weight.shape[1]))
 
 
+def written_levels(format: GgmlFormat) -> tuple[float, ...]:
+    """The levels of ``format``, by code, that an encoder may use."""
+    return format.levels[: _WRITTEN_LEVELS.get(format.name)]
+
+
 def grid_of(format: GgmlFormat, device: torch.device) -> Grid:
     """The levels of ``format`` divided by the one of largest magnitude."""
-    levels = format.levels[: _WRITTEN_LEVELS.get(format.name, len(format.levels))]
+    levels = written_levels(format)
     unit = max(abs(level) for level in levels)
     if all(after - before == 1 for before, after in pairwise(levels)):
         return UniformGrid(int(levels[0]), len(levels), unit)
@@ -67,9 +72,9 @@ class _Scaled:
     def __init__(self, w: Tensor, format: GgmlFormat, importance: Tensor) -> None:
         self.w, self.format, self.importance = w, format, importance
         self.grid = grid_of(format, w.device)
-        self.unit = max(abs(level) for level in format.levels[: _WRITTEN_LEVELS.get(format.name)])
-        levels = len(format.levels[: _WRITTEN_LEVELS.get(format.name)])
-        self.ratios = _POWER_RATIOS if format.name == "mxfp4" else _RATIOS.get(levels, RATIOS)
+        levels = written_levels(format)
+        self.unit = max(abs(level) for level in levels)
+        self.ratios = _POWER_RATIOS if format.name == "mxfp4" else _RATIOS.get(len(levels), RATIOS)
         shape = (len(w) // format.block, w.shape[1])
         self.value = torch.zeros(shape, device=w.device)
         self.stored = torch.zeros(shape, device=w.device)
