@@ -1,6 +1,7 @@
 """Budgets, pins, reasons, and an answer without torch."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -74,6 +75,18 @@ def test_every_exception_has_a_reason_in_words(table: Sensitivity) -> None:
     assert "16 bit: costs" in reason
     assert "saves" in reason
     assert "next best use of these bytes was model.layers." in reason
+
+
+@pytest.mark.parametrize("budget", ["+5%", "+10%", "+20%", "+60%"])
+def test_the_next_best_use_is_never_better_than_the_choice(table: Sensitivity, budget: str) -> None:
+    """What is named fits into the same bytes: if it saved more, the choice would not be the best one."""
+    pairs = [
+        re.search(r"saves ([\d.e-]+) nats; next best .* saves ([\d.e-]+) nats", choice.reason)
+        for choice in allocate(table, budget, frontier=False).choices
+        if "next best" in choice.reason
+    ]
+    assert pairs
+    assert all(pair and float(pair[2]) <= float(pair[1]) * 1.05 for pair in pairs)
 
 
 def test_max_damage_buys_the_fewest_bytes(table: Sensitivity) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
@@ -13,7 +14,6 @@ class _Step:
 
     weight: str
     format: str
-    slope: float  # nats saved per byte
     nbytes: int
     saves: float
 
@@ -26,7 +26,7 @@ def explain(
     default: str,
 ) -> list[str]:
     """One sentence per weight, empty for those in ``default`` that no pin put there."""
-    steps = _unbought(sensitivity.weights, options, chosen)
+    steps = _Steps(sensitivity.weights, options, chosen)
     reasons = []
     for weight, rows, row, pin in zip(sensitivity.weights, options, chosen, pinned, strict=True):
         if pin:
@@ -38,7 +38,7 @@ def explain(
     return reasons
 
 
-def _reason(weight: WeightRows, rows: tuple[Row, ...], row: Row, default: str, steps: list[_Step]) -> str:
+def _reason(weight: WeightRows, rows: tuple[Row, ...], row: Row, default: str, steps: _Steps) -> str:
     base = next((r for r in rows if r.format == default), None)
     if base is None:
         why = dict(weight.unavailable).get(default, "it is not among the options")
@@ -47,21 +47,35 @@ def _reason(weight: WeightRows, rows: tuple[Row, ...], row: Row, default: str, s
     if extra < 0:
         return f"{_name(row)}: frees {_size(-extra)}, costs {-saved:.2g} nats; those bytes save more elsewhere"
     text = f"{_name(row)}: costs {_size(extra)}, saves {saved:.2g} nats"
-    other = next((step for step in steps if step.weight != weight.name), None)
+    other = steps.best_within(extra, weight.name.removesuffix(".weight"))
     if other is None:
         return text
-    would = other.slope * extra
-    return f"{text}; next best use of these bytes was {other.weight} in {other.format}, at {would:.2g} nats for as many"
+    return f"{text}; next best use of these bytes was {other.weight} in {other.format}, which saves {other.saves:.2g} nats"
 
 
-def _unbought(weights: tuple[WeightRows, ...], options: tuple[tuple[Row, ...], ...], chosen: tuple[Row, ...]) -> list[_Step]:
-    steps = []
-    for weight, rows, row in zip(weights, options, chosen, strict=True):
-        for other in rows:
-            extra, saves = other.nbytes - row.nbytes, row.damage_nats - other.damage_nats
-            if extra > 0 and saves > 0:
-                steps.append(_Step(weight.name.removesuffix(".weight"), _name(other), saves / extra, extra, saves))
-    return sorted(steps, key=lambda step: -step.slope)[:2]
+class _Steps:
+    """All single changes that were not bought, by size."""
+
+    def __init__(self, weights: tuple[WeightRows, ...], options: tuple[tuple[Row, ...], ...], chosen: tuple[Row, ...]) -> None:
+        steps = []
+        for weight, rows, row in zip(weights, options, chosen, strict=True):
+            for other in rows:
+                extra, saves = other.nbytes - row.nbytes, row.damage_nats - other.damage_nats
+                if extra > 0 and saves > 0:
+                    steps.append(_Step(weight.name.removesuffix(".weight"), _name(other), extra, saves))
+        steps.sort(key=lambda step: step.nbytes)
+        self._sizes = [step.nbytes for step in steps]
+        self._best: list[tuple[_Step, ...]] = []  # of all steps up to here the two that save most, of different weights
+        best: tuple[_Step, ...] = ()
+        for step in steps:
+            ranked = sorted((*best, step), key=lambda s: -s.saves)
+            best = (ranked[0], *[s for s in ranked[1:] if s.weight != ranked[0].weight][:1])
+            self._best.append(best)
+
+    def best_within(self, nbytes: int, weight: str) -> _Step | None:
+        """The change of another weight than ``weight`` that saves most and takes no more than ``nbytes``."""
+        at = bisect_right(self._sizes, nbytes)
+        return next((step for step in self._best[at - 1] if step.weight != weight), None) if at else None
 
 
 def _name(row: Row) -> str:
