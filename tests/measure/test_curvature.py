@@ -10,7 +10,7 @@ from bitwright.measure.curvature import (
     damage,
     draw,
     fisher_scores,
-    relative_output_error,
+    relative_output_errors,
     relative_weight_error,
     token_weights,
 )
@@ -73,9 +73,9 @@ def test_relative_errors() -> None:
     assert relative_weight_error(weight, change) == pytest.approx(float(change.norm() / weight.norm()))
     factor = torch.linalg.cholesky(moment)
     expected = float((change @ factor).norm() / (weight @ factor).norm())
-    assert relative_output_error(weight, change, moment) == pytest.approx(expected, rel=1e-3)
+    assert relative_output_errors(weight, [change], moment)[0] == pytest.approx(expected, rel=1e-3)
     assert relative_weight_error(torch.zeros(2, 2), torch.zeros(2, 2)) == 0.0
-    assert relative_output_error(torch.zeros(2, 2), torch.zeros(2, 2), torch.eye(2)) == 0.0
+    assert relative_output_errors(torch.zeros(2, 2), [torch.zeros(2, 2)], torch.eye(2)) == [0.0]
 
 
 @pytest.mark.parametrize("n_entries", [5, 256, 700])

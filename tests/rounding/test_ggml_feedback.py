@@ -65,7 +65,7 @@ def test_descent_lowers_the_objective_and_nothing_but_codes(name: str) -> None:
     found = ggml_descent(w, start, feedback.moment)
     assert energy(found.decode() - w, feedback.moment) < energy(start.decode() - w, feedback.moment)
     assert torch.equal(found.scale, start.scale)
-    assert int(found.code.max()) < len(GGML_FORMATS[name].levels)
+    assert int(found.code.max()) < len(GGML_FORMATS[name].written_levels)
 
 
 def test_rows_that_are_no_whole_records_are_refused() -> None:

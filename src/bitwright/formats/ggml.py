@@ -9,6 +9,7 @@ Source: ggml-common.h and ggml-quants.c of llama.cpp; tests/formats/test_ggml.py
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 E2M1_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # doubled, as llama.cpp stores MXFP4
@@ -45,6 +46,22 @@ class GgmlFormat:
     low: Plane | None = None
     high: Plane | None = None
     steps: Steps | None = None
+    unwritten: int = 0  # last levels that a decoder knows and llama.cpp's encoder never writes
+
+    @property
+    def written_levels(self) -> tuple[float, ...]:
+        """The levels, by code, that an encoder may use."""
+        return self.levels[: len(self.levels) - self.unwritten]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the levels are consecutive integers."""
+        return all(after - before == 1 for before, after in pairwise(self.levels))
+
+    @property
+    def has_power_scale(self) -> bool:
+        """Whether scales are powers of two."""
+        return any(name == "e" for name, _ in self.fields)
 
     @property
     def record_nbytes(self) -> int:
@@ -97,7 +114,7 @@ _ROWS = (
         steps=Steps("six_bit_split", -32, 31),
     ),
     GgmlFormat("tq1_0", _integers(3, -1), 256, 256, (("ternary", 52), ("d", 2))),
-    GgmlFormat("tq2_0", _integers(4, -1), 256, 256, (("low", 64), ("d", 2)), Plane(2, 32)),
+    GgmlFormat("tq2_0", _integers(4, -1), 256, 256, (("low", 64), ("d", 2)), Plane(2, 32), unwritten=1),
     GgmlFormat("mxfp4", tuple(map(float, E2M1_LEVELS)), 32, 32, (("e", 1), ("low", 16)), Plane(4, 16)),
 )  # fmt: skip
 GGML_FORMATS: dict[str, GgmlFormat] = {row.name: row for row in _ROWS}

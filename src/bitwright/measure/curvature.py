@@ -98,7 +98,7 @@ def energy(matrix: Tensor, moment: Tensor) -> float:
     return sum(float((rows @ moment).mul_(rows).sum()) for rows in matrix.float().split(CHUNK_ROWS))
 
 
-def relative_output_error(weight: Tensor, change: Tensor, moment: Tensor) -> float:
-    """sqrt(tr(dW S dW^T) / tr(W S W^T)): the share of the layer's output, on calibration inputs, that is error."""
+def relative_output_errors(weight: Tensor, changes: list[Tensor], moment: Tensor) -> list[float]:
+    """sqrt(tr(dW S dW^T) / tr(W S W^T)) of each change: the share of the layer's output that is error."""
     whole = energy(weight, moment)
-    return (max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+    return [(max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0 for change in changes]

@@ -21,7 +21,7 @@ from bitwright.measure.curvature import (
     damage,
     energy,
     fisher_scores,
-    relative_output_error,
+    relative_output_errors,
     relative_weight_error,
     token_weights,
 )
@@ -280,11 +280,11 @@ def _measure_weight(
     n_choosing = len(folds.choosing)
     chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
     check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
+    output_errors = relative_output_errors(weight, changes, plain)
     candidates = tuple(
         Candidate(
             format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
-            relative_weight_error(weight, changes[i]), relative_output_error(weight, changes[i], plain),
-            moments[i],
+            relative_weight_error(weight, changes[i]), output_errors[i], moments[i],
         )
         for i, (format, rounding) in enumerate(labels)
     )  # fmt: skip

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from bitwright.formats.ggml_codes import GgmlCodes
 from bitwright.rounding.coordinate_descent import sweep_columns
-from bitwright.rounding.ggml_feedback import grid_of, written_levels
+from bitwright.rounding.ggml_feedback import grid_of
 
 
 def ggml_descent(weight: Tensor, codes: GgmlCodes, moment: Tensor, sweeps: int = 1) -> GgmlCodes:
     """Codes with no larger tr(dW S dW^T) than ``codes`` have; weight [N, K], damped S = ``moment`` [K, K]."""
     n_rows, n_cols = weight.shape
     size, grid = codes.format.block, grid_of(codes.format, weight.device)
-    unit = max(abs(level) for level in written_levels(codes.format))
+    unit = max(abs(level) for level in codes.format.written_levels)
     scale = codes.block_scales().reshape(n_rows, -1).t().contiguous() * unit  # [K / block, N]
     minima = codes.block_minima()
     minimum = None if minima is None else minima.reshape(n_rows, -1).t().contiguous()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,6 @@ _RATIOS = {
     64: (1.01, 1.0, 0.98, 0.96, 0.94),
     256: (1.0,),
 }
-_WRITTEN_LEVELS = {"tq2_0": 3}  # the fourth code is never written by llama.cpp and not read by all of its kernels
 
 
 def ggml_feedback(weight: Tensor, feedback: Feedback, format: GgmlFormat) -> GgmlCodes:
@@ -44,16 +41,11 @@ def ggml_feedback(weight: Tensor, feedback: Feedback, format: GgmlFormat) -> Ggm
     return scales.codes(code.t().reshape(-1), (weight.shape[0], weight.shape[1]))
 
 
-def written_levels(format: GgmlFormat) -> tuple[float, ...]:
-    """The levels of ``format``, by code, that an encoder may use."""
-    return format.levels[: _WRITTEN_LEVELS.get(format.name)]
-
-
 def grid_of(format: GgmlFormat, device: torch.device) -> Grid:
     """The levels of ``format`` divided by the one of largest magnitude."""
-    levels = written_levels(format)
+    levels = format.written_levels
     unit = max(abs(level) for level in levels)
-    if all(after - before == 1 for before, after in pairwise(levels)):
+    if format.is_uniform:
         return UniformGrid(int(levels[0]), len(levels), unit)
     return TableGrid.of(tuple(level / unit for level in levels), device)
 
@@ -72,9 +64,9 @@ class _Scaled:
     def __init__(self, w: Tensor, format: GgmlFormat, importance: Tensor) -> None:
         self.w, self.format, self.importance = w, format, importance
         self.grid = grid_of(format, w.device)
-        levels = written_levels(format)
+        levels = format.written_levels
         self.unit = max(abs(level) for level in levels)
-        self.ratios = _POWER_RATIOS if format.name == "mxfp4" else _RATIOS.get(len(levels), RATIOS)
+        self.ratios = _POWER_RATIOS if format.has_power_scale else _RATIOS.get(len(levels), RATIOS)
         shape = (len(w) // format.block, w.shape[1])
         self.value = torch.zeros(shape, device=w.device)
         self.stored = torch.zeros(shape, device=w.device)
@@ -89,7 +81,7 @@ class _Scaled:
     def _snap(self, wanted: Tensor, group: int) -> tuple[Tensor, Tensor]:
         """Scales [N] of one block as they are stored and as they decode, the latter times the largest level."""
         wanted = wanted / self.unit
-        if self.format.name == "mxfp4":
+        if self.format.has_power_scale:
             exponent = (wanted.abs().clamp(min=1e-38).log2().round_() + 128).clamp_(0, 254)
             return exponent, power_of_two(exponent.to(torch.uint8)) * self.unit
         if not self.format.steps:
@@ -111,7 +103,7 @@ class _Scaled:
 
     def codes(self, code: Tensor, shape: tuple[int, int]) -> GgmlCodes:
         stored = self.stored.t().reshape(-1)
-        if self.format.name == "mxfp4":
+        if self.format.has_power_scale:
             return GgmlCodes(self.format, shape, code, stored.to(torch.uint8))
         if not self.format.steps:
             return GgmlCodes(self.format, shape, code, stored.half())

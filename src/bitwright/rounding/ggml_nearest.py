@@ -25,7 +25,7 @@ def nearest_ggml(weight: Tensor, format: GgmlFormat) -> GgmlCodes:
     blocks = weight.float().reshape(-1, format.block)
     if format.steps:
         return _with_steps(blocks, tuple(weight.shape), format)
-    if format.name == "mxfp4":
+    if format.has_power_scale:
         return _power_of_two_scales(blocks, tuple(weight.shape), format)
     minimum = None
     if format.has_minimum:
@@ -37,7 +37,7 @@ def nearest_ggml(weight: Tensor, format: GgmlFormat) -> GgmlCodes:
         scale = blocks.abs().amax(1) / top
         scaled = blocks * reciprocal(scale)[:, None]
         code = scaled.sign() * (scaled.abs() + 0.5).floor() - format.levels[0]
-    elif format.name == "iq4_nl":
+    elif not format.is_uniform:
         scale = largest(blocks) / format.levels[0]
         code = _nearest_level(blocks * reciprocal(scale)[:, None], format)
     else:
@@ -90,7 +90,7 @@ def _with_steps(blocks: Tensor, shape: tuple[int, ...], format: GgmlFormat) -> G
     offset = codes.block_minima()
     shifted = blocks if offset is None else blocks - offset[:, None]
     scaled = shifted * reciprocal(codes.block_scales())[:, None]
-    if format.name == "iq4_xs":
+    if not format.is_uniform:
         code = _nearest_level(scaled, format)
     else:
         code = (scaled - format.levels[0]).round_().clamp_(0, len(format.levels) - 1).to(torch.uint8)
