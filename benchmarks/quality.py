@@ -21,11 +21,10 @@ from benchmarks.models import reference
 from bitwright import Report, Sensitivity, Settings
 from bitwright.evaluate.divergence import compare
 from bitwright.evaluate.report import sentences, table
-from bitwright.evaluate.verify import STOCK
-from bitwright.formats.format import FORMATS, BlockFormat
+from bitwright.formats.format import quantized
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
 from bitwright.proof import SAME_BYTES
-from bitwright.rounding.nearest import nearest
+from bitwright.rounding.round import round_nearest
 
 SINGLE_SEQUENCES, SINGLE_LENGTH = 4, 256
 
@@ -63,7 +62,7 @@ def run(model: str, options: argparse.Namespace, console: Console) -> dict[str, 
 
 
 def ratios(report: Report) -> dict[str, float]:
-    stock = report.verdict.entry(STOCK)
+    stock = report.verdict.entry(report.verdict.stock)
     same = next((e for e in report.verdict.entries if e.label == SAME_BYTES), report.result)
     return {
         "kl_over_stock_same_bytes": same.divergence.kl / stock.divergence.kl,
@@ -81,8 +80,6 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
     ids = held_out_ids(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     reference_log_probs = [model(row[None]).logits[0].log_softmax(-1) for row in ids]
-    format = FORMATS[sensitivity.stock_format]
-    assert isinstance(format, BlockFormat)
     step = len(sensitivity.weights) / options.weights
     chosen = [sensitivity.weights[int(i * step)] for i in range(options.weights)]
     predicted, true = [], []
@@ -90,13 +87,13 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
         parameter = model.get_parameter(weight.name)
         original = parameter.detach().clone()
         transposed = tuple(original.shape) != (weight.n_rows, weight.n_cols)
-        decoded = nearest(original.t() if transposed else original, format).decode()
+        decoded = round_nearest(original.t() if transposed else original, quantized(weight.stock)).decode()
         parameter.copy_(decoded.t() if transposed else decoded)
         found = [
             compare(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(reference_log_probs, ids, strict=True)
         ]
         true.append(float(torch.stack(found).mean()))
-        row = weight.row(sensitivity.stock_format, "nearest")
+        row = weight.row(weight.stock, "nearest")
         predicted.append(row.damage_nats)
         parameter.copy_(original)
     return float(spearmanr(predicted, true).statistic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 hypothesis.settings.register_profile("fixed", derandomize=True)
@@ -59,7 +60,33 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Build:
+def sentencepiece_style() -> PreTrainedTokenizerFast:
+    """As the tokenizers of Llama 2, Phi 3 and Gemma: words begin with a mark, unknown characters fall back to bytes."""
+    special = ["<unk>", "<s>", "</s>"]
+    names = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    texts = [text[:4000] for text in list(topics.values())[:20]]
+    alphabet = "".join(sorted(set("".join(texts)) & set(map(chr, range(32, 127))) - {" "}))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(names), initial_alphabet=list(alphabet), limit_alphabet=len(alphabet) + 1, show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    learned = json.loads(trained.to_str())["model"]
+    vocab = {name: i for i, name in enumerate(names)}
+    vocab |= {token: len(names) + i for token, i in learned["vocab"].items()}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    core = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def build(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, sentencepiece_style: PreTrainedTokenizerFast
+) -> Build:
     """build("llama", hidden_size=128, ...) writes such a model once and returns its directory."""
     made: dict[str, Path] = {}
 
@@ -80,7 +107,8 @@ def build(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
                         parameter.mul_(4.0)
             out = tmp_path_factory.mktemp("models") / architecture
             model.to(dtype).save_pretrained(out)
-            tokenizer.save_pretrained(out)
+            chosen = sentencepiece_style if architecture.startswith(("phi3", "gemma")) else tokenizer
+            chosen.save_pretrained(out)
             made[key] = out
         return made[key]
 

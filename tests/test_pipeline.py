@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
-from bitwright.evaluate.verify import NOISE_FLOOR, STOCK
+from bitwright.evaluate.verify import NOISE_FLOOR
 from bitwright.progress import Reporter
 from bitwright.proof import RESULT, SAME_BYTES, SKIPS_ONLY
 from tests.conftest import ARCHITECTURES, Build
@@ -35,8 +35,8 @@ def digest(directory: Path) -> dict[str, str]:
 def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) -> None:
     source, out = build("llama", **MODEL), tmp_path / "out"
     report = bitwright.quantize(str(source), out, "+15%", settings=SMALL, reporter=QUIET, workdir=tmp_path / "work")
-    assert {e.label for e in report.verdict.entries} >= {RESULT, STOCK, NOISE_FLOOR, SAME_BYTES, SKIPS_ONLY}
-    stock, floor = report.verdict.entry(STOCK), report.verdict.entry(NOISE_FLOOR)
+    assert {e.label for e in report.verdict.entries} >= {RESULT, report.verdict.stock, NOISE_FLOOR, SAME_BYTES, SKIPS_ONLY}
+    stock, floor = report.verdict.entry(report.verdict.stock), report.verdict.entry(NOISE_FLOOR)
     assert report.result.nbytes <= 1.15 * stock.nbytes
     assert report.result.divergence.kl < 0.8 * stock.divergence.kl
     assert report.verdict.entry(SAME_BYTES).divergence.kl < stock.divergence.kl
@@ -61,7 +61,7 @@ def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) ->
 def test_every_architecture_goes_through(build: Build, tmp_path: Path, architecture: str) -> None:
     settings = replace(SMALL, sequences=8, compare=False)
     report = bitwright.quantize(build(architecture), tmp_path / "out", "+40%", settings=settings, reporter=QUIET)
-    assert report.result.divergence.kl < report.verdict.entry(STOCK).divergence.kl
+    assert report.result.divergence.kl < report.verdict.entry(report.verdict.stock).divergence.kl
     assert {c.weight for c in report.plan.choices} >= {c.weight for c in report.plan.choices if c.format != "16bit"} != set()
 
 
@@ -143,7 +143,7 @@ def test_gpu_run_beats_stock(build: Build, tmp_path: Path) -> None:
     settings = replace(SMALL, device="cuda", dtype="auto", compare=False)
     report = bitwright.quantize(build("llama", **MODEL), tmp_path / "out", "+15%", settings=settings, reporter=QUIET)
     assert report.provenance["device"] == "cuda"
-    assert report.result.divergence.kl < report.verdict.entry(STOCK).divergence.kl
+    assert report.result.divergence.kl < report.verdict.entry(report.verdict.stock).divergence.kl
 
 
 def test_import_is_light() -> None:

@@ -14,20 +14,26 @@ from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
 from bitwright.checkpoint.writer import require_space
 from bitwright.errors import fail
 from bitwright.export.container import Container, container_of
-from bitwright.formats.codes import Codes
-from bitwright.formats.format import FORMATS, BlockFormat
+from bitwright.formats.format import FORMATS, SIXTEEN_BIT, Quantized, quantized
+from bitwright.formats.pack import AnyCodes
 from bitwright.measure.calibration import Folds
-from bitwright.measure.measure import Measured, Recipe, load_codes, measure_blocks
-from bitwright.measure.memory import available_nbytes, fit, return_large_blocks
+from bitwright.measure.heap import return_large_blocks
+from bitwright.measure.measure import measure_blocks
+from bitwright.measure.memory import available_nbytes, fit
+from bitwright.measure.pieces import load_codes
 from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
+from bitwright.measure.recipe import Measured, Recipe
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
 from bitwright.measure.shrink import Estimate, shrink
 from bitwright.measure.stream import BlockStream
 from bitwright.models.skeleton import Skeleton, build_skeleton
-from bitwright.models.spec import Weight
+from bitwright.models.spec import ModelSpec, Weight
 from bitwright.progress import Reporter
-from bitwright.rounding.nearest import nearest
+from bitwright.rounding.round import round_nearest
 from bitwright.versions import versions
+
+
+DAMPING_NOTES = 3  # weights that are named; with little calibration there may be many
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,13 @@ class Measurement:
     folds: Folds
     notes: list[str] = field(default_factory=list)
 
-    def codes_of(self, weight: Weight, format: str, rounding: str) -> Codes:
+    def codes_of(self, weight: Weight, format: str, rounding: str) -> AnyCodes:
         """The codes of one weight: read from the work directory, or rounded to nearest anew."""
-        chosen = FORMATS[format]
-        assert isinstance(chosen, BlockFormat)
+        chosen = quantized(format)
         if rounding == "calibrated":
             return load_codes(self.work, weight, chosen)
         value = self.skeleton.read(weight.name)
-        return nearest(value.t() if weight.transposed else value, chosen)
+        return round_nearest(value.t() if weight.transposed else value, chosen)
 
 
 def measure_model(
@@ -85,19 +90,23 @@ def measure_model(
     ``preflight`` is given the table with all bytes and no damage before anything slow begins, and may refuse it.
     """
     container = container_of(settings.container)
-    formats = _formats(container, settings.formats)
+    _require_loadable(container, settings.formats)
     checkpoint = open_checkpoint(source)
-    skeleton = build_skeleton(checkpoint, settings.trust_remote_code)
+    skeleton = build_skeleton(checkpoint, settings.trust_remote_code, container.stores_vocabulary)
+    container.require(skeleton)
     return_large_blocks(skeleton.spec)
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     device, dtype = device_of(settings.device), _dtype(settings)
-    recipe = Recipe(formats, _block_format(container.stock_format), container.unavailable, seed=settings.seed)
+    stock = {name: quantized(format) for name, format in container.stock(skeleton.spec).items()}
+    recipe = Recipe(_menus(container, skeleton.spec, settings.formats), stock, seed=settings.seed)
     if preflight is not None:
         blank = [recipe.unmeasured(weight) for weight in skeleton.spec.weights]
-        preflight(_sensitivity(str(source), container, formats, skeleton, blank, {}))
+        preflight(_sensitivity(str(source), container, recipe, skeleton, blank, {}))
     hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
     recipe = fit(skeleton.spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
-    codes_nbytes = sum(container.nbytes(f, w.n_rows, w.n_cols) for f in formats for w in skeleton.spec.weights)
+    codes_nbytes = sum(
+        container.nbytes(f, w.n_rows, w.n_cols) for w in skeleton.spec.weights for f in recipe.formats[w.name]
+    )  # fmt: skip
     boundaries = (len(skeleton.blocks) + 2) * settings.sequences * settings.length * hidden_size * dtype.itemsize
     require_space(work_root, codes_nbytes + boundaries, "the work directory")
     calibration, why = _calibration(settings, skeleton)
@@ -114,15 +123,15 @@ def measure_model(
         "sequences": len(folds.all), "length": folds.n_tokens, "calibration_hash": folds.key, "dtype": str(dtype),
         "device": device.type,
     }  # fmt: skip
-    sensitivity = _sensitivity(str(source), container, formats, skeleton, found, provenance)
+    sensitivity = _sensitivity(str(source), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
     notes = [why] if why else []
-    notes += [f"{m.name}: second moment needed damping {m.damping:g}" for m in found if m.damping > recipe.damping]
+    notes += _damping_notes(found, recipe.damping)
     return Measurement(skeleton, tokenizer, container, work, device, sensitivity, folds, notes)
 
 
 def _sensitivity(
-    source: str, container: Container, formats: tuple[BlockFormat, ...], skeleton: Skeleton, found: list[Measured],
+    source: str, container: Container, recipe: Recipe, skeleton: Skeleton, found: list[Measured],
     provenance: dict[str, Any],
 ) -> Sensitivity:  # fmt: skip
     roles = [weight.role for weight in skeleton.spec.weights]
@@ -130,9 +139,10 @@ def _sensitivity(
     in_order = [by_name[weight.name] for weight in skeleton.spec.weights]
     shrunk = {kind: _shrunk(in_order, roles, kind) for kind in ("nearest", "calibrated")}
     rows = []
+    wanted = {format.name: format for formats in recipe.formats.values() for format in formats}
     for i, (weight, measured) in enumerate(zip(skeleton.spec.weights, in_order, strict=True)):
         shape = (weight.n_rows, weight.n_cols)
-        reasons = {f.name: container.unavailable(f, *shape) for f in formats}
+        reasons = {name: container.unavailable(format, *shape) for name, format in wanted.items()}
         candidates = []
         for c in measured.candidates:
             damage, stderr = shrunk[c.rounding][i][c.format]
@@ -143,13 +153,24 @@ def _sensitivity(
                     c.output_error,
                 )
             )  # fmt: skip
-        sixteen = Row("16bit", "none", 2 * weight.n_rows * weight.n_cols, *[0.0] * 7)
+        sixteen = Row("16bit", "none", container.nbytes(SIXTEEN_BIT, *shape), *[0.0] * 7)
         barred = tuple((name, why) for name, why in reasons.items() if why)
+        stock = recipe.stock[weight.name].name if weight.name in recipe.stock else "16bit"
         rows.append(
-            WeightRows(weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), measured.damping, barred)
+            WeightRows(weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), stock, measured.damping, barred)
         )
-    kept = skeleton.spec.kept_nbytes
-    return Sensitivity(source, container.name, container.stock_format, kept, tuple(rows), provenance)
+    kept = container.kept_nbytes(skeleton)
+    return Sensitivity(
+        source, container.name, container.stock_name, kept, tuple(rows), provenance, container.sizes(skeleton)
+    )  # fmt: skip
+
+
+def _damping_notes(found: list[Measured], usual: float) -> list[str]:
+    damped = sorted((m for m in found if m.damping > usual), key=lambda m: -m.damping)
+    notes = [f"{m.name}: second moment needed damping {m.damping:g}" for m in damped[:DAMPING_NOTES]]
+    if len(damped) > DAMPING_NOTES:
+        notes.append(f"{len(damped) - DAMPING_NOTES} more weights needed more damping than {usual:g}: sensitivity.json has all")
+    return notes
 
 
 def _shrunk(found: list[Measured], roles: list[str], kind: str) -> list[dict[str, tuple[float, float]]]:
@@ -162,20 +183,22 @@ def _shrunk(found: list[Measured], roles: list[str], kind: str) -> list[dict[str
     ]
 
 
-def _formats(container: Container, names: tuple[str, ...]) -> tuple[BlockFormat, ...]:
+def _require_loadable(container: Container, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in container.formats or name == "16bit":
             raise fail(
                 "formats/unknown", f"--formats {name}", saw=f"{container.name} does not load it",
                 wanted=f"formats out of {', '.join(f for f in container.formats if f != '16bit')}", help="leave --formats out",
             )  # fmt: skip
-    return tuple(_block_format(name) for name in names or container.menu)
 
 
-def _block_format(name: str) -> BlockFormat:
-    format = FORMATS[name]
-    assert isinstance(format, BlockFormat)
-    return format
+def _menus(container: Container, spec: ModelSpec, names: tuple[str, ...]) -> dict[str, tuple[Quantized, ...]]:
+    """The formats in which each weight is measured."""
+    menus = {}
+    for weight in spec.weights:
+        wanted = [quantized(name) for name in names or container.menu(weight.n_cols)]
+        menus[weight.name] = tuple(f for f in wanted if not container.unavailable(f, weight.n_rows, weight.n_cols))
+    return menus
 
 
 def _calibration(settings: Settings, skeleton: Skeleton) -> tuple[str, str]:

@@ -11,10 +11,11 @@ from bitwright.allocate.allocate import allocate
 from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
-from bitwright.checkpoint.writer import atomic_directory, require_new, require_space
+from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.report import Report
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
+from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_ids, tokenizer_of
 from bitwright.measure.sensitivity import Sensitivity
 from bitwright.measurement import Settings, device_of, measure_model
@@ -40,6 +41,7 @@ def quantize(
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
     clock = Clock()
+    require_suffix(out, container_of(settings.container).suffix)
     require_new(out)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     measured = measure_model(
@@ -53,20 +55,19 @@ def quantize(
     rivals = rivals_of(measured, plan, settings, work_root)
     require_space(out, plan.nbytes + sum(r.nbytes for r in rivals if r.plan and not r.candidate.quantize), "OUT")
     proof = Proof(measured, work_root, settings, reporter)
-    with atomic_directory(out.absolute()) as scratch:
-        write(measured, plan, scratch)
+    with atomic_output(out.absolute()) as place:
+        write(measured, plan, place)
         clock.lap("write")
-        verdict = proof.verdict(plan, scratch, rivals)
+        verdict = proof.verdict(plan, place, rivals)
         if verdict.shipped != RESULT:
             plan = next(r.plan for r in rivals if r.label == verdict.shipped and r.plan)
-            shutil.rmtree(scratch)
-            scratch.mkdir()
-            write(measured, plan, scratch)
-        check = proof.check(scratch)
+            remove(place)
+            write(measured, plan, place)
+        check = proof.check(place)
         clock.lap("prove")
         report = proof.report(plan, verdict, check, out, clock.laps)
-        write_json(scratch / "report.json", {**report.to_dict(), "command": sys.argv})
-        write_json(scratch / "bitwright.json", {"plan": plan.to_dict(), "provenance": report.provenance})
+        write_json(beside(place, "report.json"), {**report.to_dict(), "command": sys.argv})
+        write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)
     return report
@@ -108,13 +109,22 @@ def evaluate(
     ids = held_out_ids(tokenizer, held_out, sequences, length)
     wide = "float32" if where.type == "cpu" else "bfloat16"
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
-    models += [Candidate(path, str(local_directory(path)), trust_remote_code=trust_remote_code) for path in candidates]
+    models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     divergences = compare(
         Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models, ids.tolist(),
         device=str(where), quiet=reporter.quiet,
     )  # fmt: skip
-    sizes = [sum(ref.nbytes for ref in read_headers(Path(model.path)).values()) for model in models]
+    sizes = [_stored_nbytes(Path(model.path)) for model in models]
     return tuple(Entry(m.label, size, d, None) for m, size, d in zip(models, sizes, divergences, strict=True))
+
+
+def _candidate(path: str) -> Path:
+    """A .gguf file is run as it is; anything else becomes a directory."""
+    return Path(path) if path.endswith(".gguf") and Path(path).is_file() else local_directory(path)
+
+
+def _stored_nbytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(ref.nbytes for ref in read_headers(path).values())
 
 
 class Clock:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bitwright.allocate.allocate import allocate, stock_or_16bit, uniform
+from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
 from bitwright.checkpoint.workdir import content_hash
-from bitwright.checkpoint.writer import atomic_directory
+from bitwright.checkpoint.writer import atomic_output
 from bitwright.evaluate.divergence import Divergence
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.report import Report
-from bitwright.evaluate.verify import NOISE_FLOOR, STOCK, Contender, Verdict, judge
+from bitwright.evaluate.verify import NOISE_FLOOR, Contender, Verdict, judge
 from bitwright.measure.prepare import held_out_ids
 from bitwright.measurement import Measurement, Settings
 from bitwright.plan import Plan
@@ -38,12 +38,13 @@ class Proof:
             target = Path(rival.candidate.path)
             if rival.plan and not rival.candidate.quantize and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_directory(target) as folder:
-                    write(self.measured, rival.plan, folder)
+                with atomic_output(target) as place:
+                    write(self.measured, rival.plan, place)
         settings = self.settings
         ids = held_out_ids(self.measured.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
-        return judge(result, rivals, self._on(ids, [result.candidate, *(rival.candidate for rival in rivals)]))
+        candidates = [result.candidate, *(rival.candidate for rival in rivals)]
+        return judge(result, rivals, self._on(ids, candidates), self.measured.sensitivity.stock)
 
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
@@ -77,24 +78,26 @@ class Proof:
 def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: Path) -> list[Contender]:
     """What the result is measured against: arithmetic noise, stock, the best uniform choice, and the ablations."""
     reference = str(measured.skeleton.checkpoint.directory)
-    trust = settings.trust_remote_code
+    trust, by_library = settings.trust_remote_code, measured.container.rounds_on_load
     table = measured.sensitivity
-    stock = uniform(table, table.stock_format, "nearest")
+    plain = stock(table)
     sixteen = table.sixteen_bit_nbytes()
     rivals = [
-        _by_library(measured, stock, STOCK, True, trust),
-        Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False),
-    ]
+        _by_library(measured, plain, table.stock, True, trust) if by_library
+        else _written_rival(measured, plain, table.stock, True, work_root),
+        Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False) if by_library
+        else _written_rival(measured, uniform(table, "16bit", "none"), NOISE_FLOOR, False, work_root),
+    ]  # fmt: skip
     formats = {row.format for w in table.weights for row in w.rows if row.rounding == "calibrated"}
     choices = [uniform(table, name, "calibrated") for name in sorted(formats)]
     choices = [choice for choice in choices if choice.nbytes <= plan.nbytes]
     if choices:
         best = min(choices, key=lambda choice: choice.damage_nats)
         rivals.append(_written_rival(measured, best, f"uniform {best.default_format}", True, work_root))
-    if settings.compare and plan.nbytes > stock.nbytes >= table.least_nbytes():
-        same = allocate(table, f"{stock.nbytes}B", frontier=False)
+    if settings.compare and plan.nbytes > plain.nbytes >= table.least_nbytes():
+        same = allocate(table, f"{plain.nbytes}B", frontier=False)
         rivals.append(_written_rival(measured, same, SAME_BYTES, False, work_root))
-    if settings.compare and plan.nbytes >= stock.nbytes:
+    if settings.compare and by_library and plan.nbytes >= plain.nbytes:
         skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False)
         rivals.append(_by_library(measured, skips, SKIPS_ONLY, False, trust))
     return rivals
@@ -112,12 +115,12 @@ def _by_library(measured: Measurement, plan: Plan, label: str, uniform: bool, tr
 
 
 def _written_rival(measured: Measurement, plan: Plan, label: str, uniform: bool, work_root: Path) -> Contender:
-    path = work_root / "rivals" / content_hash(plan.to_dict())
+    path = work_root / "rivals" / f"{content_hash(plan.to_dict())}{measured.container.suffix}"
     return Contender(Candidate(label, str(path)), plan.nbytes, plan.check_nats, uniform, plan)
 
 
-def write(measured: Measurement, plan: Plan, directory: Path) -> None:
-    """Write ``plan`` into ``directory`` and hold the files to the bytes that were planned."""
-    written = measured.container.write(directory, measured.skeleton, plan, measured.codes_of)
+def write(measured: Measurement, plan: Plan, out: Path) -> None:
+    """Write ``plan`` at ``out`` and hold the files to the bytes that were planned."""
+    written = measured.container.write(out, measured.skeleton, plan, measured.codes_of)
     if written != plan.nbytes:
         raise AssertionError(f"the plan counts {plan.nbytes} bytes, the files hold {written}")

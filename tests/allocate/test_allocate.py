@@ -30,13 +30,13 @@ def weight_rows(i: int, damage: float) -> WeightRows:
         row("nf4-b32-dq", "calibrated", 4.25, 1.0), row("16bit", "none", 16, 0.0),
     )  # fmt: skip
     role = "down_proj" if i % 2 else "up_proj"
-    return WeightRows(f"model.layers.{i // 2}.mlp.{role}.weight", i // 2, role, *SHAPE, rows, 0.01)
+    return WeightRows(f"model.layers.{i // 2}.mlp.{role}.weight", i // 2, role, *SHAPE, rows, "nf4-b64", 0.01)
 
 
 @pytest.fixture
 def table() -> Sensitivity:
     weights = tuple(weight_rows(i, 0.001 * 1.3**i) for i in range(20))
-    return Sensitivity("somewhere", "bitsandbytes", "nf4-b64", 10_000, weights, {"seed": 0})
+    return Sensitivity("somewhere", "bitsandbytes", "stock NF4", 10_000, weights, {"seed": 0})
 
 
 def test_budgets_as_people_write_them(table: Sensitivity) -> None:

@@ -52,6 +52,6 @@ def contender(label: str, nbytes: int, uniform: bool) -> Contender:
     ],
 )
 def test_the_gate_ships_a_uniform_choice_that_measures_better(rival: Contender, kl: float, shipped: str) -> None:
-    verdict = judge(contender("ours", 100, False), [rival], [line("ours", 0.05), line(rival.label, kl)])
+    verdict = judge(contender("ours", 100, False), [rival], [line("ours", 0.05), line(rival.label, kl)], "stock NF4")
     assert verdict.shipped == shipped
     assert ("shipped instead" in verdict.gate) == (shipped != "ours")

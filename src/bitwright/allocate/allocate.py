@@ -83,10 +83,20 @@ def allocate(
 def uniform(sensitivity: Sensitivity, format: str, rounding: str) -> Plan:
     """Every weight in one format (where that can store it, else in 16 bit)."""
     rows = tuple(weight.row_or_16bit(format, rounding) for weight in sensitivity.weights)
+    return _given(sensitivity, rows, f"uniform {format}, {rounding}")
+
+
+def stock(sensitivity: Sensitivity) -> Plan:
+    """Every weight as the container's own quantizer stores it, rounded to nearest."""
+    rows = tuple(weight.row_or_16bit(weight.stock, "nearest") for weight in sensitivity.weights)
+    return _given(sensitivity, rows, sensitivity.stock)
+
+
+def _given(sensitivity: Sensitivity, rows: tuple[Row, ...], name: str) -> Plan:
     problem = Problem(tuple((row,) for row in rows), tuple(False for _ in rows))
     total, damage = sum(row.nbytes for row in rows), sum(row.damage_nats for row in rows)
     solution = Solution(tuple(0 for _ in rows), total, damage, damage)
-    return _plan(sensitivity, problem, rows, solution, f"uniform {format}, {rounding}", None)
+    return _plan(sensitivity, problem, rows, solution, name, None)
 
 
 def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) -> Problem:
@@ -119,8 +129,8 @@ def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], lim
     if limit < least:
         raise fail(
             "budget/minimum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",
-            wanted=f"at least {least / 1e6:.2f} MB, of which {sensitivity.kept_nbytes / 1e6:.2f} MB are embeddings, norms and "
-            "other tensors that this container keeps in 16 bit",
+            wanted=f"at least {least / 1e6:.2f} MB, of which {sensitivity.kept_nbytes / 1e6:.2f} MB are tensors that this "
+            "container does not quantize",
             help=f"--budget {-(-least // 10**4) / 100:.2f}MB",
         )  # fmt: skip
     if limit > most:

@@ -16,9 +16,11 @@ def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
     """Bytes of all tensors that ``text`` allows.
 
     ``+10%`` (or ``-5%``): over the container's own quantizer applied to this model. ``4.6bpw``: bits for each quantizable
-    weight, on top of what is kept. ``0.5GB``, ``500MB``, ``400MiB``: the whole.
+    weight, on top of what is kept. ``0.5GB``, ``500MB``, ``400MiB``: the whole. ``like Q4_K_M``: what that recipe takes.
     """
     text = text.strip()
+    if match := re.fullmatch(r"like\s+(\S+)", text):
+        return _like(match[1].upper(), sensitivity)
     if match := re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s*%", text):
         return int(sensitivity.stock_nbytes() * (1 + float(match[1]) / 100))
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*bpw", text, re.IGNORECASE):
@@ -28,4 +30,15 @@ def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
     raise fail(
         "budget/syntax", "--budget", saw=repr(text), wanted="a budget such as +10%, 0.5GB, 500MB or 4.6bpw",
         help="--budget +10%",
+    )  # fmt: skip
+
+
+def _like(recipe: str, sensitivity: Sensitivity) -> int:
+    if recipe in sensitivity.sizes:
+        return sensitivity.sizes[recipe]
+    known = ", ".join(sensitivity.sizes)
+    raise fail(
+        "budget/like", f"--like {recipe}", saw=f"no recipe of this name for {sensitivity.container}",
+        wanted=f"one of {known}" if known else "a container with recipes: gguf",
+        help="--like Q4_K_M" if known else "--container gguf --like Q4_K_M",
     )  # fmt: skip

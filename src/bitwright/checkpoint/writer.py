@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from bitwright.checkpoint.headers import INDEX_NAME, ITEM_BYTES, SINGLE_NAME
 from bitwright.checkpoint.tensors import NAMES
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail
 
 SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
+FILE_SUFFIXES = (".gguf",)  # of checkpoints that are one file
 MARGIN_BYTES = 64 * 2**20  # kept free on the disk beside what is written
 
 
@@ -51,21 +52,62 @@ def atomic_directory(out: Path) -> Iterator[Path]:
         _sync(scratch)
         os.rename(scratch, out)
     except OSError as error:
-        raise fail(
-            "output/write", out, saw=error.strerror or str(error),
-            wanted="a directory that can be written, on a disk with room",
-            help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
-        ) from error  # fmt: skip
+        raise _unwritable(out, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(out: Path) -> Iterator[Path]:
+    """The path of a scratch file that becomes ``out`` when the block ends well, with what was written beside it."""
+    scratch = out.parent / f".{out.name}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch / out.name
+        _sync(scratch)
+        for path in sorted(scratch.iterdir(), key=lambda path: path.name == out.name):  # the file itself at last
+            os.replace(path, out.parent / path.name)
+        _sync(out.parent)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def atomic_output(out: Path) -> AbstractContextManager[Path]:
+    """``atomic_file`` for a name with a suffix of one, else ``atomic_directory``."""
+    return atomic_file(out) if out.suffix in FILE_SUFFIXES else atomic_directory(out)
+
+
+def beside(out: Path, name: str) -> Path:
+    """Where the text ``name`` belongs that goes with the model ``out``: inside a directory, else next to the file."""
+    return out.with_name(f"{out.stem}.{name}") if out.suffix in FILE_SUFFIXES else out / name
+
+
+def remove(out: Path) -> None:
+    """Empty the directory ``out``, or remove the file."""
+    if out.suffix in FILE_SUFFIXES:
+        out.unlink()
+        return
+    shutil.rmtree(out)
+    out.mkdir()
+
+
+def require_suffix(out: Path, suffix: str) -> None:
+    """Raise unless the name of ``out`` ends as the container asks: ``suffix``, or for a directory none of a file."""
+    if suffix != (out.suffix if out.suffix in FILE_SUFFIXES else ""):
+        raise fail(
+            "output/suffix", out, saw=f"a name that ends in {out.suffix!r}" if out.suffix else "a name without a suffix",
+            wanted=f"OUT ends in {suffix}" if suffix else "OUT is a directory",
+            help=f"bitwright quantize SOURCE {out.with_suffix(suffix)}" + ("" if suffix else ", or --container gguf"),
+        )  # fmt: skip
 
 
 def require_new(out: Path) -> None:
     """Raise unless ``out`` can be created: it does not exist, and the nearest parent that does can be written."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise fail(
-            "output/exists", out, saw="already there", wanted="OUT is a new directory", help=f"rm -r {out}, or name another"
-        )
+        raise fail("output/exists", out, saw="already there", wanted="OUT is a new name", help=f"rm -r {out}, or name another")
     parent = next(p for p in out.absolute().parents if p.exists())
     try:
         os.rmdir(tempfile.mkdtemp(dir=parent))  # the only test that also holds for root and for read-only mounts
@@ -134,6 +176,13 @@ def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tup
             file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _unwritable(out: Path, error: OSError) -> BitwrightError:
+    return fail(
+        "output/write", out, saw=error.strerror or str(error), wanted="a place that can be written, on a disk with room",
+        help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
+    )  # fmt: skip
 
 
 def _sync(directory: Path) -> None:

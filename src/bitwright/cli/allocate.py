@@ -15,7 +15,8 @@ from bitwright.cli.common import guarded, wide_console
 @guarded
 def run(
     sensitivity: Annotated[Path, typer.Argument(help="The table that bitwright measure wrote.")],
-    budget: Annotated[str, typer.Option(help="+10% (over plain NF4), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write.")] = Path("plan.json"),
@@ -28,7 +29,7 @@ def run(
     from bitwright.measure.sensitivity import Sensitivity
 
     table = Sensitivity.load(sensitivity)
-    plan = allocate(table, budget, max_damage=max_damage, pins=tuple(set_ or ()))
+    plan = allocate(table, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()))
     output.write_text(plan.to_json(), encoding="utf-8")
     if json_:
         print(json.dumps(plan.to_dict(), indent=1))
@@ -45,7 +46,7 @@ def run(
         if choice.reason:
             console.print(f"{choice.weight.removesuffix('.weight')}  {choice.reason}", highlight=False, soft_wrap=True)
     console.print(
-        f"\n{output}: {plan.nbytes / 1e6:.2f} MB ({100 * (plan.nbytes / stock - 1):+.1f} % against plain NF4), "
+        f"\n{output}: {plan.nbytes / 1e6:.2f} MB ({100 * (plan.nbytes / stock - 1):+.1f} % against {table.stock}), "
         f"{plan.bits_per_weight(table.n_parameters):.2f} bits per weight, predicted {plan.check_nats:.4f} nats "
         f"(+- {plan.check_stderr:.4f}), gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
         f"{plan.price_nats_per_mb:.2g} nats",

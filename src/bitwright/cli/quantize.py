@@ -15,8 +15,9 @@ from bitwright.cli.common import guarded, settings_of, wide_console
 @guarded
 def run(
     source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")],
-    out: Annotated[Path, typer.Argument(help="The directory to create.")],
-    budget: Annotated[str, typer.Option(help="+10% (over plain NF4), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    out: Annotated[Path, typer.Argument(help="The directory or .gguf file to create.")],
+    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
     container: common.Container = "bitsandbytes",
@@ -36,6 +37,7 @@ def run(
 ) -> None:
     """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
 
+    from bitwright.checkpoint.writer import beside
     from bitwright.evaluate.report import sentences, table
     from bitwright.pipeline import quantize
     from bitwright.progress import Reporter
@@ -45,20 +47,20 @@ def run(
         seed=seed, max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, compare=compare,
     )  # fmt: skip
     report = quantize(
-        source, out, budget, max_damage=max_damage, pins=tuple(set_ or ()), workdir=workdir or None, settings=settings,
-        reporter=Reporter(quiet=json_),
+        source, out, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()),
+        workdir=workdir or None, settings=settings, reporter=Reporter(quiet=json_),
     )  # fmt: skip
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return
     console = wide_console()
     console.print()
-    console.print(table(report.verdict.entries), soft_wrap=True)
+    console.print(table(report.verdict.entries, report.verdict.stock), soft_wrap=True)
     console.print()
     for sentence in sentences(report):
         console.print(sentence, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     console.print(
-        f"\n{out}  {sum(report.seconds.values()):.0f} s; every figure and reason: {out / 'report.json'}", soft_wrap=True
+        f"\n{out}  {sum(report.seconds.values()):.0f} s; every figure and reason: {beside(out, 'report.json')}", soft_wrap=True
     )

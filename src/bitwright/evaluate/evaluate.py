@@ -58,7 +58,7 @@ def compare(
             lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
             raise fail(
                 "evaluate/process", ", ".join(c.path for c in candidates), saw=f"exit code {done.returncode}: {lines[-1]}",
-                wanted="stock transformers loads and runs every model", help="load the model by hand to see the whole message",
+                wanted="the stock runtime loads and runs every model", help="load the model by hand to see the whole message",
             )  # fmt: skip
         return [
             Divergence(**{**row, "kl_of_sequence": tuple(row["kl_of_sequence"])})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bitwright.evaluate.verify import NOISE_FLOOR, STOCK, Entry, Verdict
+from bitwright.evaluate.verify import NOISE_FLOOR, Entry, Verdict
 from bitwright.plan import Plan
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Report:
 
     @property
     def kl_ratio_to_stock(self) -> float:
-        return self.result.divergence.kl / self.verdict.entry(STOCK).divergence.kl
+        return self.result.divergence.kl / self.verdict.entry(self.verdict.stock).divergence.kl
 
     @property
     def predicted_over_measured(self) -> float:
@@ -65,12 +65,12 @@ class Report:
 
 def sentences(report: Report) -> tuple[str, str, str]:
     """What was gained for what, what was done, and how far to trust it."""
-    result, stock, plan = report.result, report.verdict.entry(STOCK), report.plan
+    result, stock, plan = report.result, report.verdict.entry(report.verdict.stock), report.plan
     change = 100 * (result.nbytes / stock.nbytes - 1)
     factor = stock.divergence.kl / max(result.divergence.kl, 1e-12)
-    size = f"{result.nbytes / 1e6:.1f} MB, {abs(change):.1f} % {'more' if change >= 0 else 'less'} than plain NF4 and "
+    size = f"{result.nbytes / 1e6:.1f} MB, {abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label} and "
     gained = f"{size}{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model; its divergence from the 16-bit "
-    gained += f"model is {factor:.1f} times smaller than that of plain NF4 ({result.divergence.kl:.4f} against "
+    gained += f"model is {factor:.1f} times smaller than that of {stock.label} ({result.divergence.kl:.4f} against "
     gained += f"{stock.divergence.kl:.4f} nats per token)."
     formats: dict[str, int] = {}
     for choice in plan.choices:
@@ -88,7 +88,7 @@ def sentences(report: Report) -> tuple[str, str, str]:
     return gained, done, trust
 
 
-def table(entries: tuple[Entry, ...], stock_label: str = STOCK) -> Table:
+def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
     """One line per contender: size, divergence, agreement, perplexity, and both against stock."""
     view = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("", "MB", "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max", "top-1", "perplexity"):

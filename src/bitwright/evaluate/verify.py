@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from bitwright.plan import Plan
 
 NOISE_FLOOR = "16-bit arithmetic"
-STOCK = "stock NF4"
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Verdict:
     """All lines, the one that was shipped, and the gate's words."""
 
     entries: tuple[Entry, ...]
+    stock: str  # label of what people get without us
     shipped: str
     gate: str
 
@@ -52,7 +52,7 @@ class Verdict:
         return next(e for e in self.entries if e.label == label)
 
 
-def judge(result: Contender, others: list[Contender], divergences: list[Divergence]) -> Verdict:
+def judge(result: Contender, others: list[Contender], divergences: list[Divergence], stock: str) -> Verdict:
     """The gate: a uniform choice of no more bytes that measures better replaces the result.
 
     ``divergences`` are those of ``[result, *others]`` in this order.
@@ -65,9 +65,9 @@ def judge(result: Contender, others: list[Contender], divergences: list[Divergen
         if contender.uniform and entry.nbytes <= own.nbytes and entry.divergence.kl < own.divergence.kl
     ]  # fmt: skip
     if not rivals:
-        return Verdict(entries, own.label, "no uniform choice of as many bytes measures better")
+        return Verdict(entries, stock, own.label, "no uniform choice of as many bytes measures better")
     best = min(rivals, key=lambda entry: entry.divergence.kl)
     return Verdict(
-        entries, best.label,
+        entries, stock, best.label,
         f"{best.label} measures {best.divergence.kl:.4f} nats against {own.divergence.kl:.4f} and was shipped instead",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A fresh process that loads checkpoints with stock transformers and compares them: python -m bitwright.evaluate.worker."""
+"""A fresh process that loads checkpoints with the stock runtimes and compares them: python -m bitwright.evaluate.worker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging
 
+from bitwright.evaluate import llama_cpp
 from bitwright.evaluate.divergence import Divergence, TokenFigures, compare, summarize
 from bitwright.progress import Reporter
 
@@ -29,14 +30,20 @@ def stock_nf4(skip_modules: list[str] | None) -> BitsAndBytesConfig:
     )
 
 
-def load(candidate: dict[str, Any], device: str) -> Any:
-    """The model as any user would load it; ``quantize`` asks bitsandbytes to quantize it on the way."""
+def load(candidate: dict[str, Any], device: str, n_tokens: int) -> Any:
+    """The model as any user would load it: a .gguf file in llama.cpp where that is installed, else decoded by transformers;
+    ``quantize`` asks bitsandbytes to quantize on the way."""
     options: dict[str, Any] = {"dtype": getattr(torch, candidate["dtype"])}
+    path = candidate["path"]
+    if path.endswith(".gguf"):
+        if llama_cpp.available():
+            return llama_cpp.LlamaCpp(Path(path), n_tokens)
+        options |= {"gguf_file": Path(path).name, "quantization_config": GgufConfig(dequantize=True)}
+        path = str(Path(path).parent)
     if candidate["quantize"]:
         options["quantization_config"] = stock_nf4(candidate["skip_modules"])
     if device != "cpu":
         options["device_map"] = device
-    path = candidate["path"]
     return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=candidate["trust_remote_code"], **options).eval()
 
 
@@ -44,6 +51,9 @@ def load(candidate: dict[str, Any], device: str) -> Any:
 def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Tensor]:
     """Logits [T, V] of each sequence of ``ids`` [S, T]; as many share a forward pass as FORWARD_ENTRIES allow, since a
     quantized model unpacks its weights once per pass."""
+    if isinstance(model, llama_cpp.LlamaCpp):
+        yield from (model.logits(sequence) for sequence in ids)
+        return
     vocabulary = model.config.get_text_config().vocab_size
     for batch in ids.split(max(1, FORWARD_ENTRIES // (ids.shape[1] * vocabulary))):
         yield from model(batch.to(device), use_cache=False).logits
@@ -67,7 +77,7 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     device = job["device"]
     results = []
     with tempfile.TemporaryDirectory(dir=job["scratch"]) as scratch:
-        model = load(job["reference"], device)
+        model = load(job["reference"], device, ids.shape[1])
         cache = [Path(scratch) / f"{s}.pt" for s in range(len(ids))]
         for path, logits in reporter.track(
             zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)
@@ -77,7 +87,7 @@ def run(job: dict[str, Any]) -> list[Divergence]:
             torch.save(torch.cat(halves), path)
         del model, logits
         for candidate in job["candidates"]:
-            model = load(candidate, device)
+            model = load(candidate, device, ids.shape[1])
             figures = []
             stage = f"evaluate {candidate['label']}"
             for s, logits in enumerate(reporter.track(logits_of(model, ids, device), stage, len(ids))):

@@ -21,9 +21,11 @@ from bitwright.checkpoint.writer import TensorPlan, write_safetensors
 from bitwright.errors import fail
 from bitwright.export.container import CodesOf, Container
 from bitwright.formats.codes import Codes, NestedScales, dynamic_map
-from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format, SixteenBit
+from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format
+from bitwright.formats.ggml import GgmlFormat
 from bitwright.formats.pack import pack_nibbles
 from bitwright.models.skeleton import Skeleton
+from bitwright.models.spec import ModelSpec
 from bitwright.plan import Plan
 
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
@@ -32,7 +34,7 @@ COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
 def nbytes(format: Format, n_rows: int, n_cols: int) -> int:
     """Bytes that a weight [n_rows, n_cols] takes in the file, quantization state included."""
     count = n_rows * n_cols
-    if isinstance(format, SixteenBit):
+    if not isinstance(format, BlockFormat):
         return 2 * count
     blocks = -(-count // format.block_size)
     state = len(_state_json(format, (n_rows, n_cols), torch.bfloat16, 0.0))
@@ -98,6 +100,7 @@ def write(directory: Path, skeleton: Skeleton, plan: Plan, codes_of: CodesOf) ->
                 yield weight.name, skeleton.read(weight.name)
             else:
                 codes = codes_of(weight, choice.format, choice.rounding)
+                assert isinstance(codes, Codes)
                 yield from weight_tensors(weight.name, codes, dtype).items()
 
     total = write_safetensors(directory, _layout(skeleton, choices, dtype), tensors())
@@ -121,7 +124,7 @@ def _layout(skeleton: Skeleton, choices: dict[str, Any], dtype: torch.dtype) -> 
     plans = [sixteen(kept.name) for kept in skeleton.spec.kept if kept.tied_to is None]
     for weight in skeleton.spec.weights:
         format = FORMATS[choices[weight.name].format]
-        if isinstance(format, SixteenBit):
+        if not isinstance(format, BlockFormat):
             plans.append(sixteen(weight.name))
             continue
         name, count = weight.name, weight.n_rows * weight.n_cols
@@ -188,12 +191,31 @@ def _copy_companions(directory: Path, skeleton: Skeleton) -> None:
             (directory / path.name).write_bytes(path.read_bytes())
 
 
-BITSANDBYTES = Container(
-    name="bitsandbytes",
-    formats=tuple(FORMATS),
-    menu=("nf4-b32-dq", "nf4-b64-dq"),
-    stock_format="nf4-b64",
-    nbytes=nbytes,
-    unavailable=unavailable,
-    write=write,
-)
+class Bitsandbytes(Container):
+    name = "bitsandbytes"
+    formats = tuple(name for name, format in FORMATS.items() if not isinstance(format, GgmlFormat))
+    stock_name = "stock NF4"
+    stock_format = "nf4-b64"
+    rounds_on_load = True
+
+    def menu(self, n_cols: int) -> tuple[str, ...]:
+        return ("nf4-b32-dq", "nf4-b64-dq")
+
+    def stock(self, spec: ModelSpec) -> dict[str, str]:
+        stock = FORMATS[self.stock_format]
+        return {w.name: stock.name for w in spec.weights if not unavailable(stock, w.n_rows, w.n_cols)}
+
+    def nbytes(self, format: Format, n_rows: int, n_cols: int) -> int:
+        return nbytes(format, n_rows, n_cols)
+
+    def kept_nbytes(self, skeleton: Skeleton) -> int:
+        return skeleton.spec.kept_nbytes
+
+    def unavailable(self, format: Format, n_rows: int, n_cols: int) -> str | None:
+        return unavailable(format, n_rows, n_cols)
+
+    def write(self, out: Path, skeleton: Skeleton, plan: Plan, codes_of: CodesOf) -> int:
+        return write(out, skeleton, plan, codes_of)
+
+
+BITSANDBYTES = Bitsandbytes()

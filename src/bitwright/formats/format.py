@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitwright.formats.ggml import GGML_FORMATS, GgmlFormat
 from bitwright.formats.grids import FP4_LEVELS, NF4_LEVELS
 
 NESTED_BLOCK_SIZE = 256  # scales that share one second-level scale under double quantization
@@ -32,7 +33,8 @@ class SixteenBit:
     name: str = "16bit"
 
 
-Format = BlockFormat | SixteenBit
+Quantized = BlockFormat | GgmlFormat
+Format = Quantized | SixteenBit
 SIXTEEN_BIT = SixteenBit()
 
 
@@ -43,7 +45,14 @@ def _rows() -> dict[str, Format]:
             for double_quant in (False, True):
                 name = f"{grid}-b{block_size}" + ("-dq" if double_quant else "")
                 rows[name] = BlockFormat(name, grid, levels, block_size, double_quant)
-    return rows
+    return rows | GGML_FORMATS
 
 
 FORMATS: dict[str, Format] = _rows()
+
+
+def quantized(name: str) -> Quantized:
+    """The format called ``name``, which is not 16 bit."""
+    format = FORMATS[name]
+    assert not isinstance(format, SixteenBit)
+    return format

@@ -1,4 +1,4 @@
-"""Codes as named tensors for the work directory, two codes to a byte, and back."""
+"""Codes as named tensors for the work directory, as small as in a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.codes import Codes, NestedScales, PlainScales
-from bitwright.formats.format import BlockFormat
+from bitwright.formats.format import Quantized
+from bitwright.formats.ggml import GgmlFormat
+from bitwright.formats.ggml_bytes import from_bytes, to_bytes
+from bitwright.formats.ggml_codes import GgmlCodes
+
+AnyCodes = Codes | GgmlCodes
 
 
 def pack_nibbles(code: Tensor) -> Tensor:
@@ -22,7 +27,9 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     return torch.stack([packed >> 4, packed & 0xF], 1).reshape(-1)[:count]
 
 
-def codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
+def codes_to_tensors(codes: AnyCodes) -> dict[str, Tensor]:
+    if isinstance(codes, GgmlCodes):
+        return {"records": to_bytes(codes)}
     scales = codes.scales
     tensors = {"code": pack_nibbles(codes.code)}
     if isinstance(scales, PlainScales):
@@ -31,7 +38,9 @@ def codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
     return tensors | {"scale_code": scales.code, "nested_scale": scales.nested_scale, "offset": offset}
 
 
-def codes_from_tensors(format: BlockFormat, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> Codes:
+def codes_from_tensors(format: Quantized, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> AnyCodes:
+    if isinstance(format, GgmlFormat):
+        return from_bytes(format, shape, tensors["records"])
     code = unpack_nibbles(tensors["code"], prod(shape))
     if "scale" in tensors:
         return Codes(format, shape, code, PlainScales(tensors["scale"]))

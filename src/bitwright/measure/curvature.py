@@ -102,3 +102,29 @@ def relative_output_errors(weight: Tensor, changes: list[Tensor], moment: Tensor
     """sqrt(tr(dW S dW^T) / tr(W S W^T)) of each change: the share of the layer's output that is error."""
     whole = energy(weight, moment)
     return [(max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0 for change in changes]
+
+
+class Errors:
+    """Relative errors and energies of several changes of one weight, gathered rows by rows."""
+
+    def __init__(self, n_changes: int) -> None:
+        self._weight = self._output = 0.0
+        self._changes = [[0.0, 0.0, 0.0] for _ in range(n_changes)]
+
+    def add(self, weight: Tensor, changes: list[Tensor], plain: Tensor, moment: Tensor) -> None:
+        """Take some rows [R, K] of the weight and of its changes into account."""
+        self._weight += float(weight.float().square().sum())
+        self._output += energy(weight, plain)
+        for sums, change in zip(self._changes, changes, strict=True):
+            sums[0] += float(change.float().square().sum())
+            sums[1] += energy(change, plain)
+            sums[2] += energy(change, moment)
+
+    def weight_error(self, at: int) -> float:
+        return (self._changes[at][0] / self._weight) ** 0.5 if self._weight > 0 else 0.0
+
+    def output_error(self, at: int) -> float:
+        return (max(self._changes[at][1], 0.0) / self._output) ** 0.5 if self._output > 0 else 0.0
+
+    def moment_energy(self, at: int) -> float:
+        return self._changes[at][2]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.errors import fail
-from bitwright.formats.codes import Codes
-from bitwright.formats.format import BlockFormat
-from bitwright.formats.pack import codes_from_tensors, codes_to_tensors
+from bitwright.formats.pack import AnyCodes, codes_to_tensors
 from bitwright.measure.calibration import Folds
 from bitwright.measure.curvature import (
     add_second_moment,
@@ -25,113 +22,36 @@ from bitwright.measure.curvature import (
     relative_weight_error,
     token_weights,
 )
-from bitwright.measure.stream import BlockStream, backward_through
+from bitwright.measure.heap import return_free_pages
+from bitwright.measure.pieces import codes_piece, gradient_piece, hidden_piece, load_block, results_piece
+from bitwright.measure.recipe import Candidate, Measured, Recipe
+from bitwright.measure.stream import BlockStream, HeadState, backward_through
+from bitwright.measure.vocabulary import measure_vocabulary, save_head
 from bitwright.models.spec import Weight
 from bitwright.progress import Reporter
-from bitwright.rounding.calibrated import round_calibrated
-from bitwright.rounding.error_feedback import DAMPING, Feedback
-from bitwright.rounding.nearest import nearest
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How weights are measured and rounded. Each default is the winner of an experiment in docs/LOG.md."""
-
-    formats: tuple[BlockFormat, ...]  # rounded with calibration
-    stock: BlockFormat  # also rounded to nearest, for comparison
-    unavailable: Callable[[BlockFormat, int, int], str | None]  # why a format cannot store a weight of N x K
-    plain_share: float = 0.1  # of the unweighted second moment in the blend
-    damping: float = DAMPING
-    batch_tokens: int = 2048
-    seed: int = 0
-
-    def formats_of(self, weight: Weight) -> list[BlockFormat]:
-        """The formats that ``weight`` is rounded to."""
-        return [format for format in self.formats if not self.unavailable(format, weight.n_rows, weight.n_cols)]
-
-    def stock_of(self, weight: Weight) -> list[BlockFormat]:
-        """The stock format, or nothing where it cannot store ``weight``."""
-        return [] if self.unavailable(self.stock, weight.n_rows, weight.n_cols) else [self.stock]
-
-    def unmeasured(self, weight: Weight) -> Measured:
-        """What will be found for ``weight``, with zeros for figures."""
-        pairs = [(format.name, "nearest") for format in self.stock_of(weight)]
-        pairs += [(format.name, "calibrated") for format in self.formats_of(weight)]
-        return Measured(weight.name, self.damping, tuple(Candidate(*pair, *[0.0] * 7) for pair in pairs))
-
-    def key(self) -> dict[str, object]:
-        numbers = (self.plain_share, self.damping, self.batch_tokens, self.seed)
-        return {"formats": [format.name for format in self.formats], "stock": self.stock.name, "numbers": numbers}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What was found for one weight in one format."""
-
-    format: str
-    rounding: str
-    damage_nats: float
-    damage_stderr: float
-    check_nats: float
-    check_stderr: float
-    weight_error: float
-    output_error: float
-    moment_nats: float  # tr(dW S dW^T) / (2 N) with the moment that rounding used: damage if outputs were independent
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All candidates of one weight, and the damping that its second moment needed."""
-
-    name: str
-    damping: float
-    candidates: tuple[Candidate, ...]
+from bitwright.rounding.error_feedback import Feedback
+from bitwright.rounding.round import round_calibrated, round_nearest
 
 
 def measure_blocks(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> list[Measured]:
     """Round and score every weight; codes and scores of each block stay in ``work``, which a killed run resumes from."""
-    done = [index for index in range(stream.n_blocks) if work.has(_results(index))]
+    done = [index for index in range(stream.n_blocks) if work.has(results_piece(index))]
     lowest = min(done, default=stream.n_blocks)
     if lowest > 0:
         stream.fill_rest()
         first = _embed(stream, folds, recipe)
-        if lowest == stream.n_blocks and not work.has(_gradient(lowest)):
+        if lowest == stream.n_blocks and not work.has(gradient_piece(lowest)):
             _forward_sweep(stream, folds, recipe, first, work, reporter)
             _top_gradient(stream, folds, recipe, work, reporter)
         stream.release_rest()
         for index in reporter.track(reversed(range(lowest)), "measure and round blocks", lowest):
             _measure_block(stream, folds, recipe, work, index)
-    return [m for index in range(stream.n_blocks) for m in load_block(work, index)]
-
-
-def load_block(work: WorkDir, index: int) -> list[Measured]:
-    """The results of one finished block."""
-    return [
-        Measured(m["name"], m["damping"], tuple(Candidate(**c) for c in m["candidates"]))
-        for m in work.load_json(_results(index))
-    ]
-
-
-def load_codes(work: WorkDir, weight: Weight, format: BlockFormat) -> Codes:
-    """The calibrated codes of ``weight`` in ``format``, as measured."""
-    tensors = work.load_tensors(_codes(weight.block), prefix=f"{weight.name}|{format.name}|")
-    return codes_from_tensors(format, (weight.n_rows, weight.n_cols), tensors)
-
-
-def _hidden(index: int) -> str:
-    return f"hidden-{index:04d}.safetensors"
-
-
-def _gradient(index: int) -> str:
-    return f"gradient-{index:04d}.safetensors"
-
-
-def _results(index: int) -> str:
-    return f"block-{index:04d}.json"
-
-
-def _codes(index: int) -> str:
-    return f"block-{index:04d}.safetensors"
+    indices = list(range(stream.n_blocks))
+    if stream.skeleton.spec.vocabulary:
+        if not work.has(results_piece(stream.n_blocks)):
+            measure_vocabulary(stream, folds, recipe, work, reporter)
+        indices.append(stream.n_blocks)
+    return [m for index in indices for m in load_block(work, index)]
 
 
 def _batches(count: int, n_tokens: int, recipe: Recipe) -> list[slice]:
@@ -151,11 +71,11 @@ def _embed(stream: BlockStream, folds: Folds, recipe: Recipe) -> Tensor:
 def _forward_sweep(stream: BlockStream, folds: Folds, recipe: Recipe, first: Tensor, work: WorkDir, reporter: Reporter) -> None:
     """Boundary activations of every block, [S, T, D] each, into ``work``."""
     batches = _batches(len(first), folds.n_tokens, recipe)
-    start = max((i for i in range(stream.n_blocks + 1) if work.has(_hidden(i))), default=-1)
+    start = max((i for i in range(stream.n_blocks + 1) if work.has(hidden_piece(i))), default=-1)
     if start < 0:
         start = 0
-        work.save_tensors(_hidden(0), {"hidden": first})
-    hidden = work.load_tensors(_hidden(start))["hidden"]
+        work.save_tensors(hidden_piece(0), {"hidden": first})
+    hidden = work.load_tensors(hidden_piece(start))["hidden"]
     for index in reporter.track(range(start, stream.n_blocks), "forward", stream.n_blocks - start):
         with stream.block(index) as block, torch.no_grad():
             for batch in batches:
@@ -166,25 +86,31 @@ def _forward_sweep(stream: BlockStream, folds: Folds, recipe: Recipe, first: Ten
                 "measure/not-finite", f"{stream.skeleton.block_path}.{index}", saw="activations overflow to NaN or infinity",
                 wanted=f"finite activations in {stream.dtype}", help="measure in 32 bit: --dtype float32",
             )  # fmt: skip
-        work.save_tensors(_hidden(index + 1), {"hidden": hidden})
+        work.save_tensors(hidden_piece(index + 1), {"hidden": hidden})
 
 
 def _top_gradient(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> None:
     """Gradient of the sampled-label loss at the last block's output, one sequence at a time."""
     ids = folds.all
-    hidden = work.load_tensors(_hidden(stream.n_blocks))["hidden"]
+    hidden = work.load_tensors(hidden_piece(stream.n_blocks))["hidden"]
     gradient = torch.empty_like(hidden)
+    seen: list[HeadState] = []
     for s in reporter.track(range(len(ids)), "sample labels", len(ids)):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + s)
         given = hidden[s : s + 1].to(stream.device)
-        gradient[s] = stream.sampled_score_gradient(ids[s : s + 1], given, generator)[0].to(hidden.device)
-    work.save_tensors(_gradient(stream.n_blocks), {"gradient": gradient})
+        found, state = stream.sampled_score_gradient(ids[s : s + 1], given, generator)
+        gradient[s] = found[0].to(hidden.device)
+        if stream.skeleton.spec.vocabulary:
+            seen.append(state)
+    if seen:
+        save_head(work, seen)
+    work.save_tensors(gradient_piece(stream.n_blocks), {"gradient": gradient})
 
 
 def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, index: int) -> None:
     """Recompute block ``index``, round its weights in every format, score them, and pass the gradient down."""
-    hidden = work.load_tensors(_hidden(index))["hidden"]
-    gradient = work.load_tensors(_gradient(index + 1))["gradient"]
+    hidden = work.load_tensors(hidden_piece(index))["hidden"]
+    gradient = work.load_tensors(gradient_piece(index + 1))["gradient"]
     weights = {w.name: w for w in stream.skeleton.spec.weights if w.block == index}
     n_rounding = len(folds.rounding)
     with stream.block(index) as block:
@@ -204,21 +130,23 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
                     captured.append((inputs, gradients))
         tensors: dict[str, Tensor] = {}
         results: list[Measured] = []
+        del passed, inputs, gradients, given, down
         for name, weight in sorted(weights.items(), key=lambda item: item[1].n_cols):  # the widest when the others are gone
             value = _matrix(linears[name], weight)
             inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
             gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
+            return_free_pages(value.numel())
             found, codes = _measure_weight(weight, value, statistics, inputs_of, gradients_of, folds, recipe)
             results.append(found)
             for one in codes:
                 for part, tensor in codes_to_tensors(one).items():
                     tensors[f"{name}|{one.format.name}|{part}"] = tensor
-    if index > 0:
-        work.save_tensors(_gradient(index), {"gradient": gradient})
-    work.save_tensors(_codes(index), tensors)
-    work.save_json(_results(index), [asdict(result) for result in results])
-    work.drop(_gradient(index + 1))
-    work.drop(_hidden(index + 1))
+    if index > 0 or stream.skeleton.spec.vocabulary:
+        work.save_tensors(gradient_piece(index), {"gradient": gradient})
+    work.save_tensors(codes_piece(index), tensors)
+    work.save_json(results_piece(index), [asdict(result) for result in results])
+    work.drop(gradient_piece(index + 1))
+    work.drop(hidden_piece(index + 1))
 
 
 def _matrix(linear: Any, weight: Weight) -> Tensor:
@@ -265,13 +193,14 @@ def _measure_weight(
     gradients: Tensor,
     folds: Folds,
     recipe: Recipe,
-) -> tuple[Measured, list[Codes]]:
+) -> tuple[Measured, list[AnyCodes]]:
     plain, weighted = statistics.take(spec.name)
     unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
     feedback = Feedback.of(blend_into(weighted, plain, recipe.plain_share), recipe.damping, reuse=True)
-    codes, moment, damping = round_calibrated(weight, feedback, recipe.formats_of(spec)), feedback.moment, feedback.damping
+    codes = round_calibrated(weight, feedback, recipe.formats[spec.name])
+    moment, damping = feedback.moment, feedback.damping
     del feedback  # its factor is as large as a second moment
-    stock = [nearest(weight, format) for format in recipe.stock_of(spec)]
+    stock = [round_nearest(weight, format) for format in recipe.stock_of(spec)]
     changes = [one.decode().sub_(weight) for one in (*stock, *codes)]
     moments = [unit * energy(change, moment) for change in changes]
     del weighted, moment  # one and the same

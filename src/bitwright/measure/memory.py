@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from dataclasses import dataclass, replace
 
 import psutil
 
 from bitwright.errors import fail
 from bitwright.measure.calibration import SHARES
-from bitwright.measure.measure import Recipe
-from bitwright.models.spec import ModelSpec, Weight
+from bitwright.measure.recipe import Recipe
+from bitwright.models.spec import LINEAR, ModelSpec, Weight
 
-M_MMAP_THRESHOLD = -3  # malloc.h
-LARGE_BLOCK = 4 * 2**20
-KEPT_BY_GLIBC = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX
 WORKSPACE_BYTES = 200 * 2**20  # allocator slack, chunks of logits and of score products
 
 
@@ -40,7 +35,8 @@ def peak(spec: ModelSpec, recipe: Recipe, n_sequences: int, n_tokens: int, items
     """The formula of docs/measure.md, checked against a measurement by benchmarks/cost.py."""
     blocks: dict[int, list[Weight]] = {}
     for weight in spec.weights:
-        blocks.setdefault(weight.block, []).append(weight)
+        if weight.kind == LINEAR:
+            blocks.setdefault(weight.block, []).append(weight)
     largest = max(blocks.values(), key=lambda ws: sum(w.n_rows * w.n_cols for w in ws))
     widths = sum(w.n_rows + w.n_cols for w in largest)
     widest = max(w.n_cols for w in largest)
@@ -52,8 +48,8 @@ def peak(spec: ModelSpec, recipe: Recipe, n_sequences: int, n_tokens: int, items
         boundaries=2 * n_sequences * n_tokens * hidden_size * itemsize,
         captured=(scored + 2 * batch) * widths * itemsize,
         moments=4 * (2 * sum(w.n_cols**2 for w in largest) + widest**2),
-        rounding=biggest * 4 * (4 + len(recipe.formats)),
-        head=spec.kept_nbytes * itemsize // 2,
+        rounding=biggest * 4 * (4 + max(len(formats) for formats in recipe.formats.values())),
+        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * itemsize // 2,
     )
 
 
@@ -81,18 +77,6 @@ def fit(
         wanted=f"at least {needed / 1e9:.2f} GB, of which {libraries / 1e9:.2f} GB are the libraries",
         help=f"--max-memory {-(-needed // 10**7) / 100:.2f}GB, or less calibration: --sequences {max(6, n_sequences // 2)}",
     )  # fmt: skip
-
-
-def return_large_blocks(spec: ModelSpec) -> None:
-    """For a model whose largest weight exceeds KEPT_BY_GLIBC in float32: let glibc hand freed memory back at once.
-
-    Left alone it keeps freed blocks of up to that size for later, a third of what such a model takes in all. For smaller
-    models that is cheap, and asking the system for every block anew is not (docs/LOG.md). Elsewhere nothing happens.
-    """
-    if max(4 * w.n_rows * w.n_cols for w in spec.weights) <= KEPT_BY_GLIBC:
-        return
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def available_nbytes() -> int:

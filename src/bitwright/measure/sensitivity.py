@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import fail
 
-SCHEMA = "bitwright.sensitivity/1"
+SCHEMA = "bitwright.sensitivity/2"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class WeightRows:
     n_rows: int
     n_cols: int
     rows: tuple[Row, ...]
+    stock: str  # the format that the container's own quantizer stores it in
     damping: float  # share of the mean diagonal that the second moment needed to be factored
     unavailable: tuple[tuple[str, str], ...] = ()  # (format, why it cannot store this weight)
 
@@ -56,10 +57,11 @@ class Sensitivity:
 
     source: str
     container: str
-    stock_format: str  # what the container's own quantizer writes, the zero of "+10%"
-    kept_nbytes: int  # tensors outside the choice: embeddings, norms, head
+    stock: str  # what people get without us, the zero of "+10%"
+    kept_nbytes: int  # what lies outside the choice: norms, file headers, and embeddings where the container keeps them
     weights: tuple[WeightRows, ...]
     provenance: dict[str, Any]
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of well-known recipes applied to this model
     schema: str = SCHEMA
 
     @property
@@ -67,9 +69,8 @@ class Sensitivity:
         return sum(w.n_rows * w.n_cols for w in self.weights)
 
     def stock_nbytes(self) -> int:
-        """Bytes of all tensors when every weight is stored as the container's own quantizer does, where its runtime can."""
-        rows = (w.row_or_16bit(self.stock_format, "nearest") for w in self.weights)
-        return self.kept_nbytes + sum(row.nbytes for row in rows)
+        """Bytes of the whole when every weight is stored as the container's own quantizer does, where its runtime can."""
+        return self.kept_nbytes + sum(w.row_or_16bit(w.stock, "nearest").nbytes for w in self.weights)
 
     def sixteen_bit_nbytes(self) -> int:
         """Bytes of all tensors of the 16-bit model."""

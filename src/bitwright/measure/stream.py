@@ -48,6 +48,16 @@ class BlockCall:
         return out[0] if isinstance(out, tuple) else out
 
 
+@dataclass(frozen=True)
+class HeadState:
+    """What the output head saw of one sequence, enough to have its gradient again row by row."""
+
+    states: Tensor  # [T, K], its input
+    normalizer: Tensor  # [T], log sum exp of the logits
+    label: Tensor  # [T], drawn from them
+    energy: Tensor  # [T], squared norm of the gradient at the logits
+
+
 class BlockStream:
     """Runs a skeleton block by block. Masks, rotary embeddings and attention variants are the library's own:
     the arguments of every block are recorded in a pass in which the blocks return their input."""
@@ -141,21 +151,30 @@ class BlockStream:
                 extra = {"logits_to_keep": keep} if chunked else {}
                 yield start, model(ids.to(self.device), use_cache=False, **extra).logits[0]
 
-    def sampled_score_gradient(self, ids: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    def sampled_score_gradient(self, ids: Tensor, hidden: Tensor, generator: torch.Generator) -> tuple[Tensor, HeadState]:
         """Gradient [1, T, D] of -sum_t log p(y_t) at the last block's output, y_t drawn from the model itself.
 
         Its outer product over draws is the Fisher information, not the empirical one that data labels would give.
         """
         leaf = hidden.detach().clone().requires_grad_(True)
+        states: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        head = self.skeleton.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0].detach().reshape(-1, args[0].shape[-1])))
         with torch.enable_grad():
             for _, logits in self._head(ids, leaf):
                 logits = logits.float()
                 uniform = torch.rand(len(logits), 1, generator=generator).to(self.device)
                 with torch.no_grad():
                     y = draw(logits, uniform)[:, 0]
+                    p = logits.softmax(-1)
+                    energy = p.square().sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1
+                    parts.append((logits.logsumexp(-1), y, energy))
                 nn.functional.cross_entropy(logits, y, reduction="sum").backward()
+        hook.remove()
         assert leaf.grad is not None
-        return leaf.grad
+        normalizer, label, energy = (torch.cat(part) for part in zip(*parts, strict=True))
+        return leaf.grad, HeadState(torch.cat(states), normalizer, label, energy)
 
 
 def backward_through(

@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.errors import fail
-from bitwright.models.spec import Kept, ModelSpec, Weight
+from bitwright.models.spec import EMBEDDING, HEAD, TIED, Kept, ModelSpec, Weight
+
+VOCABULARY = "vocabulary: "  # before the kind, in the role of a weight whose rows are tokens
 
 
 @dataclass
@@ -75,8 +77,10 @@ class Skeleton:
         self._empty.clear()
 
 
-def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Skeleton:
+def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabulary: bool = False) -> Skeleton:
     """Instantiate the class that the config names, without weights, and account for every parameter.
+
+    With ``vocabulary`` embedding and head are weights to be quantized, otherwise they are kept.
 
     Raises BitwrightError for a class without decoder blocks, a parameter that is not understood (fused experts), a parameter
     without a tensor, or a tensor without a parameter.
@@ -98,6 +102,8 @@ def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False) -> S
     model.eval().requires_grad_(False)
     path, blocks = _find_blocks(checkpoint, model, config.get_text_config().num_hidden_layers)
     roles = _roles(model, path)
+    if vocabulary:
+        roles |= _vocabulary(model)
     stored = _match_names(checkpoint, model)
     spec = _describe(model, path, roles)
     return Skeleton(checkpoint, model, blocks, path, spec, stored)
@@ -180,6 +186,17 @@ def _roles(model: Any, path: str) -> dict[str, str]:
     return roles
 
 
+def _vocabulary(model: Any) -> dict[str, str]:
+    """Parameter name -> kind, for the weights of input embedding and output head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    names = {id(module): path for path, module in model.named_modules()}
+    found = {f"{names[id(embedding)]}.weight": VOCABULARY + (TIED if tied else EMBEDDING)}
+    if head is not None:
+        found[f"{names[id(head)]}.weight"] = VOCABULARY + (TIED if tied else HEAD)
+    return found
+
+
 def _describe(model: Any, path: str, roles: dict[str, str]) -> ModelSpec:
     weights: list[Weight] = []
     kept: list[Kept] = []
@@ -187,12 +204,17 @@ def _describe(model: Any, path: str, roles: dict[str, str]) -> ModelSpec:
     for name, role in roles.items():
         parameter = model.get_parameter(name)
         shape, nbytes = tuple(parameter.shape), parameter.numel() * 2
-        if role == "weight":
+        if role.startswith(VOCABULARY) and id(parameter) not in seen:
+            kind = role.removeprefix(VOCABULARY)
+            weights.append(Weight(name, len(model.get_submodule(path)), shape[0], shape[1], False, nbytes, kind))
+            seen[id(parameter)] = name
+        elif role == "weight":
             transposed = isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D)
             n_rows, n_cols = (shape[1], shape[0]) if transposed else shape
             block = int(name[len(path) + 1 :].split(".")[0])
             weights.append(Weight(name, block, n_rows, n_cols, transposed, nbytes))
         else:
+            role = "head" if role.startswith(VOCABULARY) else role  # of a head that shares the embedding's values
             kept.append(Kept(name, shape, role, nbytes, seen.get(id(parameter))))
             seen.setdefault(id(parameter), name)
     return ModelSpec(type(model).__name__, len(model.get_submodule(path)), tuple(weights), tuple(kept))

@@ -6,17 +6,20 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import prod
 
+LINEAR, EMBEDDING, HEAD, TIED = "linear", "embedding", "head", "tied"
+
 
 @dataclass(frozen=True)
 class Weight:
     """A matrix that can be stored in a quantized format: y = W x with W of N rows (outputs) and K columns (inputs)."""
 
     name: str  # parameter name, for example model.layers.3.mlp.down_proj.weight
-    block: int
+    block: int  # for embedding and head the number of blocks
     n_rows: int
     n_cols: int
     transposed: bool  # the checkpoint stores [K, N] (GPT-2's Conv1D)
     nbytes: int  # as the source stores it
+    kind: str = LINEAR  # of a block, or one whose rows are tokens: embedding, head, or both at once
 
     @property
     def module(self) -> str:
@@ -46,6 +49,11 @@ class ModelSpec:
     n_blocks: int
     weights: tuple[Weight, ...]
     kept: tuple[Kept, ...]
+
+    @property
+    def vocabulary(self) -> tuple[Weight, ...]:
+        """The weights whose rows are tokens, where the container quantizes them."""
+        return tuple(weight for weight in self.weights if weight.kind != LINEAR)
 
     @property
     def kept_nbytes(self) -> int:
