@@ -1,112 +1,167 @@
-"""python -m benchmarks.gguf — our encoders for llama.cpp's block formats against llama.cpp's own, on the same statistics.
+"""python -m benchmarks.gguf [MODEL ...] — our GGUF files against those of llama.cpp's own encoders, at the same file bytes.
 
-For some ``down_proj`` weights of the demo model: tr(dW S dW^T), the squared output error on calibration text, of our
-calibrated rounding over that of ``ggml_quantize_chunk`` with the importance matrix (the diagonal of S) of the same text.
-llama.cpp comes from the wheel ``xllamacpp`` (pip install xllamacpp), whose library exports ggml's C interface.
+llama.cpp's files follow its recipes (Q4_K_M ...) tensor by tensor; each is encoded by ``ggml_quantize_chunk`` of the wheel
+``xllamacpp`` with an importance matrix from the calibration text that ours is measured with. Ours get as many bytes as theirs
+took. All files run in llama.cpp; divergence is from the 16-bit model in 32-bit arithmetic, on text that neither saw.
 
-The demo model was dequantized from Q4_1: formats with a minimum find that grid again, which says nothing about weights that
-were never quantized. ``--noise`` adds Gaussian noise of that share of each weight's standard deviation.
+The references come from GGUF files and lie on those formats' grids; benchmarks.models.off_grid moves them off, exactly.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.util
+import json
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import gguf
-import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from benchmarks.models import reference
+from benchmarks.models import off_grid, reference
+from bitwright import Settings
+from bitwright.allocate.allocate import allocate
+from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.llama_cpp import LlamaCpp, quantize
+from bitwright.evaluate.report import table
+from bitwright.evaluate.verify import Entry
+from bitwright.export.gguf import GGUF, recipe_of
+from bitwright.formats.format import FORMATS
 from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.measure.curvature import add_second_moment, energy
-from bitwright.measure.prepare import held_out_ids, tokenizer_of
-from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.ggml_descent import ggml_descent
-from bitwright.rounding.ggml_feedback import ggml_feedback
-from bitwright.rounding.ggml_nearest import nearest_ggml
+from bitwright.formats.ggml_bytes import from_bytes
+from bitwright.formats.pack import AnyCodes
+from bitwright.measure.prepare import held_out_ids
+from bitwright.measurement import Measurement, measure_model
+from bitwright.models.spec import Weight
+from bitwright.plan import Choice, Plan
+from bitwright.progress import Reporter
 
-SEQUENCES, LENGTH = 24, 256
+FORMAT_NAMES = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q4_0", "iq4_nl", "q5_0", "q8_0")
+UNIFORM = "q4_0"  # the single format that is compared for all linears
+SPEED_TOKENS, SPEED_RUNS = 48, 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, nargs="*", default=[4, 14, 24])
-    parser.add_argument("--formats", nargs="*", default=[name for name in GGML_FORMATS if name != "tq1_0"])
-    parser.add_argument("--noise", type=float, default=0.1)
+    parser.add_argument("models", nargs="*", default=["smollm2", "gemma"])
+    parser.add_argument("--recipes", nargs="*", default=["Q4_K_M", "Q3_K_M", "Q2_K"])
+    parser.add_argument("--held-out", default="documentation")
+    parser.add_argument("--calibration", default="")
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--workdir", type=Path, help="keep the measurement here")
+    parser.add_argument("--as-is", action="store_true", help="leave the references on their grids")
+    parser.add_argument("--output", type=Path, help="append the figures as one JSON line per model")
     options = parser.parse_args()
-    library = _library()
-    cases = list(_cases(options.blocks, options.noise))
-    view = Table(box=None)
-    for title in ("format", "bits", "ours / llama.cpp", "llama.cpp / nearest", "seconds ours / llama.cpp"):
-        view.add_column(title, justify="right")
-    for name in options.formats:
-        ours, theirs, plain, seconds = 0.0, 0.0, 0.0, [0.0, 0.0]
-        for weight, moment, feedback in cases:
-            format = GGML_FORMATS[name]
+    console = Console(width=160)
+    for model in options.models:
+        source = reference(model) if options.as_is else off_grid(reference(model))
+        with tempfile.TemporaryDirectory() as scratch:
+            work = (options.workdir or Path(scratch)) / model
+            figures = run(source, work, options, console)
+        console.print(figures)
+        if options.output:
+            with open(options.output, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"model": model, **figures}) + "\n")
+
+
+def run(source: Path, work: Path, options: argparse.Namespace, console: Console) -> dict[str, float]:
+    """The figures of one model: KL over that of llama.cpp's file for each recipe, and speed over its speed."""
+    settings = Settings(
+        container="gguf", formats=FORMAT_NAMES, calibration=options.calibration, sequences=options.sequences
+    )  # fmt: skip
+    started = time.perf_counter()
+    measured = measure_model(source, work, settings, Reporter())
+    figures = {"seconds_measured": time.perf_counter() - started}
+    importance = importance_matrix(measured)
+    table_ = measured.sensitivity
+    plans: dict[str, Plan] = {}
+    for name in options.recipes:
+        plans[f"llama.cpp {name}"] = theirs = given(measured, recipe_of(measured.skeleton.spec, name), "llama.cpp")
+        plans[f"ours, bytes of {name}"] = allocate(table_, f"{theirs.nbytes}B", frontier=False)
+    linears = {w.name: UNIFORM if w.kind == "linear" else "q8_0" for w in measured.skeleton.spec.weights}
+    plans[f"llama.cpp {UNIFORM}"] = given(measured, linears, "llama.cpp")
+    plans[f"ours, {UNIFORM}"] = given(measured, linears, "calibrated")
+    files = {}
+    for label, plan in plans.items():
+        files[label] = work / f"{label.replace(' ', '-').replace(',', '')}.gguf"
+        files[label].unlink(missing_ok=True)
+        written = GGUF.write(files[label], measured.skeleton, plan, encoder(measured, importance))
+        assert written == plan.nbytes == files[label].stat().st_size
+    ids = held_out_ids(measured.tokenizer, options.held_out, 8, 512)
+    candidates = [Candidate(label, str(path)) for label, path in files.items()]
+    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, ids.tolist())
+    predicted = {label: plan.check_nats for label, plan in plans.items()}
+    entries = tuple(Entry(d.label, plans[d.label].nbytes, d, predicted[d.label]) for d in divergences)
+    console.print(table(entries))
+    kl = {d.label: d.kl for d in divergences}
+    for name in options.recipes:
+        figures[f"kl_over_{name}"] = kl[f"ours, bytes of {name}"] / kl[f"llama.cpp {name}"]
+        figures[f"bytes_over_{name}"] = plans[f"ours, bytes of {name}"].nbytes / plans[f"llama.cpp {name}"].nbytes
+    figures[f"kl_over_{UNIFORM}"] = kl[f"ours, {UNIFORM}"] / kl[f"llama.cpp {UNIFORM}"]
+    first = options.recipes[0]
+    figures[f"speed_over_{first}"] = speed_ratio(files[f"ours, bytes of {first}"], files[f"llama.cpp {first}"], ids[0])
+    return figures
+
+
+def given(measured: Measurement, formats: dict[str, str], rounding: str) -> Plan:
+    """A plan that stores every weight in the format named."""
+    choices = []
+    for w in measured.skeleton.spec.weights:
+        name = formats[w.name]
+        nbytes = GGUF.nbytes(FORMATS[name], w.n_rows, w.n_cols)
+        choices.append(Choice(w.name, name, "none" if name == "16bit" else rounding, nbytes, 0.0))
+    kept = measured.sensitivity.kept_nbytes
+    empty = allocate(measured.sensitivity, f"{measured.sensitivity.least_nbytes()}B", frontier=False)
+    return replace(empty, nbytes=kept + sum(c.nbytes for c in choices), choices=tuple(choices), check_nats=0.0)
+
+
+def encoder(measured: Measurement, importance: dict[str, Tensor]):
+    """Codes of a weight: ours as measured, or llama.cpp's."""
+
+    def codes_of(weight: Weight, format: str, rounding: str) -> AnyCodes:
+        if rounding != "llama.cpp":
+            return measured.codes_of(weight, format, rounding)
+        row = GGML_FORMATS[format]
+        kind = int(GGMLQuantizationType[format.upper()])
+        value = measured.skeleton.read(weight.name)
+        packed = quantize(value, kind, row.record, row.record_nbytes, importance.get(weight.name))
+        return from_bytes(row, (weight.n_rows, weight.n_cols), torch.from_numpy(packed).reshape(-1, row.record_nbytes))
+
+    return codes_of
+
+
+@torch.no_grad()
+def importance_matrix(measured: Measurement) -> dict[str, Tensor]:
+    """Mean squared input of every linear over all calibration text; like llama.cpp's tool without embedding and head."""
+    model = AutoModelForCausalLM.from_pretrained(measured.skeleton.checkpoint.directory, dtype=torch.float32).eval()
+    sums: dict[str, Tensor] = {}
+    for weight in measured.skeleton.spec.weights:
+        linear = model.get_submodule(weight.module)
+        if weight.kind == "linear":
+            assert isinstance(linear, nn.Linear)
+            sums[weight.name] = torch.zeros(weight.n_cols)
+            linear.register_forward_pre_hook(
+                lambda _, args, into=sums[weight.name]: into.add_(args[0].flatten(0, -2).square().sum(0))
+            )
+    for row in Reporter().track(measured.folds.all, "importance matrix", len(measured.folds.all)):
+        model.base_model(row[None], use_cache=False)
+    return {name: total / measured.folds.all.numel() for name, total in sums.items()}
+
+
+def speed_ratio(ours: Path, theirs: Path, ids: Tensor) -> float:
+    """Tokens per second of ours over those of theirs, the median of interleaved runs."""
+    seconds: dict[Path, list[float]] = {ours: [], theirs: []}
+    runtimes = {path: LlamaCpp(path, 256) for path in (ours, theirs)}
+    for _ in range(SPEED_RUNS):
+        for path, runtime in runtimes.items():
             started = time.perf_counter()
-            rounded = ggml_descent(weight, ggml_feedback(weight, feedback, format), feedback.moment)
-            ours += energy(rounded.decode() - weight, moment) / energy(weight, moment)
-            seconds[0] += time.perf_counter() - started
-            started = time.perf_counter()
-            theirs += energy(llama_cpp(library, weight, name, moment.diagonal()) - weight, moment) / energy(weight, moment)
-            seconds[1] += time.perf_counter() - started
-            plain += energy(nearest_ggml(weight, format).decode() - weight, moment) / energy(weight, moment)
-        bits = 8 * GGML_FORMATS[name].record_nbytes / GGML_FORMATS[name].record
-        view.add_row(name, f"{bits:.2f}", f"{ours / theirs:.3f}", f"{theirs / plain:.3f}", f"{seconds[0] / seconds[1]:.2f}")
-    Console().print(view)
-
-
-def _cases(blocks: list[int], noise: float):
-    """(weight [N, K], second moment of its input [K, K], the moment factored) for the ``down_proj`` of each block."""
-    source = reference("smollm2")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-    ids = held_out_ids(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
-    moments: dict[int, Tensor] = {}
-    for block in blocks:
-        linear = model.model.layers[block].mlp.down_proj
-        moments[block] = torch.zeros(linear.in_features, linear.in_features)
-        linear.register_forward_pre_hook(lambda _, args, into=moments[block]: add_second_moment(into, args[0].flatten(0, 1)))
-    with torch.no_grad():
-        for row in ids:
-            model.model(row[None])
-    generator = torch.Generator().manual_seed(0)
-    for block in blocks:
-        weight = model.model.layers[block].mlp.down_proj.weight.detach()
-        noisy = weight + noise * weight.std() * torch.randn(weight.shape, generator=generator)
-        yield noisy, moments[block], Feedback.of(moments[block])
-
-
-def _library() -> ctypes.CDLL:
-    found = importlib.util.find_spec("xllamacpp")
-    if found is None or found.origin is None:
-        raise SystemExit("llama.cpp is missing: pip install xllamacpp")
-    library = ctypes.CDLL(str(next(Path(found.origin).parent.glob("*.so"))))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
-    return library
-
-
-def llama_cpp(library: ctypes.CDLL, weight: Tensor, name: str, importance: Tensor) -> Tensor:
-    """``weight`` [N, K] as llama.cpp encodes it with ``importance`` [K], decoded."""
-    kind = gguf.GGMLQuantizationType[name.upper()]
-    library.ggml_quantize_init(int(kind))
-    source, imatrix = (np.ascontiguousarray(t.numpy(), dtype=np.float32) for t in (weight, importance / importance.mean()))
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    out = np.zeros((weight.shape[0], weight.shape[1] // block * size), dtype=np.uint8)
-    written = library.ggml_quantize_chunk(
-        int(kind), source.ctypes.data, out.ctypes.data, 0, weight.shape[0], weight.shape[1], imatrix.ctypes.data
-    )
-    assert written == out.nbytes
-    return torch.from_numpy(gguf.dequantize(out, kind).copy())
+            runtime.greedy(ids[:16], SPEED_TOKENS)
+            seconds[path].append(time.perf_counter() - started)
+    return sorted(seconds[theirs])[SPEED_RUNS // 2] / sorted(seconds[ours])[SPEED_RUNS // 2]
 
 
 if __name__ == "__main__":

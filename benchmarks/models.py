@@ -48,6 +48,50 @@ def _gemma_gguf() -> Path:
     return target
 
 
+def off_grid(source: Path, seed: int = 0) -> Path:
+    """A copy of a llama or gemma 3 model that computes the same, with weights that lie on no quantization grid.
+
+    The references were dequantized from GGUF files, whose formats find their own grid again. Here norm weights move into
+    the linears behind them, and the channels between value and output, and between up and down projection, are scaled by
+    random factors and back.
+    """
+    target = cache_dir() / "benchmarks" / f"{source.name}-off-grid-{seed}"
+    if target.exists():
+        return target
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    offset = 1.0 if model.config.model_type.startswith("gemma") else 0.0
+
+    def factors(count: int) -> torch.Tensor:
+        return 2.0 ** (torch.rand(count, generator=generator) - 0.5)
+
+    with torch.no_grad():
+        for block in model.model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            before_mlp = block.pre_feedforward_layernorm if offset else block.post_attention_layernorm
+            for norm, linears in (
+                (block.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (before_mlp, (mlp.gate_proj, mlp.up_proj)),
+            ):
+                for linear in linears:
+                    linear.weight *= norm.weight + offset
+                norm.weight.fill_(1.0 - offset)
+            scale = factors(len(attention.v_proj.weight))
+            attention.v_proj.weight *= scale[:, None]
+            heads = scale.reshape(model.config.num_key_value_heads, -1)
+            group = model.config.num_attention_heads // model.config.num_key_value_heads
+            attention.o_proj.weight /= heads.repeat_interleave(group, 0).reshape(-1)
+            scale = factors(len(mlp.up_proj.weight))
+            mlp.up_proj.weight *= scale[:, None]
+            mlp.down_proj.weight /= scale
+    with atomic_directory(target) as scratch:
+        model.bfloat16().save_pretrained(scratch)
+        for path in source.iterdir():
+            if path.name.startswith(("token", "chat", "special", "generation")):
+                (scratch / path.name).write_bytes(path.read_bytes())
+    return target
+
+
 def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabulary: int = 49152) -> int:
     """Write a random bfloat16 llama, one tensor at a time, with the demo model's tokenizer; returns its parameters."""
     config = AutoConfig.for_model(

@@ -14,24 +14,24 @@ from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
 from bitwright.checkpoint.writer import require_space
 from bitwright.errors import fail
 from bitwright.export.container import Container, container_of
+from bitwright.export.imatrix import read_imatrix, write_imatrix
 from bitwright.formats.format import FORMATS, SIXTEEN_BIT, Quantized, quantized
 from bitwright.formats.pack import AnyCodes
 from bitwright.measure.calibration import Folds
 from bitwright.measure.heap import return_large_blocks
 from bitwright.measure.measure import measure_blocks
 from bitwright.measure.memory import available_nbytes, fit
-from bitwright.measure.pieces import load_codes
+from bitwright.measure.pieces import load_codes, load_mean_square
 from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
 from bitwright.measure.recipe import Measured, Recipe
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
 from bitwright.measure.shrink import Estimate, shrink
 from bitwright.measure.stream import BlockStream
 from bitwright.models.skeleton import Skeleton, build_skeleton
-from bitwright.models.spec import ModelSpec, Weight
+from bitwright.models.spec import LINEAR, ModelSpec, Weight
 from bitwright.progress import Reporter
 from bitwright.rounding.round import round_nearest
 from bitwright.versions import versions
-
 
 DAMPING_NOTES = 3  # weights that are named; with little calibration there may be many
 
@@ -51,6 +51,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"  # of the arithmetic: bfloat16 where the processor multiplies it, else float32
+    imatrix: str = ""  # llama.cpp's importance matrix, whose scales replace those of the calibration text
     max_memory: int | None = None  # bytes, of the whole process
     trust_remote_code: bool = False
     compare: bool = True  # also build and measure the ablations
@@ -77,6 +78,12 @@ class Measurement:
         value = self.skeleton.read(weight.name)
         return round_nearest(value.t() if weight.transposed else value, chosen)
 
+    def write_imatrix(self, path: Path) -> None:
+        """Write the mean squared inputs of all linears as llama.cpp's importance matrix."""
+        folds, spec = self.folds, self.skeleton.spec
+        means = {w.name: load_mean_square(self.work, w) for w in spec.weights if w.kind == LINEAR}
+        write_imatrix(path, self.skeleton, means, folds.rounding.numel(), folds.n_tokens, folds.source)
+
 
 def measure_model(
     source: str | Path,
@@ -98,7 +105,8 @@ def measure_model(
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     device, dtype = device_of(settings.device), _dtype(settings)
     stock = {name: quantized(format) for name, format in container.stock(skeleton.spec).items()}
-    recipe = Recipe(_menus(container, skeleton.spec, settings.formats), stock, seed=settings.seed)
+    importance = read_imatrix(Path(settings.imatrix), skeleton) if settings.imatrix else {}
+    recipe = Recipe(_menus(container, skeleton.spec, settings.formats), stock, importance, seed=settings.seed)
     if preflight is not None:
         blank = [recipe.unmeasured(weight) for weight in skeleton.spec.weights]
         preflight(_sensitivity(str(source), container, recipe, skeleton, blank, {}))

@@ -77,14 +77,21 @@ def measure(
     source: str | Path,
     output: str | Path = "sensitivity.json",
     *,
+    imatrix_output: str | Path | None = None,
     workdir: str | Path | None = None,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
 ) -> Sensitivity:
-    """Measure ``source`` and write the table to ``output``; pieces stay in ``workdir`` (default: beside ``output``)."""
+    """Measure ``source`` and write the table to ``output``; pieces stay in ``workdir`` (default: beside ``output``).
+
+    ``imatrix_output``: also write the mean squared inputs as llama.cpp's importance matrix.
+    """
     output = Path(output)
     root = Path(workdir) if workdir else output.absolute().parent / f".{output.name}.work"
-    sensitivity = measure_model(source, root, settings or Settings(), reporter or Reporter()).sensitivity
+    measured = measure_model(source, root, settings or Settings(), reporter or Reporter())
+    if imatrix_output:
+        measured.write_imatrix(Path(imatrix_output))
+    sensitivity = measured.sensitivity
     write_text(output, sensitivity.to_json())
     if workdir is None:
         shutil.rmtree(root, ignore_errors=True)

@@ -61,7 +61,7 @@ def test_streamed_equals_resident(build: Build, architecture: str) -> None:
     assert torch.allclose(torch.cat(parts).detach(), expected_logits[0], rtol=1e-4, atol=1e-4)
     gradient = torch.cat(
         [
-            stream.sampled_score_gradient(ids[s : s + 1], hidden[-1][s : s + 1], torch.Generator().manual_seed(s))
+            stream.sampled_score_gradient(ids[s : s + 1], hidden[-1][s : s + 1], torch.Generator().manual_seed(s))[0]
             for s in range(3)
         ]
     )

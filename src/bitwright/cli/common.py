@@ -31,6 +31,7 @@ MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, suc
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
 Container = Annotated[str, typer.Option(help="What to write: bitsandbytes or gguf.")]
+Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix: its scales replace those of the text.")]
 Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and no progress.")]

@@ -18,6 +18,8 @@ def run(
     container: common.Container = "bitsandbytes",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
+    imatrix: common.Imatrix = "",
+    imatrix_output: Annotated[str, typer.Option(help="Also write llama.cpp's importance matrix here, as GGUF.")] = "",
     sequences: common.Sequences = 128,
     length: common.Length = 256,
     seed: common.Seed = 0,
@@ -33,11 +35,13 @@ def run(
     from bitwright.progress import Reporter
 
     settings = settings_of(
-        container=container, formats=formats, calibration=calibration, sequences=sequences, length=length, seed=seed,
-        max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
+        container=container, formats=formats, calibration=calibration, imatrix=imatrix, sequences=sequences,
+        length=length, seed=seed, max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     reporter = Reporter(quiet=json_)
-    sensitivity = measure(source, output, workdir=workdir or None, settings=settings, reporter=reporter)
+    sensitivity = measure(
+        source, output, imatrix_output=imatrix_output or None, workdir=workdir or None, settings=settings, reporter=reporter
+    )  # fmt: skip
     if json_:
         print(sensitivity.to_json(), end="")
     else:

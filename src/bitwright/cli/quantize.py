@@ -23,6 +23,7 @@ def run(
     container: common.Container = "bitsandbytes",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
+    imatrix: common.Imatrix = "",
     held_out: common.HeldOut = "documentation",
     sequences: common.Sequences = 128,
     length: common.Length = 256,
@@ -43,8 +44,9 @@ def run(
     from bitwright.progress import Reporter
 
     settings = settings_of(
-        container=container, formats=formats, calibration=calibration, held_out=held_out, sequences=sequences, length=length,
-        seed=seed, max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code, compare=compare,
+        container=container, formats=formats, calibration=calibration, imatrix=imatrix, held_out=held_out,
+        sequences=sequences, length=length, seed=seed, max_memory=max_memory, device=device, dtype=dtype,
+        trust_remote_code=trust_remote_code, compare=compare,
     )  # fmt: skip
     report = quantize(
         source, out, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()),

@@ -67,13 +67,13 @@ class Gguf(Container):
         return WIDE if n_cols % 256 == 0 else NARROW
 
     def stock(self, spec: ModelSpec) -> dict[str, str]:
-        return {name: format for name, format in _recipe(spec, STOCK).items() if format != "16bit"}
+        return {name: format for name, format in recipe_of(spec, STOCK).items() if format != "16bit"}
 
     def sizes(self, skeleton: Skeleton) -> dict[str, int]:
         kept, weights = self.kept_nbytes(skeleton), skeleton.spec.weights
         sizes = {}
         for name in BASES:
-            chosen = _recipe(skeleton.spec, name)
+            chosen = recipe_of(skeleton.spec, name)
             sizes[name] = kept + sum(self.nbytes(FORMATS[chosen[w.name]], w.n_rows, w.n_cols) for w in weights)
         return sizes
 
@@ -146,13 +146,16 @@ def _names(arch: gguf.MODEL_ARCH, n_blocks: int) -> gguf.TensorNameMap:
     return gguf.get_tensor_name_map(arch, n_blocks)
 
 
-def _gguf_name(spec: ModelSpec, parameter: str) -> str | None:
+def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
+    """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
+    if spec.architecture not in FAMILIES:
+        return None
     found = _names(_family(spec).arch, spec.n_blocks).get_name(parameter, try_suffixes=(".weight", ".bias"))
     return None if found is None else str(found)
 
 
 def _name_of(skeleton: Skeleton, parameter: str) -> str:
-    found = _gguf_name(skeleton.spec, parameter)
+    found = gguf_name(skeleton.spec, parameter)
     if found is None:
         raise fail(
             "gguf/name", parameter, saw=f"no name for it in {_family(skeleton.spec).arch.name.lower()} files",
@@ -161,9 +164,9 @@ def _name_of(skeleton: Skeleton, parameter: str) -> str:
     return found
 
 
-def _recipe(spec: ModelSpec, name: str) -> dict[str, str]:
+def recipe_of(spec: ModelSpec, name: str) -> dict[str, str]:
     """Weight -> format under llama.cpp's recipe ``name``."""
-    names = {w.name: _gguf_name(spec, w.name) or "" for w in spec.weights}
+    names = {w.name: gguf_name(spec, w.name) or "" for w in spec.weights}
     matrices = [Matrix(names[w.name], w.n_cols) for w in spec.weights if names[w.name]]
     queries = next((w.n_rows for w in spec.weights if w.role == "q_proj"), 1)
     keys = next((w.n_rows for w in spec.weights if w.role == "k_proj"), queries)

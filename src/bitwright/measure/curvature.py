@@ -65,6 +65,15 @@ def blend_into(weighted: Tensor, plain: Tensor, share: float) -> Tensor:
     return weighted.mul_((1 - share) / mean(weighted)).add_(plain, alpha=share / mean(plain))
 
 
+def rescaled(plain: Tensor, weighted: Tensor, importance: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
+    """Second moments [K, K] as they would be if column k had the mean square ``importance`` [K] instead of ``mean_square``:
+    correlations stay, scales come from a text that somebody else has seen more of."""
+    known = (mean_square > 0) & (importance > 0)
+    factor = torch.where(known, importance / mean_square.clamp(min=torch.finfo(torch.float32).tiny), 1.0).sqrt()
+    outer = factor[:, None] * factor
+    return plain * outer, weighted * outer
+
+
 def fisher_scores(changes: list[Tensor], inputs: Tensor, gradients: Tensor) -> Tensor:
     """Scores [C, S]: <dW_c, sum_t g_t x_t^T> of each change dW_c [N, K] on each sequence.
 

@@ -20,10 +20,11 @@ from bitwright.measure.curvature import (
     fisher_scores,
     relative_output_errors,
     relative_weight_error,
+    rescaled,
     token_weights,
 )
 from bitwright.measure.heap import return_free_pages
-from bitwright.measure.pieces import codes_piece, gradient_piece, hidden_piece, load_block, results_piece
+from bitwright.measure.pieces import MEAN_SQUARE, codes_piece, gradient_piece, hidden_piece, load_block, results_piece
 from bitwright.measure.recipe import Candidate, Measured, Recipe
 from bitwright.measure.stream import BlockStream, HeadState, backward_through
 from bitwright.measure.vocabulary import measure_vocabulary, save_head
@@ -130,6 +131,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
                     captured.append((inputs, gradients))
         tensors: dict[str, Tensor] = {}
         results: list[Measured] = []
+        mean_square = statistics.mean_square(n_rounding * folds.n_tokens)
         del passed, inputs, gradients, given, down
         for name, weight in sorted(weights.items(), key=lambda item: item[1].n_cols):  # the widest when the others are gone
             value = _matrix(linears[name], weight)
@@ -138,6 +140,7 @@ def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: Work
             return_free_pages(value.numel())
             found, codes = _measure_weight(weight, value, statistics, inputs_of, gradients_of, folds, recipe)
             results.append(found)
+            tensors[f"{name}|{MEAN_SQUARE}"] = mean_square[name]
             for one in codes:
                 for part, tensor in codes_to_tensors(one).items():
                     tensors[f"{name}|{one.format.name}|{part}"] = tensor
@@ -178,6 +181,10 @@ class _Statistics:
             sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
         return sums[name]
 
+    def mean_square(self, n_tokens: int) -> dict[str, Tensor]:
+        """Mean squared inputs [K] of every weight."""
+        return {name: (self.plain[owner].diagonal() / n_tokens).cpu() for name, owner in self.shared.items()}
+
     def take(self, name: str) -> tuple[Tensor, Tensor]:
         """Sums over tokens of x x^T, plain and weighted, for the input of ``name``; they are kept no longer than needed."""
         owner = self.shared.pop(name)
@@ -195,6 +202,9 @@ def _measure_weight(
     recipe: Recipe,
 ) -> tuple[Measured, list[AnyCodes]]:
     plain, weighted = statistics.take(spec.name)
+    if spec.name in recipe.importance:
+        mean_square = plain.diagonal() / (len(folds.rounding) * folds.n_tokens)
+        plain, weighted = rescaled(plain, weighted, recipe.importance[spec.name].to(plain.device), mean_square)
     unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
     feedback = Feedback.of(blend_into(weighted, plain, recipe.plain_share), recipe.damping, reuse=True)
     codes = round_calibrated(weight, feedback, recipe.formats[spec.name])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from bitwright.formats.format import Quantized
 from bitwright.models.spec import Weight
@@ -15,6 +18,7 @@ class Recipe:
 
     formats: dict[str, tuple[Quantized, ...]]  # of each weight, rounded with calibration
     stock: dict[str, Quantized]  # of each weight that the container's own quantizer can store: rounded to nearest
+    importance: dict[str, Tensor] = field(default_factory=dict)  # mean squared inputs [K] that replace those of the text
     plain_share: float = 0.1  # of the unweighted second moment in the blend
     damping: float = DAMPING
     batch_tokens: int = 2048
@@ -34,7 +38,8 @@ class Recipe:
         numbers = (self.plain_share, self.damping, self.batch_tokens, self.seed)
         formats = {name: [format.name for format in formats] for name, formats in self.formats.items()}
         stock = {name: format.name for name, format in self.stock.items()}
-        return {"formats": formats, "stock": stock, "numbers": numbers}
+        digest = hashlib.sha256(b"".join(mean.numpy().tobytes() for mean in self.importance.values())).hexdigest()
+        return {"formats": formats, "stock": stock, "numbers": numbers, "importance": digest if self.importance else None}
 
 
 @dataclass(frozen=True)

@@ -163,14 +163,17 @@ class BlockStream:
         hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0].detach().reshape(-1, args[0].shape[-1])))
         with torch.enable_grad():
             for _, logits in self._head(ids, leaf):
-                logits = logits.float()
+                wide = logits.detach().float().requires_grad_(True)
                 uniform = torch.rand(len(logits), 1, generator=generator).to(self.device)
                 with torch.no_grad():
-                    y = draw(logits, uniform)[:, 0]
-                    p = logits.softmax(-1)
-                    energy = p.square().sum(-1) - 2 * p.gather(1, y[:, None])[:, 0] + 1
-                    parts.append((logits.logsumexp(-1), y, energy))
-                nn.functional.cross_entropy(logits, y, reduction="sum").backward()
+                    y = draw(wide, uniform)
+                loss = nn.functional.cross_entropy(wide, y[:, 0], reduction="none")
+                loss.sum().backward()
+                assert wide.grad is not None
+                with torch.no_grad():
+                    normalizer = loss + wide.gather(1, y)[:, 0]
+                    parts.append((normalizer, y[:, 0], torch.linalg.vector_norm(wide.grad, dim=1).square()))
+                logits.backward(wide.grad.to(logits.dtype))
         hook.remove()
         assert leaf.grad is not None
         normalizer, label, energy = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -1,0 +1,91 @@
+"""python -m benchmarks.gguf_encoders — our encoders for GGUF's block formats against llama.cpp's own, same statistics.
+
+For some ``down_proj`` weights of the demo model: tr(dW S dW^T), the squared output error on calibration text, of our
+calibrated rounding over that of ``ggml_quantize_chunk`` with the importance matrix (the diagonal of S) of the same text.
+llama.cpp comes from the wheel ``xllamacpp`` (pip install 'bitwright[gguf]'), whose library exports ggml's C interface.
+
+The demo model was dequantized from Q4_1: formats with a minimum find that grid again, which says nothing about weights that
+were never quantized. ``--noise`` adds Gaussian noise of that share of each weight's standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import gguf
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.models import reference
+from bitwright.evaluate.llama_cpp import quantize
+from bitwright.formats.ggml import GGML_FORMATS
+from bitwright.measure.curvature import add_second_moment, energy
+from bitwright.measure.prepare import held_out_ids, tokenizer_of
+from bitwright.rounding.error_feedback import Feedback
+from bitwright.rounding.ggml_descent import ggml_descent
+from bitwright.rounding.ggml_feedback import ggml_feedback
+from bitwright.rounding.ggml_nearest import nearest_ggml
+
+SEQUENCES, LENGTH = 24, 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, nargs="*", default=[4, 14, 24])
+    parser.add_argument("--formats", nargs="*", default=[name for name in GGML_FORMATS if name != "tq1_0"])
+    parser.add_argument("--noise", type=float, default=0.1)
+    options = parser.parse_args()
+    cases = list(_cases(options.blocks, options.noise))
+    view = Table(box=None)
+    for title in ("format", "bits", "ours / llama.cpp", "llama.cpp / nearest", "seconds ours / llama.cpp"):
+        view.add_column(title, justify="right")
+    for name in options.formats:
+        ours, theirs, plain, seconds = 0.0, 0.0, 0.0, [0.0, 0.0]
+        for weight, moment, feedback in cases:
+            format = GGML_FORMATS[name]
+            started = time.perf_counter()
+            rounded = ggml_descent(weight, ggml_feedback(weight, feedback, format), feedback.moment)
+            ours += energy(rounded.decode() - weight, moment) / energy(weight, moment)
+            seconds[0] += time.perf_counter() - started
+            started = time.perf_counter()
+            theirs += energy(llama_cpp(weight, name, moment.diagonal()) - weight, moment) / energy(weight, moment)
+            seconds[1] += time.perf_counter() - started
+            plain += energy(nearest_ggml(weight, format).decode() - weight, moment) / energy(weight, moment)
+        bits = 8 * GGML_FORMATS[name].record_nbytes / GGML_FORMATS[name].record
+        view.add_row(name, f"{bits:.2f}", f"{ours / theirs:.3f}", f"{theirs / plain:.3f}", f"{seconds[0] / seconds[1]:.2f}")
+    Console().print(view)
+
+
+def _cases(blocks: list[int], noise: float):
+    """(weight [N, K], second moment of its input [K, K], the moment factored) for the ``down_proj`` of each block."""
+    source = reference("smollm2")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
+    ids = held_out_ids(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
+    moments: dict[int, Tensor] = {}
+    for block in blocks:
+        linear = model.model.layers[block].mlp.down_proj
+        moments[block] = torch.zeros(linear.in_features, linear.in_features)
+        linear.register_forward_pre_hook(lambda _, args, into=moments[block]: add_second_moment(into, args[0].flatten(0, 1)))
+    with torch.no_grad():
+        for row in ids:
+            model.model(row[None])
+    generator = torch.Generator().manual_seed(0)
+    for block in blocks:
+        weight = model.model.layers[block].mlp.down_proj.weight.detach()
+        noisy = weight + noise * weight.std() * torch.randn(weight.shape, generator=generator)
+        yield noisy, moments[block], Feedback.of(moments[block])
+
+
+def llama_cpp(weight: Tensor, name: str, importance: Tensor) -> Tensor:
+    """``weight`` [N, K] as llama.cpp encodes it with ``importance`` [K], decoded."""
+    kind, format = gguf.GGMLQuantizationType[name.upper()], GGML_FORMATS[name]
+    out = quantize(weight, int(kind), format.record, format.record_nbytes, importance / importance.mean())
+    return torch.from_numpy(gguf.dequantize(out, kind).copy())
+
+
+if __name__ == "__main__":
+    main()
