@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Regex, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from bitwright.checkpoint.open import open_checkpoint
+from bitwright.errors import BitwrightError
 from bitwright.evaluate.llama_cpp import LlamaCpp
-from bitwright.export.gguf import GGUF
+from bitwright.export.gguf import GGUF, rotated_as_pairs
+from bitwright.export.gguf_recipes import BASES, Matrix, recipe
+from bitwright.export.gguf_tokenizer import SPLITS, vocabulary_of
 from bitwright.formats.format import FORMATS, quantized
+from bitwright.formats.pack import AnyCodes
 from bitwright.measure.prepare import tokenizer_of
 from bitwright.models.skeleton import Skeleton, build_skeleton
 from bitwright.models.spec import Weight
 from bitwright.plan import Choice, Plan
-from bitwright.rounding.round import AnyCodes, round_nearest
+from bitwright.rounding.round import round_nearest
 from tests.conftest import Build
 
 FAMILIES = {
@@ -100,3 +107,130 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(build: Build, tmp_path: Pat
     for text in TEXTS:
         assert runtime.tokenize(text) == tokenizer(text, split_special_tokens=True)["input_ids"], repr(text)
     runtime.close()
+
+
+@pytest.mark.parametrize("format", [name for name in GGUF.formats if name != "16bit"])
+def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path, format: str) -> None:
+    """The file's tensors, read by the gguf package, are the codes' own values, rows moved where the family moves them."""
+    source = build("llama", hidden_size=256, intermediate_size=256)
+    plan = write(source, tmp_path / "model.gguf", format)
+    skeleton = skeleton_of(source)
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    for name, parameter in (
+        ("token_embd.weight", "model.embed_tokens.weight"), ("output.weight", "lm_head.weight"),
+        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
+    ):  # fmt: skip
+        assert plan.choice(parameter).format == format
+        expected = round_nearest(skeleton.read(parameter), quantized(format)).decode()
+        if name.endswith("attn_k.weight"):
+            expected = rotated_as_pairs(expected, 2)
+        found = gguf.dequantize(stored[name].data, stored[name].tensor_type)
+        assert np.array_equal(found, expected.numpy())
+
+
+@pytest.mark.parametrize("format", ["q4_0", "q4_k", "iq4_xs", "q8_0", "tq2_0", "mxfp4"])
+def test_llama_cpp_and_transformers_read_the_same_file_alike(build: Build, tmp_path: Path, format: str) -> None:
+    """Quantized files too, within what llama.cpp's 8-bit activations allow; and greedy tokens follow."""
+    source = build("llama", hidden_size=256, intermediate_size=256, vocab_size=512)
+    write(source, tmp_path / "model.gguf", format)
+    ids = torch.randint(3, 500, (48,), generator=torch.Generator().manual_seed(2))
+    options = {"gguf_file": "model.gguf", "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options)
+    with torch.no_grad():
+        wanted = model(ids[None]).logits[0].log_softmax(-1)
+    found = log_probs(tmp_path / "model.gguf", ids)
+    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 0.02
+    runtime = LlamaCpp(tmp_path / "model.gguf", 64)
+    continued = runtime.greedy(ids, 4)
+    runtime.close()
+    with torch.no_grad():
+        logits = model(torch.cat([ids, continued])[None]).logits[0, len(ids) - 1 : -1]
+    best = logits.max(-1)
+    taken = logits.gather(1, continued[:, None])[:, 0]
+    assert float((best.values - taken).max()) < 0.5  # the likeliest, or one as likely up to the runtime's arithmetic
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_are_known_before_anything_is_written(build: Build, tmp_path: Path, family: str) -> None:
+    for format in ("q4_0", "q8_0"):
+        out = tmp_path / f"{format}.gguf"
+        plan = write(build(family, **FAMILIES[family]), out, format)
+        assert out.stat().st_size == plan.nbytes
+        stored = {t.name for t in gguf.GGUFReader(out).tensors}
+        assert len(stored) == len(skeleton_of(build(family, **FAMILIES[family])).spec.weights) + sum(
+            k.tied_to is None for k in skeleton_of(build(family, **FAMILIES[family])).spec.kept
+        )
+        assert (tmp_path / f"{format}.Modelfile").read_text() == f"FROM ./{format}.gguf\n"
+
+
+def test_rows_that_fit_no_record_make_the_format_unavailable() -> None:
+    assert GGUF.unavailable(FORMATS["q4_k"], 64, 320) == "rows of 320 columns are not a multiple of 256"
+    assert GGUF.unavailable(FORMATS["q4_0"], 64, 320) is None
+    assert GGUF.unavailable(FORMATS["q4_0"], 64, 40)
+    assert GGUF.unavailable(FORMATS["16bit"], 64, 7) is None
+
+
+def test_a_recipe_is_what_llama_cpp_makes_of_a_model() -> None:
+    """The tensor types of the published gemma-3-270m Q4_K_M file, of which SHA-256 begins a5fd3b62."""
+    parts = {"attn_q": 640, "attn_k": 640, "attn_v": 640, "attn_output": 1024, "ffn_gate": 640, "ffn_up": 640, "ffn_down": 2048}
+    matrices = [Matrix(f"blk.{i}.{part}.weight", k) for i in range(18) for part, k in parts.items()]
+    found = recipe("Q4_K_M", [*matrices, Matrix("token_embd.weight", 640)], 18, 4, tied=True)
+    assert found["token_embd.weight"] == "q8_0"
+    more = {0, 1, 4, 7, 10, 13, 15, 16, 17}
+    for i in range(18):
+        assert found[f"blk.{i}.attn_v.weight"] == ("q8_0" if i in more else "q5_0")
+        assert found[f"blk.{i}.ffn_down.weight"] == ("q6_k" if i in more else "q4_k")
+        assert {found[f"blk.{i}.{p}.weight"] for p in ("attn_q", "attn_k", "ffn_gate", "ffn_up")} == {"q5_0"}
+        assert found[f"blk.{i}.attn_output.weight"] == "q4_k"
+    assert set(recipe("Q8_0", matrices, 18, 4, tied=True).values()) == {"q8_0"}
+    assert all(recipe(name, matrices, 18, 4, tied=True) for name in BASES)
+
+
+def test_what_llama_cpp_does_not_run_is_refused(build: Build) -> None:
+    with pytest.raises(BitwrightError, match="one of LlamaForCausalLM"):
+        GGUF.require(build_skeleton(open_checkpoint(build("gpt2"))))
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(BitwrightError, match="rope_type dynamic"):
+        GGUF.require(skeleton_of(build("llama", rope_parameters=rope)))
+
+
+ROPES = {
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64, "rope_theta": 500000.0,
+    },
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_scaled_rotary_embeddings(build: Build, tmp_path: Path, kind: str) -> None:
+    source = build("llama", rope_parameters=ROPES[kind])
+    write(source, tmp_path / "model.gguf", "16bit")
+    ids = torch.randint(3, 500, (160,), generator=torch.Generator().manual_seed(1))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = model(ids[None]).logits[0].log_softmax(-1)
+    found = log_probs(tmp_path / "model.gguf", ids)
+    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
+
+
+def test_pre_tokenizers_are_found_by_what_they_do(build: Build) -> None:
+    tokenizer = tokenizer_of(build("llama"))
+    core = tokenizer.backend_tokenizer
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for (expression, whole_words), name in SPLITS.items():
+        core.model = models.BPE({"a": 0}, [], ignore_merges=whole_words)
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level])
+        assert vocabulary_of(Path("somewhere"), tokenizer, 600).pre == name
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    assert vocabulary_of(Path("somewhere"), tokenizer, 600).pre == "smollm"
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(BitwrightError, match="splits text alike"):
+        vocabulary_of(Path("somewhere"), tokenizer, 600)
+    with pytest.raises(BitwrightError, match="rows of the embedding"):
+        vocabulary_of(Path("somewhere"), tokenizer, 1)
