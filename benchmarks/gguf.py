@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -144,12 +145,14 @@ def importance_matrix(measured: Measurement) -> dict[str, Tensor]:
         if weight.kind == "linear":
             assert isinstance(linear, nn.Linear)
             sums[weight.name] = torch.zeros(weight.n_cols)
-            linear.register_forward_pre_hook(
-                lambda _, args, into=sums[weight.name]: into.add_(args[0].flatten(0, -2).square().sum(0))
-            )
+            linear.register_forward_pre_hook(partial(_add_squares, sums[weight.name]))
     for row in Reporter().track(measured.folds.all, "importance matrix", len(measured.folds.all)):
         model.base_model(row[None], use_cache=False)
     return {name: total / measured.folds.all.numel() for name, total in sums.items()}
+
+
+def _add_squares(into: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    into += inputs[0].flatten(0, -2).square().sum(0)
 
 
 def speed_ratio(ours: Path, theirs: Path, ids: Tensor) -> float:

@@ -13,6 +13,7 @@ from bitwright.checkpoint.open import open_checkpoint
 from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
 from bitwright.checkpoint.writer import require_space
 from bitwright.errors import fail
+from bitwright.evaluate import llama_cpp
 from bitwright.export.container import Container, container_of
 from bitwright.export.imatrix import read_imatrix, write_imatrix
 from bitwright.formats.format import FORMATS, SIXTEEN_BIT, Quantized, quantized
@@ -134,6 +135,8 @@ def measure_model(
     sensitivity = _sensitivity(str(source), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
     notes = [why] if why else []
+    if container.suffix == ".gguf" and not llama_cpp.available():
+        notes.append("llama.cpp is missing (pip install 'bitwright[gguf]'): the file is measured as transformers decodes it")
     notes += _damping_notes(found, recipe.damping)
     return Measurement(skeleton, tokenizer, container, work, device, sensitivity, folds, notes)
 

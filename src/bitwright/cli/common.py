@@ -30,7 +30,7 @@ Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a ki
 MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
-Container = Annotated[str, typer.Option(help="What to write: bitsandbytes or gguf.")]
+Container = Annotated[str, typer.Option(help="What to write: bitsandbytes or gguf. Default: by the name of OUT.")]
 Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix: its scales replace those of the text.")]
 Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]

@@ -20,7 +20,7 @@ def run(
     like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
-    container: common.Container = "bitsandbytes",
+    container: common.Container = "",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
     imatrix: common.Imatrix = "",
@@ -44,8 +44,9 @@ def run(
     from bitwright.progress import Reporter
 
     settings = settings_of(
-        container=container, formats=formats, calibration=calibration, imatrix=imatrix, held_out=held_out,
-        sequences=sequences, length=length, seed=seed, max_memory=max_memory, device=device, dtype=dtype,
+        container=container or ("gguf" if out.suffix == ".gguf" else "bitsandbytes"), formats=formats,
+        calibration=calibration, imatrix=imatrix, held_out=held_out, sequences=sequences, length=length,
+        seed=seed, max_memory=max_memory, device=device, dtype=dtype,
         trust_remote_code=trust_remote_code, compare=compare,
     )  # fmt: skip
     report = quantize(
