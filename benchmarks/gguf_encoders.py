@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.models import reference
 from bitwright.evaluate.llama_cpp import quantize
+from bitwright.formats.codebook import CODEBOOK_FORMATS
+from bitwright.formats.format import quantized
 from bitwright.formats.ggml import GGML_FORMATS
 from bitwright.measure.curvature import add_second_moment, energy
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
 from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.ggml_descent import ggml_descent
-from bitwright.rounding.ggml_feedback import ggml_feedback
-from bitwright.rounding.ggml_nearest import nearest_ggml
+from bitwright.rounding.round import round_calibrated, round_nearest
 
 SEQUENCES, LENGTH = 24, 256
 
@@ -36,7 +36,7 @@ SEQUENCES, LENGTH = 24, 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, nargs="*", default=[4, 14, 24])
-    parser.add_argument("--formats", nargs="*", default=[name for name in GGML_FORMATS if name != "tq1_0"])
+    parser.add_argument("--formats", nargs="*", default=[n for n in (*GGML_FORMATS, *CODEBOOK_FORMATS) if n != "tq1_0"])
     parser.add_argument("--noise", type=float, default=0.1)
     options = parser.parse_args()
     cases = list(_cases(options.blocks, options.noise))
@@ -46,16 +46,16 @@ def main() -> None:
     for name in options.formats:
         ours, theirs, plain, seconds = 0.0, 0.0, 0.0, [0.0, 0.0]
         for weight, moment, feedback in cases:
-            format = GGML_FORMATS[name]
+            format = quantized(name)
             started = time.perf_counter()
-            rounded = ggml_descent(weight, ggml_feedback(weight, feedback, format), feedback.moment)
+            rounded = round_calibrated(weight, feedback, [format])[0]
             ours += energy(rounded.decode() - weight, moment) / energy(weight, moment)
             seconds[0] += time.perf_counter() - started
             started = time.perf_counter()
             theirs += energy(llama_cpp(weight, name, moment.diagonal()) - weight, moment) / energy(weight, moment)
             seconds[1] += time.perf_counter() - started
-            plain += energy(nearest_ggml(weight, format).decode() - weight, moment) / energy(weight, moment)
-        bits = 8 * GGML_FORMATS[name].record_nbytes / GGML_FORMATS[name].record
+            plain += energy(round_nearest(weight, format).decode() - weight, moment) / energy(weight, moment)
+        bits = 8 * quantized(name).record_nbytes / quantized(name).record
         view.add_row(name, f"{bits:.2f}", f"{ours / theirs:.3f}", f"{theirs / plain:.3f}", f"{seconds[0] / seconds[1]:.2f}")
     Console().print(view)
 
@@ -82,7 +82,7 @@ def _cases(blocks: list[int], noise: float):
 
 def llama_cpp(weight: Tensor, name: str, importance: Tensor) -> Tensor:
     """``weight`` [N, K] as llama.cpp encodes it with ``importance`` [K], decoded."""
-    kind, format = gguf.GGMLQuantizationType[name.upper()], GGML_FORMATS[name]
+    kind, format = gguf.GGMLQuantizationType[name.upper()], quantized(name)
     out = quantize(weight, int(kind), format.record, format.record_nbytes, importance / importance.mean())
     return torch.from_numpy(gguf.dequantize(out, kind).copy())
 

@@ -112,13 +112,13 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(build: Build, tmp_path: Pat
 @pytest.mark.parametrize("format", [name for name in GGUF.formats if name != "16bit"])
 def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path, format: str) -> None:
     """The file's tensors, read by the gguf package, are the codes' own values, rows moved where the family moves them."""
-    source = build("llama", hidden_size=256, intermediate_size=256)
+    source = build("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     plan = write(source, tmp_path / "model.gguf", format)
     skeleton = skeleton_of(source)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     for name, parameter in (
         ("token_embd.weight", "model.embed_tokens.weight"), ("output.weight", "lm_head.weight"),
-        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
     ):  # fmt: skip
         assert plan.choice(parameter).format == format
@@ -129,10 +129,10 @@ def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path
         assert np.array_equal(found, expected.numpy())
 
 
-@pytest.mark.parametrize("format", ["q4_0", "q4_k", "iq4_xs", "q8_0", "tq2_0", "mxfp4"])
+@pytest.mark.parametrize("format", ["q4_0", "q4_k", "iq4_xs", "q8_0", "tq2_0", "mxfp4", "iq3_s", "iq2_xs", "iq1_m"])
 def test_llama_cpp_and_transformers_read_the_same_file_alike(build: Build, tmp_path: Path, format: str) -> None:
     """Quantized files too, within what llama.cpp's 8-bit activations allow; and greedy tokens follow."""
-    source = build("llama", hidden_size=256, intermediate_size=256, vocab_size=512)
+    source = build("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     write(source, tmp_path / "model.gguf", format)
     ids = torch.randint(3, 500, (48,), generator=torch.Generator().manual_seed(2))
     options = {"gguf_file": "model.gguf", "quantization_config": GgufConfig(dequantize=True)}

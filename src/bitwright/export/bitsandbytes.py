@@ -21,8 +21,7 @@ from bitwright.checkpoint.writer import TensorPlan, write_safetensors
 from bitwright.errors import fail
 from bitwright.export.container import CodesOf, Container
 from bitwright.formats.codes import Codes, NestedScales, dynamic_map
-from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format
-from bitwright.formats.ggml import GgmlFormat
+from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format, SixteenBit
 from bitwright.formats.pack import pack_nibbles
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec
@@ -193,7 +192,7 @@ def _copy_companions(directory: Path, skeleton: Skeleton) -> None:
 
 class Bitsandbytes(Container):
     name = "bitsandbytes"
-    formats = tuple(name for name, format in FORMATS.items() if not isinstance(format, GgmlFormat))
+    formats = tuple(name for name, format in FORMATS.items() if isinstance(format, BlockFormat | SixteenBit))
     stock_name = "stock NF4"
     stock_format = "nf4-b64"
     rounds_on_load = True

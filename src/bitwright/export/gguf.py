@@ -27,15 +27,17 @@ from bitwright.export.gguf_families import FAMILIES, Family
 from bitwright.export.gguf_metadata import require_known_rope, rope_tensors, write_config
 from bitwright.export.gguf_recipes import BASES, Matrix, recipe
 from bitwright.export.gguf_tokenizer import vocabulary_of
+from bitwright.formats.codebook import CODEBOOK_FORMATS, CodebookFormat
+from bitwright.formats.codes import Codes
 from bitwright.formats.format import FORMATS, Format
 from bitwright.formats.ggml import GGML_FORMATS, GgmlFormat
-from bitwright.formats.ggml_bytes import to_bytes
-from bitwright.formats.ggml_codes import GgmlCodes
+from bitwright.formats.pack import records_of
 from bitwright.measure.prepare import tokenizer_of
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Plan
 
+RECORDS = (GgmlFormat, CodebookFormat)  # formats that are stored as records
 ALIGNMENT = 32  # of tensor data in the file
 WIDE = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")  # rows of a multiple of 256
 NARROW = ("iq4_nl", "q5_0", "q8_0")
@@ -58,7 +60,7 @@ class _Entry:
 
 class Gguf(Container):
     name = "gguf"
-    formats = ("16bit", *GGML_FORMATS)
+    formats = ("16bit", *GGML_FORMATS, *CODEBOOK_FORMATS)
     stock_name = f"{STOCK}, to nearest"
     suffix = ".gguf"
     stores_vocabulary = True
@@ -86,7 +88,7 @@ class Gguf(Container):
         return _header_nbytes(skeleton) + sum(_padded(e.nbytes) for e in entries if e.name not in weights)
 
     def unavailable(self, format: Format, n_rows: int, n_cols: int) -> str | None:
-        return format.unavailable(n_cols) if isinstance(format, GgmlFormat) else None
+        return format.unavailable(n_cols) if isinstance(format, RECORDS) else None
 
     def require(self, skeleton: Skeleton) -> None:
         if skeleton.spec.architecture not in FAMILIES:
@@ -125,13 +127,13 @@ def _padded(nbytes: int) -> int:
 
 
 def _stored_nbytes(format: Format, shape: tuple[int, ...]) -> int:
-    if isinstance(format, GgmlFormat):
+    if isinstance(format, RECORDS):
         return prod(shape) // format.record * format.record_nbytes
     return 2 * prod(shape)
 
 
 def _type_of(format: Format, skeleton: Skeleton, name: str) -> GGMLQuantizationType:
-    if isinstance(format, GgmlFormat):
+    if isinstance(format, RECORDS):
         return GGMLQuantizationType[format.name.upper()]
     stored = skeleton.checkpoint.refs[skeleton.stored_name[name]].dtype
     return GGMLQuantizationType.F16 if stored == "F16" else GGMLQuantizationType.BF16
@@ -207,8 +209,8 @@ def _values(
     for parameter in _parameters(skeleton):
         if parameter in weights and formats[parameter] != "16bit":
             codes = codes_of(weights[parameter], formats[parameter], roundings[parameter])
-            assert isinstance(codes, GgmlCodes)
-            values = to_bytes(codes).reshape(weights[parameter].n_rows, -1)
+            assert not isinstance(codes, Codes)
+            values = records_of(codes).reshape(weights[parameter].n_rows, -1)
         else:
             values = skeleton.read(parameter)
             if parameter not in weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitwright.formats.codebook import CODEBOOK_FORMATS, CodebookFormat
 from bitwright.formats.ggml import GGML_FORMATS, GgmlFormat
 from bitwright.formats.grids import FP4_LEVELS, NF4_LEVELS
 
@@ -33,7 +34,7 @@ class SixteenBit:
     name: str = "16bit"
 
 
-Quantized = BlockFormat | GgmlFormat
+Quantized = BlockFormat | GgmlFormat | CodebookFormat
 Format = Quantized | SixteenBit
 SIXTEEN_BIT = SixteenBit()
 
@@ -45,7 +46,7 @@ def _rows() -> dict[str, Format]:
             for double_quant in (False, True):
                 name = f"{grid}-b{block_size}" + ("-dq" if double_quant else "")
                 rows[name] = BlockFormat(name, grid, levels, block_size, double_quant)
-    return rows | GGML_FORMATS
+    return rows | GGML_FORMATS | CODEBOOK_FORMATS
 
 
 FORMATS: dict[str, Format] = _rows()

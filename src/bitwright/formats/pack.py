@@ -7,13 +7,16 @@ from math import prod
 import torch
 from torch import Tensor
 
+from bitwright.formats.codebook import CodebookFormat
+from bitwright.formats.codebook_bytes import codebook_from_bytes, codebook_to_bytes
+from bitwright.formats.codebook_codes import CodebookCodes
 from bitwright.formats.codes import Codes, NestedScales, PlainScales
 from bitwright.formats.format import Quantized
 from bitwright.formats.ggml import GgmlFormat
 from bitwright.formats.ggml_bytes import from_bytes, to_bytes
 from bitwright.formats.ggml_codes import GgmlCodes
 
-AnyCodes = Codes | GgmlCodes
+AnyCodes = Codes | GgmlCodes | CodebookCodes
 
 
 def pack_nibbles(code: Tensor) -> Tensor:
@@ -27,9 +30,14 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     return torch.stack([packed >> 4, packed & 0xF], 1).reshape(-1)[:count]
 
 
+def records_of(codes: GgmlCodes | CodebookCodes) -> Tensor:
+    """The records that a GGUF file holds for ``codes``, uint8 [R, record_nbytes]."""
+    return codebook_to_bytes(codes) if isinstance(codes, CodebookCodes) else to_bytes(codes)
+
+
 def codes_to_tensors(codes: AnyCodes) -> dict[str, Tensor]:
-    if isinstance(codes, GgmlCodes):
-        return {"records": to_bytes(codes)}
+    if not isinstance(codes, Codes):
+        return {"records": records_of(codes)}
     scales = codes.scales
     tensors = {"code": pack_nibbles(codes.code)}
     if isinstance(scales, PlainScales):
@@ -39,6 +47,8 @@ def codes_to_tensors(codes: AnyCodes) -> dict[str, Tensor]:
 
 
 def codes_from_tensors(format: Quantized, shape: tuple[int, ...], tensors: dict[str, Tensor]) -> AnyCodes:
+    if isinstance(format, CodebookFormat):
+        return codebook_from_bytes(format, shape, tensors["records"])
     if isinstance(format, GgmlFormat):
         return from_bytes(format, shape, tensors["records"])
     code = unpack_nibbles(tensors["code"], prod(shape))

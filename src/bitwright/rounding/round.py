@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from bitwright.formats.codebook import CodebookFormat
 from bitwright.formats.codes import Codes
 from bitwright.formats.format import BlockFormat, Quantized
 from bitwright.formats.ggml import GgmlFormat
 from bitwright.formats.pack import AnyCodes
+from bitwright.rounding.codebook_feedback import codebook_feedback, nearest_codebook
 from bitwright.rounding.coordinate_descent import coordinate_descent
 from bitwright.rounding.error_feedback import Feedback, error_feedback
 from bitwright.rounding.ggml_descent import ggml_descent
@@ -24,6 +26,8 @@ SWEEPS = 1  # a second one moves the objective by less than a hundredth (docs/LO
 
 def round_nearest(weight: Tensor, format: Quantized) -> AnyCodes:
     """Codes of ``weight`` [N, K], each weight to the nearest level under the scale that the stock quantizer takes."""
+    if isinstance(format, CodebookFormat):
+        return nearest_codebook(weight, format)
     return nearest_ggml(weight, format) if isinstance(format, GgmlFormat) else nearest(weight, format)
 
 
@@ -34,7 +38,9 @@ def round_calibrated(weight: Tensor, feedback: Feedback, formats: Sequence[Quant
     for one in _round_blocks(weight, feedback, blocks):
         codes[one.format.name] = one
     for format in formats:
-        if isinstance(format, GgmlFormat) and len(format.levels) >= FINE_LEVELS:
+        if isinstance(format, CodebookFormat):
+            codes[format.name] = codebook_feedback(weight, feedback, format, SWEEPS)
+        elif isinstance(format, GgmlFormat) and len(format.levels) >= FINE_LEVELS:
             codes[format.name] = nearest_ggml(weight, format)
         elif isinstance(format, GgmlFormat):
             start = ggml_feedback(weight, feedback, format)
