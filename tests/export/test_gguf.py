@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GgufConfig
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.errors import BitwrightError
@@ -217,19 +219,56 @@ def test_scaled_rotary_embeddings(build: Build, tmp_path: Path, kind: str) -> No
     assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
 
 
-def test_pre_tokenizers_are_found_by_what_they_do(build: Build) -> None:
-    tokenizer = tokenizer_of(build("llama"))
-    core = tokenizer.backend_tokenizer
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    for (expression, whole_words), name in SPLITS.items():
-        core.model = models.BPE({"a": 0}, [], ignore_merges=whole_words)
-        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level])
-        assert vocabulary_of(Path("somewhere"), tokenizer, 600).pre == name
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+@pytest.mark.parametrize("original", [64, 512])
+def test_long_and_short_rotary_factors(build: Build, tmp_path: Path, original: int) -> None:
+    """Phi 3: long factors beyond the original context, short ones within."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": original,
+        "long_factor": [1.0 + 0.5 * i for i in range(8)], "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    }  # fmt: skip
+    options = {"rope_parameters": rope, "original_max_position_embeddings": original, "max_position_embeddings": 1024}
+    source = build("phi3", **FAMILIES["phi3"], **options)
+    write(source, tmp_path / "model.gguf", "16bit")
+    ids = torch.randint(3, 500, (160,), generator=torch.Generator().manual_seed(1))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = model(ids[None]).logits[0].log_softmax(-1)
+    found = log_probs(tmp_path / "model.gguf", ids)
+    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
+
+
+PRE_TOKENIZERS = {name: expression for (expression, _), name in SPLITS.items()} | {"smollm": ""}
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_pre_tokenizers_split_alike(build: Build, tmp_path: Path, name: str) -> None:
+    """Each one that is known by name, trained on real text, in llama.cpp against the tokenizers library."""
+    expression = PRE_TOKENIZERS[name]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not expression)
+    first = pre_tokenizers.Split(Regex(expression), "isolated") if expression else pre_tokenizers.Digits(individual_digits=True)
+    core = Tokenizer(models.BPE(ignore_merges=name in ("llama-bpe", "tekken")))
+    core.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level])
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<s>", "</s>"], initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    assert vocabulary_of(Path("somewhere"), tokenizer, 600).pre == "smollm"
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.train_from_iterator(list(topics.values())[:20], trainer)
+    starts = name in ("llama-bpe", "tekken")  # llama.cpp puts a beginning in front for these unless the file says otherwise
+    if starts:
+        core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    shutil.copytree(build("llama"), tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path / "model")
+    assert vocabulary_of(tmp_path / "model", tokenizer_of(tmp_path / "model"), 512).pre == name
+    write(tmp_path / "model", tmp_path / "model.gguf", "q4_0")
+    runtime, tokenizer = LlamaCpp(tmp_path / "model.gguf"), tokenizer_of(tmp_path / "model")
+    for text in (*TEXTS, list(topics.values())[30]):
+        assert runtime.tokenize(text) == tokenizer(text, split_special_tokens=True)["input_ids"], repr(text)
+    runtime.close()
+
+
+def test_unknown_pre_tokenizers_are_refused(build: Build) -> None:
+    tokenizer = tokenizer_of(build("llama"))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(BitwrightError, match="splits text alike"):
         vocabulary_of(Path("somewhere"), tokenizer, 600)
     with pytest.raises(BitwrightError, match="rows of the embedding"):
