@@ -41,7 +41,7 @@ from bitwright.models.spec import Weight
 from bitwright.plan import Choice, Plan
 from bitwright.progress import Reporter
 
-FORMAT_NAMES = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q4_0", "iq4_nl", "q5_0", "q8_0")
+WITH_UNIFORM = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q4_0", "iq4_nl", "q5_0", "q8_0")
 UNIFORM = "q4_0"  # the single format that is compared for all linears
 SPEED_TOKENS, SPEED_RUNS = 48, 5
 
@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--calibration", default="")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--workdir", type=Path, help="keep the measurement here")
+    parser.add_argument(
+        "--uniform", action="store_true", help=f"also compare {UNIFORM} for all linears (measures more formats)"
+    )
     parser.add_argument("--as-is", action="store_true", help="leave the references on their grids")
     parser.add_argument("--output", type=Path, help="append the figures as one JSON line per model")
     options = parser.parse_args()
@@ -72,7 +75,8 @@ def main() -> None:
 def run(source: Path, work: Path, options: argparse.Namespace, console: Console) -> dict[str, float]:
     """The figures of one model: KL over that of llama.cpp's file for each recipe, and speed over its speed."""
     settings = Settings(
-        container="gguf", formats=FORMAT_NAMES, calibration=options.calibration, sequences=options.sequences
+        container="gguf", formats=WITH_UNIFORM if options.uniform else (), calibration=options.calibration,
+        sequences=options.sequences,
     )  # fmt: skip
     started = time.perf_counter()
     measured = measure_model(source, work, settings, Reporter())
@@ -83,9 +87,10 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
     for name in options.recipes:
         plans[f"llama.cpp {name}"] = theirs = given(measured, recipe_of(measured.skeleton.spec, name), "llama.cpp")
         plans[f"ours, bytes of {name}"] = allocate(table_, f"{theirs.nbytes}B", frontier=False)
-    linears = {w.name: UNIFORM if w.kind == "linear" else "q8_0" for w in measured.skeleton.spec.weights}
-    plans[f"llama.cpp {UNIFORM}"] = given(measured, linears, "llama.cpp")
-    plans[f"ours, {UNIFORM}"] = given(measured, linears, "calibrated")
+    if options.uniform:
+        linears = {w.name: UNIFORM if w.kind == "linear" else "q8_0" for w in measured.skeleton.spec.weights}
+        plans[f"llama.cpp {UNIFORM}"] = given(measured, linears, "llama.cpp")
+        plans[f"ours, {UNIFORM}"] = given(measured, linears, "calibrated")
     files = {}
     for label, plan in plans.items():
         files[label] = work / f"{label.replace(' ', '-').replace(',', '')}.gguf"
@@ -102,7 +107,8 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
     for name in options.recipes:
         figures[f"kl_over_{name}"] = kl[f"ours, bytes of {name}"] / kl[f"llama.cpp {name}"]
         figures[f"bytes_over_{name}"] = plans[f"ours, bytes of {name}"].nbytes / plans[f"llama.cpp {name}"].nbytes
-    figures[f"kl_over_{UNIFORM}"] = kl[f"ours, {UNIFORM}"] / kl[f"llama.cpp {UNIFORM}"]
+    if options.uniform:
+        figures[f"kl_over_{UNIFORM}"] = kl[f"ours, {UNIFORM}"] / kl[f"llama.cpp {UNIFORM}"]
     first = options.recipes[0]
     figures[f"speed_over_{first}"] = speed_ratio(files[f"ours, bytes of {first}"], files[f"llama.cpp {first}"], ids[0])
     return figures

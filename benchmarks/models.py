@@ -51,9 +51,9 @@ def _gemma_gguf() -> Path:
 def off_grid(source: Path, seed: int = 0) -> Path:
     """A copy of a llama or gemma 3 model that computes the same, with weights that lie on no quantization grid.
 
-    The references were dequantized from GGUF files, whose formats find their own grid again. Here norm weights move into
-    the linears behind them, and the channels between value and output, and between up and down projection, are scaled by
-    random factors and back.
+    The references were dequantized from GGUF files, whose formats find their own grid again. Here the channels between a
+    norm and the linears behind it, between value and output, and between up and down projection are scaled by random
+    factors of 0.7 to 1.4 and back.
     """
     target = cache_dir() / "benchmarks" / f"{source.name}-off-grid-{seed}"
     if target.exists():
@@ -73,9 +73,10 @@ def off_grid(source: Path, seed: int = 0) -> Path:
                 (block.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
                 (before_mlp, (mlp.gate_proj, mlp.up_proj)),
             ):
+                scale = factors(len(norm.weight))
                 for linear in linears:
-                    linear.weight *= norm.weight + offset
-                norm.weight.fill_(1.0 - offset)
+                    linear.weight *= scale
+                norm.weight.copy_((norm.weight + offset) / scale - offset)
             scale = factors(len(attention.v_proj.weight))
             attention.v_proj.weight *= scale[:, None]
             heads = scale.reshape(model.config.num_key_value_heads, -1)

@@ -15,7 +15,7 @@ from bitwright.cli.common import guarded, wide_console
 @guarded
 def run(
     reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, or demo.")],
-    candidates: Annotated[list[str], typer.Argument(help="Models to compare with it; any directory transformers loads.")],
+    candidates: Annotated[list[str], typer.Argument(help="Models to compare with it: directories that transformers loads, .gguf files.")],
     held_out: common.HeldOut = "documentation",
     sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 8,
     length: Annotated[int, typer.Option(min=16, help="Tokens per sequence.")] = 512,
