@@ -52,7 +52,9 @@ def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) ->
     assert own["provenance"]["seed"] == 0
     table = bitwright.Sensitivity.load(tmp_path / "work" / "sensitivity.json")
     assert all(row.output_error > 0 for w in table.weights for row in w.rows if row.format != "16bit")
-    again = bitwright.evaluate(str(source), [str(out)], sequences=4, length=64, reporter=QUIET)
+    again = bitwright.evaluate(str(source), [str(out)], sequences=4, length=64, greedy=8, reporter=QUIET)
+    assert [len(entry.divergence.greedy) for entry in again] == [4, 4]
+    assert sum(again[0].divergence.greedy) >= sum(again[1].divergence.greedy)
     assert again[-1].divergence.kl == pytest.approx(report.result.divergence.kl, rel=1e-3)
     assert list(tmp_path.glob(".*")) == [], "no scratch is left"
 

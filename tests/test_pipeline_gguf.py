@@ -45,7 +45,8 @@ def test_quantize_beats_the_recipe_at_its_bytes(build: Build, tmp_path: Path) ->
     table = bitwright.Sensitivity.load(tmp_path / "work" / "sensitivity.json")
     assert table.sizes["Q4_K_M"] == stock.nbytes
     assert table.sizes["Q2_K"] < table.sizes["Q4_K_M"] < table.sizes["Q8_0"]
-    again = bitwright.evaluate(str(source), [str(out)], sequences=4, length=64, reporter=QUIET)
+    again = bitwright.evaluate(str(source), [str(out)], sequences=4, length=64, greedy=4, reporter=QUIET)
+    assert len(again[-1].divergence.greedy) == 4
     assert again[-1].divergence.kl == pytest.approx(report.result.divergence.kl, rel=1e-3)
     assert again[-1].nbytes == out.stat().st_size
 

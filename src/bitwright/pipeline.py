@@ -105,11 +105,15 @@ def evaluate(
     held_out: str = DOCUMENTATION,
     sequences: int = 8,
     length: int = 512,
+    greedy: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Entry, ...]:
-    """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor."""
+    """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor.
+
+    ``greedy``: also continue the start of every sequence by that many tokens, always the likeliest.
+    """
     reporter, where = reporter or Reporter(), device_of(device)
     directory = open_checkpoint(reference).directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
@@ -119,7 +123,7 @@ def evaluate(
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     divergences = compare(
         Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models, ids.tolist(),
-        device=str(where), quiet=reporter.quiet,
+        device=str(where), quiet=reporter.quiet, greedy=greedy,
     )  # fmt: skip
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     return tuple(Entry(m.label, size, d, None) for m, size, d in zip(models, sizes, divergences, strict=True))

@@ -15,10 +15,13 @@ from bitwright.cli.common import guarded, wide_console
 @guarded
 def run(
     reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, or demo.")],
-    candidates: Annotated[list[str], typer.Argument(help="Models to compare with it: directories that transformers loads, .gguf files.")],
+    candidates: Annotated[
+        list[str], typer.Argument(help="Models to compare: directories that transformers loads, .gguf files.")
+    ],
     held_out: common.HeldOut = "documentation",
     sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 8,
     length: Annotated[int, typer.Option(min=16, help="Tokens per sequence.")] = 512,
+    greedy: Annotated[int, typer.Option(min=0, help="Tokens that are continued greedily from each sequence's start.")] = 32,
     device: common.Device = "auto",
     trust_remote_code: common.Trust = False,
     json_: common.Json = False,
@@ -30,7 +33,7 @@ def run(
     from bitwright.progress import Reporter
 
     entries = evaluate(
-        reference, candidates, held_out=held_out, sequences=sequences, length=length, device=device,
+        reference, candidates, held_out=held_out, sequences=sequences, length=length, greedy=greedy, device=device,
         trust_remote_code=trust_remote_code, reporter=Reporter(quiet=json_),
     )  # fmt: skip
     if json_:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 2000
+TOP = 5
+MANY = 2**24  # values, more than torch's quantile takes
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class TokenFigures:
 
     kl: Tensor
     same_top1: Tensor
+    shared_top5: Tensor  # share of the reference's five likeliest tokens that are among the candidate's five
     nll_reference: Tensor
     nll: Tensor
 
@@ -26,10 +29,12 @@ def compare(reference_log_probs: Tensor, logits: Tensor, next_ids: Tensor) -> To
     log_p = reference_log_probs.float().log_softmax(-1)
     log_q = logits.float().log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0)
-    same = log_p.argmax(-1) == log_q.argmax(-1)
+    best_p, best_q = log_p.topk(min(TOP, log_p.shape[1]), -1).indices, log_q.topk(min(TOP, log_p.shape[1]), -1).indices
+    same = best_p[:, 0] == best_q[:, 0]
+    shared = (best_p[:, :, None] == best_q[:, None, :]).any(-1).float().mean(-1)
     n = len(next_ids)
     pick = next_ids[:, None]
-    return TokenFigures(kl, same, -log_p[:n].gather(1, pick)[:, 0], -log_q[:n].gather(1, pick)[:, 0])
+    return TokenFigures(kl, same, shared, -log_p[:n].gather(1, pick)[:, 0], -log_q[:n].gather(1, pick)[:, 0])
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,18 @@ class Divergence:
     kl: float
     kl_low: float
     kl_high: float
+    kl_median: float
     kl_p99: float
+    kl_p999: float
     kl_max: float
     top1: float
+    top5: float  # mean share of the reference's five likeliest tokens that are among the candidate's five
     perplexity: float
     reference_perplexity: float
     n_sequences: int
     n_tokens: int
     kl_of_sequence: tuple[float, ...]
+    greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
 
 
 def summarize(label: str, figures: list[TokenFigures]) -> Divergence:
@@ -60,14 +69,28 @@ def summarize(label: str, figures: list[TokenFigures]) -> Divergence:
         kl=float(means.mean()),
         kl_low=low,
         kl_high=high,
-        kl_p99=float(kl.quantile(0.99)) if kl.numel() < 2**24 else float(kl.kthvalue(int(0.99 * kl.numel()))[0]),
+        kl_median=_quantile(kl, 0.5),
+        kl_p99=_quantile(kl, 0.99),
+        kl_p999=_quantile(kl, 0.999),
         kl_max=float(kl.max()),
         top1=float(torch.cat([f.same_top1 for f in figures]).float().mean()),
+        top5=float(torch.cat([f.shared_top5 for f in figures]).mean()),
         perplexity=float(torch.cat([f.nll for f in figures]).mean().exp()),
         reference_perplexity=float(torch.cat([f.nll_reference for f in figures]).mean().exp()),
         n_sequences=len(figures),
         n_tokens=int(kl.numel()),
         kl_of_sequence=tuple(float(m) for m in means),
+    )
+
+
+def agreed(reference: Tensor, ids: Tensor) -> tuple[int, ...]:
+    """For each row of ``ids`` [P, G]: entries before the first that differs from ``reference`` [P, G]."""
+    return tuple(int(row) for row in (reference == ids).int().cumprod(1).sum(1))
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    return (
+        float(values.double().quantile(share)) if values.numel() < MANY else float(values.kthvalue(int(share * len(values)))[0])
     )
 
 

@@ -35,9 +35,10 @@ def compare(
     *,
     device: str = "cpu",
     quiet: bool = False,
+    greedy: int = 0,
     scratch: Path | None = None,
 ) -> list[Divergence]:
-    """One Divergence per candidate on the token sequences ``ids`` [S][T].
+    """One Divergence per candidate on the token sequences ``ids`` [S][T], whose starts are continued by ``greedy`` tokens.
 
     Raises BitwrightError when the process fails, with the last line that it wrote.
     """
@@ -47,7 +48,7 @@ def compare(
         job_path, out_path = Path(folder) / "job.json", Path(folder) / "out.json"
         job = {
             "reference": asdict(reference), "candidates": [asdict(c) for c in candidates], "ids": ids, "device": device,
-            "quiet": quiet, "scratch": folder,
+            "quiet": quiet, "scratch": folder, "greedy": greedy,
         }  # fmt: skip
         job_path.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "bitwright.evaluate.worker", str(job_path), str(out_path)]
@@ -61,6 +62,6 @@ def compare(
                 wanted="the stock runtime loads and runs every model", help="load the model by hand to see the whole message",
             )  # fmt: skip
         return [
-            Divergence(**{**row, "kl_of_sequence": tuple(row["kl_of_sequence"])})
+            Divergence(**{**row, "kl_of_sequence": tuple(row["kl_of_sequence"]), "greedy": tuple(row["greedy"])})
             for row in json.loads(out_path.read_text(encoding="utf-8"))
         ]

@@ -6,20 +6,21 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, GgufConfig
 from transformers.utils import logging
 
 from bitwright.evaluate import llama_cpp
-from bitwright.evaluate.divergence import Divergence, TokenFigures, compare, summarize
+from bitwright.evaluate.divergence import Divergence, TokenFigures, agreed, compare, summarize
 from bitwright.progress import Reporter
 
 FORWARD_ENTRIES = 1 << 27  # logits of one forward pass: 256 MiB in bfloat16
+PROMPT_TOKENS = 64  # of each sequence, continued greedily
 CHUNK_ENTRIES = 1 << 25  # logits compared at once: 128 MiB in float32
 
 
@@ -66,18 +67,30 @@ def compare_sequence(log_probs: Tensor, logits: Tensor, ids: Tensor) -> TokenFig
         compare(log_probs[s : s + step].to(logits.device), logits[s : s + step], ids[s + 1 : s + 1 + step].to(logits.device))
         for s in range(0, len(ids), step)
     ]
-    joined = [torch.cat([getattr(p, name).cpu() for p in parts]) for name in ("kl", "same_top1", "nll_reference", "nll")]
-    return TokenFigures(*joined)
+    return TokenFigures(*[torch.cat([getattr(p, field.name).cpu() for p in parts]) for field in fields(TokenFigures)])
+
+
+@torch.no_grad()
+def greedy_of(model: Any, prompts: Tensor, count: int, device: str) -> Tensor:
+    """The ``count`` likeliest ids [P, count] that follow ``prompts`` [P, T], one after the other."""
+    if isinstance(model, llama_cpp.LlamaCpp):
+        return torch.stack([model.greedy(prompt, count) for prompt in prompts])
+    ids = prompts.to(device)
+    plain = GenerationConfig(do_sample=False, max_new_tokens=count, min_new_tokens=count, eos_token_id=None, pad_token_id=0)
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    return torch.as_tensor(made)[:, prompts.shape[1] :].cpu()
 
 
 def run(job: dict[str, Any]) -> list[Divergence]:
     """Compare every candidate of ``job`` with its reference, whose log-probabilities are kept in a temporary file."""
     reporter = Reporter(quiet=job["quiet"])
     ids = torch.tensor(job["ids"])
-    device = job["device"]
+    device, count = job["device"], job["greedy"]
+    prompts = ids[:, : min(PROMPT_TOKENS, ids.shape[1])]
+    longest = max(ids.shape[1], prompts.shape[1] + count)
     results = []
     with tempfile.TemporaryDirectory(dir=job["scratch"]) as scratch:
-        model = load(job["reference"], device, ids.shape[1])
+        model = load(job["reference"], device, longest)
         cache = [Path(scratch) / f"{s}.pt" for s in range(len(ids))]
         for path, logits in reporter.track(
             zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)
@@ -85,14 +98,18 @@ def run(job: dict[str, Any]) -> list[Divergence]:
             step = max(1, CHUNK_ENTRIES // logits.shape[1])
             halves = [part.float().log_softmax(-1).half().cpu() for part in logits.split(step)]
             torch.save(torch.cat(halves), path)
+        wanted = greedy_of(model, prompts, count, device) if count else None
         del model, logits
         for candidate in job["candidates"]:
-            model = load(candidate, device, ids.shape[1])
+            model = load(candidate, device, longest)
             figures = []
             stage = f"evaluate {candidate['label']}"
             for s, logits in enumerate(reporter.track(logits_of(model, ids, device), stage, len(ids))):
                 figures.append(compare_sequence(torch.load(cache[s], weights_only=True), logits, ids[s]))
-            results.append(summarize(candidate["label"], figures))
+            line = summarize(candidate["label"], figures)
+            if wanted is not None:
+                line = replace(line, greedy=agreed(wanted, greedy_of(model, prompts, count, device)))
+            results.append(line)
             del model, logits
     return results
 
