@@ -80,17 +80,25 @@ def log_probs(path: Path, ids: torch.Tensor) -> torch.Tensor:
         runtime.close()
 
 
+def both(source: Path, path: Path, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [T, V] of the 16-bit model in transformers and of the file in llama.cpp."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        return model(ids[None]).logits[0].log_softmax(-1), log_probs(path, ids)
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_computes_what_transformers_computes(build: Build, tmp_path: Path, family: str) -> None:
     """In 16 bit, over more tokens than a sliding window holds."""
     source = build(family, **FAMILIES[family])
     write(source, tmp_path / "model.gguf", "16bit")
     ids = torch.randint(3, 500, (96,), generator=torch.Generator().manual_seed(1))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad():
-        wanted = model(ids[None]).logits[0].log_softmax(-1)
-    found = log_probs(tmp_path / "model.gguf", ids)
-    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
+    wanted, found = both(source, tmp_path / "model.gguf", ids)
+    assert divergence(wanted, found) < 2e-3
     assert float((wanted.argmax(-1) == found.argmax(-1)).float().mean()) > 0.9
 
 
@@ -141,8 +149,7 @@ def test_llama_cpp_and_transformers_read_the_same_file_alike(build: Build, tmp_p
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options)
     with torch.no_grad():
         wanted = model(ids[None]).logits[0].log_softmax(-1)
-    found = log_probs(tmp_path / "model.gguf", ids)
-    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 0.02
+    assert divergence(wanted, log_probs(tmp_path / "model.gguf", ids)) < 0.02
     runtime = LlamaCpp(tmp_path / "model.gguf", 64)
     continued = runtime.greedy(ids, 4)
     runtime.close()
@@ -212,11 +219,8 @@ def test_scaled_rotary_embeddings(build: Build, tmp_path: Path, kind: str) -> No
     source = build("llama", rope_parameters=ROPES[kind])
     write(source, tmp_path / "model.gguf", "16bit")
     ids = torch.randint(3, 500, (160,), generator=torch.Generator().manual_seed(1))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad():
-        wanted = model(ids[None]).logits[0].log_softmax(-1)
-    found = log_probs(tmp_path / "model.gguf", ids)
-    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
+    wanted, found = both(source, tmp_path / "model.gguf", ids)
+    assert divergence(wanted, found) < 2e-3
 
 
 @pytest.mark.parametrize("original", [64, 512])
@@ -230,11 +234,8 @@ def test_long_and_short_rotary_factors(build: Build, tmp_path: Path, original: i
     source = build("phi3", **FAMILIES["phi3"], **options)
     write(source, tmp_path / "model.gguf", "16bit")
     ids = torch.randint(3, 500, (160,), generator=torch.Generator().manual_seed(1))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad():
-        wanted = model(ids[None]).logits[0].log_softmax(-1)
-    found = log_probs(tmp_path / "model.gguf", ids)
-    assert float((wanted.exp() * (wanted - found)).sum(-1).mean()) < 2e-3
+    wanted, found = both(source, tmp_path / "model.gguf", ids)
+    assert divergence(wanted, found) < 2e-3
 
 
 PRE_TOKENIZERS = {name: expression for (expression, _), name in SPLITS.items()} | {"smollm": ""}

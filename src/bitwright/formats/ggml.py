@@ -3,7 +3,7 @@
 A row of weights is cut into records of ``record`` weights that are stored together, and those into blocks of ``block``
 weights with one scale: weight = scale * level + minimum. The scale of a record is a 16-bit float (or a power of two);
 in formats with steps the scale of each block is that float times a small integer, and likewise for the minimum.
-Source: ggml-common.h and ggml-quants.c of llama.cpp; tests/formats/test_ggml.py compares every row with the gguf package.
+Source: ggml-common.h and ggml-quants.c of llama.cpp; tests/formats/test_records.py compares every row with the gguf package.
 """
 
 from __future__ import annotations
