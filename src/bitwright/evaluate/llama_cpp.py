@@ -79,10 +79,19 @@ class LlamaCpp:
         self._library.llama_model_free(self._model)
         self._context = self._model = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
+
     def logits(self, ids: Tensor) -> Tensor:
         """Logits float32 [T, V] of one sequence of ``ids`` [T]."""
+        return torch.cat(list(self.logit_parts(ids)))
+
+    def logit_parts(self, ids: Tensor) -> Iterator[Tensor]:
+        """The same in parts of CHUNK_TOKENS tokens."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-        return torch.cat([self._decode(ids[start : start + CHUNK_TOKENS], start) for start in range(0, len(ids), CHUNK_TOKENS)])
+        for start in range(0, len(ids), CHUNK_TOKENS):
+            yield self._decode(ids[start : start + CHUNK_TOKENS], start)
 
     def _decode(self, ids: Tensor, start: int) -> Tensor:
         batch = self._library.llama_batch_init(len(ids), 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,29 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> Any:
 
 
 @torch.no_grad()
-def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Tensor]:
-    """Logits [T, V] of each sequence of ``ids`` [S, T]; as many share a forward pass as FORWARD_ENTRIES allow, since a
-    quantized model unpacks its weights once per pass."""
+def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Iterable[Tensor]]:
+    """Logits of each sequence of ``ids`` [S, T], in parts [t, V] that are small enough to be worked on in float32.
+
+    As many sequences share a forward pass as FORWARD_ENTRIES allow, since a quantized model unpacks its weights once per pass.
+    """
     if isinstance(model, llama_cpp.LlamaCpp):
-        yield from (model.logits(sequence) for sequence in ids)
+        yield from (model.logit_parts(sequence) for sequence in ids)
         return
     vocabulary = model.config.get_text_config().vocab_size
     for batch in ids.split(max(1, FORWARD_ENTRIES // (ids.shape[1] * vocabulary))):
-        yield from model(batch.to(device), use_cache=False).logits
+        for logits in model(batch.to(device), use_cache=False).logits:
+            yield logits.split(max(1, CHUNK_ENTRIES // vocabulary))
 
 
-def compare_sequence(log_probs: Tensor, logits: Tensor, ids: Tensor) -> TokenFigures:
-    """``compare`` in chunks of tokens, so that the vocabulary never lives in float32 for a whole sequence."""
-    step = max(1, CHUNK_ENTRIES // logits.shape[1])
-    parts = [
-        compare(log_probs[s : s + step].to(logits.device), logits[s : s + step], ids[s + 1 : s + 1 + step].to(logits.device))
-        for s in range(0, len(ids), step)
-    ]
-    return TokenFigures(*[torch.cat([getattr(p, field.name).cpu() for p in parts]) for field in fields(TokenFigures)])
+def compare_sequence(log_probs: Tensor, parts: Iterable[Tensor], ids: Tensor) -> TokenFigures:
+    """``compare`` part by part, so that the vocabulary never lives in float32 for a whole sequence."""
+    figures, at = [], 0
+    for part in parts:
+        there = slice(at, at + len(part))
+        following = ids[at + 1 : at + 1 + len(part)]
+        figures.append(compare(log_probs[there].to(part.device), part, following.to(part.device)))
+        at += len(part)
+    return TokenFigures(*[torch.cat([getattr(f, field.name).cpu() for f in figures]) for field in fields(TokenFigures)])
 
 
 @torch.no_grad()
@@ -92,25 +96,23 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     with tempfile.TemporaryDirectory(dir=job["scratch"]) as scratch:
         model = load(job["reference"], device, longest)
         cache = [Path(scratch) / f"{s}.pt" for s in range(len(ids))]
-        for path, logits in reporter.track(
+        for path, parts in reporter.track(
             zip(cache, logits_of(model, ids, device), strict=True), "evaluate reference", len(ids)
         ):
-            step = max(1, CHUNK_ENTRIES // logits.shape[1])
-            halves = [part.float().log_softmax(-1).half().cpu() for part in logits.split(step)]
-            torch.save(torch.cat(halves), path)
+            torch.save(torch.cat([part.float().log_softmax(-1).half().cpu() for part in parts]), path)
         wanted = greedy_of(model, prompts, count, device) if count else None
-        del model, logits
+        del model, parts
         for candidate in job["candidates"]:
             model = load(candidate, device, longest)
             figures = []
             stage = f"evaluate {candidate['label']}"
-            for s, logits in enumerate(reporter.track(logits_of(model, ids, device), stage, len(ids))):
-                figures.append(compare_sequence(torch.load(cache[s], weights_only=True), logits, ids[s]))
+            for s, parts in enumerate(reporter.track(logits_of(model, ids, device), stage, len(ids))):
+                figures.append(compare_sequence(torch.load(cache[s], weights_only=True), parts, ids[s]))
             line = summarize(candidate["label"], figures)
             if wanted is not None:
                 line = replace(line, greedy=agreed(wanted, greedy_of(model, prompts, count, device)))
             results.append(line)
-            del model, logits
+            del model, parts
     return results
 
 
