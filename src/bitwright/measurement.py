@@ -207,7 +207,7 @@ def _menus(container: Container, spec: ModelSpec, names: tuple[str, ...]) -> dic
     """The formats in which each weight is measured."""
     menus = {}
     for weight in spec.weights:
-        wanted = [quantized(name) for name in names or container.menu(weight.n_cols)]
+        wanted = [quantized(name) for name in names or container.menu(weight)]
         menus[weight.name] = tuple(f for f in wanted if not container.unavailable(f, weight.n_rows, weight.n_cols))
     return menus
 

@@ -24,7 +24,7 @@ from bitwright.formats.codes import Codes, NestedScales, dynamic_map
 from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat, Format, SixteenBit
 from bitwright.formats.pack import pack_nibbles
 from bitwright.models.skeleton import Skeleton
-from bitwright.models.spec import ModelSpec
+from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Plan
 
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
@@ -197,7 +197,7 @@ class Bitsandbytes(Container):
     stock_format = "nf4-b64"
     rounds_on_load = True
 
-    def menu(self, n_cols: int) -> tuple[str, ...]:
+    def menu(self, weight: Weight) -> tuple[str, ...]:
         return ("nf4-b32-dq", "nf4-b64-dq")
 
     def stock(self, spec: ModelSpec) -> dict[str, str]:

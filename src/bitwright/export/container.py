@@ -28,8 +28,8 @@ class Container(ABC):
     rounds_on_load: ClassVar[bool] = False  # whether its library quantizes a 16-bit model while loading it
 
     @abstractmethod
-    def menu(self, n_cols: int) -> tuple[str, ...]:
-        """Formats that are measured for weights of ``n_cols`` columns unless the user asks for others."""
+    def menu(self, weight: Weight) -> tuple[str, ...]:
+        """Formats in which ``weight`` is measured unless the user asks for others."""
 
     @abstractmethod
     def stock(self, spec: ModelSpec) -> dict[str, str]:

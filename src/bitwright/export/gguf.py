@@ -34,13 +34,14 @@ from bitwright.formats.ggml import GGML_FORMATS, GgmlFormat
 from bitwright.formats.pack import records_of
 from bitwright.measure.prepare import tokenizer_of
 from bitwright.models.skeleton import Skeleton
-from bitwright.models.spec import ModelSpec, Weight
+from bitwright.models.spec import HEAD, TIED, ModelSpec, Weight
 from bitwright.plan import Plan
 
 RECORDS = (GgmlFormat, CodebookFormat)  # formats that are stored as records
 ALIGNMENT = 32  # of tensor data in the file
 WIDE = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")  # rows of a multiple of 256
 NARROW = ("iq4_nl", "q5_0", "q8_0")
+NARROW_HEAD = ("iq4_nl", "q8_0")  # on processors q5_0 takes as long as q8_0, and every token passes the whole head (docs/LOG.md)
 STOCK = "Q4_K_M"
 FILE_TYPES = {
     "q2_k": "MOSTLY_Q2_K", "q3_k": "MOSTLY_Q3_K_M", "q4_k": "MOSTLY_Q4_K_M", "q5_k": "MOSTLY_Q5_K_M", "16bit": "MOSTLY_BF16",
@@ -65,8 +66,10 @@ class Gguf(Container):
     suffix = ".gguf"
     stores_vocabulary = True
 
-    def menu(self, n_cols: int) -> tuple[str, ...]:
-        return WIDE if n_cols % 256 == 0 else NARROW
+    def menu(self, weight: Weight) -> tuple[str, ...]:
+        if weight.n_cols % 256 == 0:
+            return WIDE
+        return NARROW_HEAD if weight.kind in (HEAD, TIED) else NARROW
 
     def stock(self, spec: ModelSpec) -> dict[str, str]:
         return {name: format for name, format in recipe_of(spec, STOCK).items() if format != "16bit"}
