@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitwright.checkpoint.headers import INDEX_NAME, ITEM_BYTES, SINGLE_NAME
 from bitwright.checkpoint.tensors import NAMES
-from bitwright.errors import BitwrightError, fail
+from bitwright.errors import fail
 
 SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
 FILE_SUFFIXES = (".gguf",)  # of checkpoints that are one file
@@ -44,35 +44,21 @@ class TensorPlan:
 @contextmanager
 def atomic_directory(out: Path) -> Iterator[Path]:
     """A scratch directory beside ``out`` that becomes ``out`` when the block ends well, and vanishes when it does not."""
-    scratch = out.parent / f".{out.name}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
+    with _scratch(out) as scratch:
         yield scratch
         _sync(scratch)
         os.rename(scratch, out)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(out: Path) -> Iterator[Path]:
     """The path of a scratch file that becomes ``out`` when the block ends well, with what was written beside it."""
-    scratch = out.parent / f".{out.name}.partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
+    with _scratch(out) as scratch:
         yield scratch / out.name
         _sync(scratch)
         for path in sorted(scratch.iterdir(), key=lambda path: path.name == out.name):  # the file itself at last
             os.replace(path, out.parent / path.name)
         _sync(out.parent)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def atomic_output(out: Path) -> AbstractContextManager[Path]:
@@ -178,11 +164,21 @@ def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tup
         os.fsync(file.fileno())
 
 
-def _unwritable(out: Path, error: OSError) -> BitwrightError:
-    return fail(
-        "output/write", out, saw=error.strerror or str(error), wanted="a place that can be written, on a disk with room",
-        help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
-    )  # fmt: skip
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A new directory beside ``out`` that is gone after the block; what the disk refuses there is said of ``out``."""
+    scratch = out.parent / f".{out.name}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+    except OSError as error:
+        raise fail(
+            "output/write", out, saw=error.strerror or str(error), wanted="a place that can be written, on a disk with room",
+            help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sync(directory: Path) -> None:

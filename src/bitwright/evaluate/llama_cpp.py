@@ -49,6 +49,11 @@ def available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class LlamaCpp:
     """A GGUF file in llama.cpp, on the processor."""
 
@@ -69,7 +74,7 @@ class LlamaCpp:
             options = self._library.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, CHUNK_TOKENS, CHUNK_TOKENS
             self._context = self._library.llama_init_from_model(self._model, options)
-            threads = n_threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = n_threads or available_cores()
             self._library.llama_set_n_threads(self._context, threads, threads)
 
     def close(self) -> None:
@@ -175,19 +180,16 @@ def library() -> ctypes.CDLL:
         )  # fmt: skip
     files = [p for p in Path(found.origin).parent.iterdir() if p.name.startswith("xllamacpp.") and p.suffix in (".so", ".pyd")]
     loaded = ctypes.CDLL(str(files[0]))
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    for name, result, arguments in _SIGNATURES:
+    for name, result, arguments in _signatures():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
-    loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
-    loaded.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
     loaded.llama_log_set(_NOTE, None)
     loaded.llama_backend_init()
     return loaded
 
 
 def _signatures() -> Iterator[tuple[str, object, list[object]]]:
-    pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    pointer, integer, count = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     yield "llama_log_set", None, [_LOG, pointer]
     yield "llama_backend_init", None, []
     yield "llama_model_default_params", _ModelParameters, []
@@ -209,6 +211,4 @@ def _signatures() -> Iterator[tuple[str, object, list[object]]]:
         pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool,
     ]  # fmt: skip
     yield "ggml_quantize_init", None, [ctypes.c_int]
-
-
-_SIGNATURES = tuple(_signatures())
+    yield "ggml_quantize_chunk", ctypes.c_size_t, [ctypes.c_int, pointer, pointer, count, count, count, pointer]

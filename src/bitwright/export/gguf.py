@@ -41,7 +41,10 @@ RECORDS = (GgmlFormat, CodebookFormat)  # formats that are stored as records
 ALIGNMENT = 32  # of tensor data in the file
 WIDE = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")  # rows of a multiple of 256
 NARROW = ("iq4_nl", "q5_0", "q8_0")
-NARROW_HEAD = ("iq4_nl", "q8_0")  # on processors q5_0 takes as long as q8_0, and every token passes the whole head (docs/LOG.md)
+NARROW_HEAD = (
+    "iq4_nl",
+    "q8_0",
+)  # q5_0 is as slow as q8_0 on processors (docs/LOG.md), and a token passes the whole head
 STOCK = "Q4_K_M"
 FILE_TYPES = {
     "q2_k": "MOSTLY_Q2_K", "q3_k": "MOSTLY_Q3_K_M", "q4_k": "MOSTLY_Q4_K_M", "q5_k": "MOSTLY_Q5_K_M", "16bit": "MOSTLY_BF16",
@@ -108,11 +111,11 @@ class Gguf(Container):
         entries = _layout(skeleton, formats)
         writer = _writer(skeleton, entries, _file_type(plan))
         _write_header(writer, out)
-        for name, values in _values(skeleton, weights, formats, roundings, codes_of):
-            entry = next(e for e in entries if e.name == name)
+        values_of = _values(skeleton, weights, formats, roundings, codes_of)
+        for entry, (name, values) in zip(entries, values_of, strict=True):
             data = values.contiguous().cpu().view(torch.uint8).reshape(-1).numpy()
-            if data.nbytes != entry.nbytes:
-                raise AssertionError(f"{name}: {data.nbytes} bytes, planned {entry.nbytes}")
+            if (name, data.nbytes) != (entry.name, entry.nbytes):
+                raise AssertionError(f"{name}: {data.nbytes} bytes, planned {entry.name} with {entry.nbytes}")
             writer.write_tensor_data(data)
         writer.flush()
         for file in writer.fout or []:

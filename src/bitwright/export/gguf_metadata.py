@@ -13,7 +13,6 @@ from bitwright.errors import fail
 from bitwright.export.gguf_families import WINDOWED, Family
 
 QUANTIZATION_VERSION = 2  # of ggml's block formats
-LOCAL_ROPE_THETA = 10_000.0  # gemma 3's, where the config has one for its sliding layers it is written out
 
 
 def write_config(writer: gguf.GGUFWriter, family: Family, config: Any, name: str, file_type: int) -> None:
