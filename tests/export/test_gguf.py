@@ -274,3 +274,10 @@ def test_unknown_pre_tokenizers_are_refused(build: Build) -> None:
         vocabulary_of(Path("somewhere"), tokenizer, 600)
     with pytest.raises(BitwrightError, match="rows of the embedding"):
         vocabulary_of(Path("somewhere"), tokenizer, 1)
+
+
+@pytest.mark.parametrize(("kind", "offered"), [("tied", False), ("head", False), ("embedding", True), ("linear", True)])
+def test_narrow_heads_are_not_offered_the_slow_format(kind: str, offered: bool) -> None:
+    menu = GGUF.menu(Weight("w.weight", 0, 1024, 576, False, 2 * 1024 * 576, kind))
+    assert ("q5_0" in menu) == offered
+    assert "q8_0" in menu

@@ -41,10 +41,7 @@ RECORDS = (GgmlFormat, CodebookFormat)  # formats that are stored as records
 ALIGNMENT = 32  # of tensor data in the file
 WIDE = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")  # rows of a multiple of 256
 NARROW = ("iq4_nl", "q5_0", "q8_0")
-NARROW_HEAD = (
-    "iq4_nl",
-    "q8_0",
-)  # q5_0 is as slow as q8_0 on processors (docs/LOG.md), and a token passes the whole head
+NARROW_HEAD = ("iq4_nl", "q8_0")  # every token passes the head, and on processors q5_0 is as slow as q8_0 (docs/LOG.md)
 STOCK = "Q4_K_M"
 FILE_TYPES = {
     "q2_k": "MOSTLY_Q2_K", "q3_k": "MOSTLY_Q3_K_M", "q4_k": "MOSTLY_Q4_K_M", "q5_k": "MOSTLY_Q5_K_M", "16bit": "MOSTLY_BF16",
