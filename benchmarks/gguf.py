@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.models import off_grid, reference
 from bitwright import Settings
 from bitwright.allocate.allocate import allocate
-from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.llama_cpp import LlamaCpp, quantize
 from bitwright.evaluate.report import table
 from bitwright.evaluate.verify import Entry
@@ -99,7 +99,7 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
         assert written == plan.nbytes == files[label].stat().st_size
     ids = held_out_ids(measured.tokenizer, options.held_out, 8, 512)
     candidates = [Candidate(label, str(path)) for label, path in files.items()]
-    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, ids.tolist())
+    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, Text(ids.tolist()))
     predicted = {label: plan.check_nats for label, plan in plans.items()}
     entries = tuple(Entry(d.label, plans[d.label].nbytes, d, predicted[d.label]) for d in divergences)
     console.print(table(entries))

@@ -20,6 +20,7 @@ import bitwright
 from benchmarks.models import reference
 from bitwright import Report, Sensitivity, Settings
 from bitwright.evaluate.divergence import compare
+from bitwright.evaluate.reference import condense
 from bitwright.evaluate.report import sentences, table
 from bitwright.formats.format import quantized
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
@@ -79,7 +80,7 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
     tokenizer = tokenizer_of(source)
     ids = held_out_ids(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    reference_log_probs = [model(row[None]).logits[0].log_softmax(-1) for row in ids]
+    references = [condense(model(row[None]).logits[0], row[1:]) for row in ids]
     step = len(sensitivity.weights) / options.weights
     chosen = [sensitivity.weights[int(i * step)] for i in range(options.weights)]
     predicted, true = [], []
@@ -89,9 +90,7 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
         transposed = tuple(original.shape) != (weight.n_rows, weight.n_cols)
         decoded = round_nearest(original.t() if transposed else original, quantized(weight.stock)).decode()
         parameter.copy_(decoded.t() if transposed else decoded)
-        found = [
-            compare(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(reference_log_probs, ids, strict=True)
-        ]
+        found = [compare(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(references, ids, strict=True)]
         true.append(float(torch.stack(found).mean()))
         row = weight.row(weight.stock, "nearest")
         predicted.append(row.damage_nats)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from math import prod
 from pathlib import Path
 
 from bitwright.allocate.allocate import allocate
 from bitwright.checkpoint.headers import read_headers
-from bitwright.checkpoint.open import local_directory, open_checkpoint
+from bitwright.checkpoint.open import cache_dir, local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
-from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.report import Report
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
 from bitwright.export.container import container_of
-from bitwright.measure.prepare import DOCUMENTATION, held_out_ids, tokenizer_of
+from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
 from bitwright.measure.sensitivity import Sensitivity
 from bitwright.measurement import Settings, device_of, measure_model
 from bitwright.progress import Reporter
@@ -112,21 +113,27 @@ def evaluate(
 ) -> tuple[Entry, ...]:
     """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor.
 
-    ``greedy``: also continue the start of every sequence by that many tokens, always the likeliest.
+    ``greedy``: also continue the start of every sequence by that many tokens, always the likeliest. What is kept of the
+    reference's distributions stays in the cache directory, so that the next comparison need not load it.
     """
     reporter, where = reporter or Reporter(), device_of(device)
-    directory = open_checkpoint(reference).directory
+    checkpoint = open_checkpoint(reference)
+    directory = checkpoint.directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
-    ids = held_out_ids(tokenizer, held_out, sequences, length)
+    ids, domains = held_out_domains(tokenizer, held_out, sequences, length)
     wide = "float32" if where.type == "cpu" else "bfloat16"
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     divergences = compare(
-        Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models, ids.tolist(),
-        device=str(where), quiet=reporter.quiet, greedy=greedy,
+        Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models,
+        Text(ids.tolist(), domains), device=str(where), quiet=reporter.quiet, greedy=greedy,
+        references=cache_dir() / "references", fingerprint=checkpoint.fingerprint,
     )  # fmt: skip
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
-    return tuple(Entry(m.label, size, d, None) for m, size, d in zip(models, sizes, divergences, strict=True))
+    n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
+    return tuple(
+        Entry(m.label, size, d, None, 8 * size / n_parameters) for m, size, d in zip(models, sizes, divergences, strict=True)
+    )
 
 
 def _candidate(path: str) -> Path:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.checkpoint.writer import atomic_output
 from bitwright.evaluate.divergence import Divergence
-from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.report import Report
 from bitwright.evaluate.verify import NOISE_FLOOR, Contender, Verdict, judge
-from bitwright.measure.prepare import held_out_ids
+from bitwright.measure.prepare import held_out_domains
 from bitwright.measurement import Measurement, Settings
 from bitwright.plan import Plan
 from bitwright.progress import Reporter
@@ -41,14 +39,16 @@ class Proof:
                 with atomic_output(target) as place:
                     write(self.measured, rival.plan, place)
         settings = self.settings
-        ids = held_out_ids(self.measured.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+        ids, domains = held_out_domains(
+            self.measured.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length
+        )  # fmt: skip
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         candidates = [result.candidate, *(rival.candidate for rival in rivals)]
-        return judge(result, rivals, self._on(ids, candidates), self.measured.sensitivity.stock)
+        return judge(result, rivals, self._on(Text(ids.tolist(), domains), candidates), self.measured.sensitivity.stock)
 
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
-        return self._on(self.measured.folds.predicting, [Candidate("predicting fold", str(path))])[0]
+        return self._on(Text(self.measured.folds.predicting.tolist()), [Candidate("predicting fold", str(path))])[0]
 
     def report(self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, seconds: dict[str, float]) -> Report:
         table, settings = self.measured.sensitivity, self.settings
@@ -68,11 +68,12 @@ class Proof:
             provenance={**table.provenance, "held_out": held_out},
         )
 
-    def _on(self, ids: Tensor, candidates: list[Candidate]) -> list[Divergence]:
+    def _on(self, text: Text, candidates: list[Candidate]) -> list[Divergence]:
         where = str(self.measured.device)
         return compare(
-            self.reference, candidates, ids.tolist(), device=where, quiet=self.reporter.quiet, scratch=self.work_root
-        )
+            self.reference, candidates, text, device=where, quiet=self.reporter.quiet, scratch=self.work_root,
+            references=self.work_root / "references", fingerprint=self.measured.skeleton.checkpoint.fingerprint,
+        )  # fmt: skip
 
 
 def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: Path) -> list[Contender]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.checkpoint.headers import read_headers
-from bitwright.evaluate.worker import stock_nf4
+from bitwright.evaluate.runtime import stock_nf4
 from bitwright.export.bitsandbytes import BITSANDBYTES, nbytes, unavailable, weight_tensors
 from bitwright.formats.codes import Codes, NestedScales, PlainScales
 from bitwright.formats.format import FORMATS, NESTED_BLOCK_SIZE, BlockFormat

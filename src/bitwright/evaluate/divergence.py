@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bitwright.evaluate.reference import Reference
 
 RESAMPLES = 2000
 TOP = 5
@@ -17,24 +20,46 @@ class TokenFigures:
     """Per token: divergence, agreement and the two losses, each [T]."""
 
     kl: Tensor
+    kl_variance: Tensor  # of kl, from the sampling of the tail
     same_top1: Tensor
     shared_top5: Tensor  # share of the reference's five likeliest tokens that are among the candidate's five
     nll_reference: Tensor
     nll: Tensor
 
+    @classmethod
+    def join(cls, parts: list[TokenFigures]) -> TokenFigures:
+        """Several parts' tokens one after the other, on the processor."""
+        return cls(*[torch.cat([getattr(part, field.name).cpu() for part in parts]) for field in fields(cls)])
 
-def compare(reference_log_probs: Tensor, logits: Tensor, next_ids: Tensor) -> TokenFigures:
-    """KL(p || q) = sum_v p_v (log p_v - log q_v) per token from log p [T, V], the candidate's logits [T, V], and the
-    ids [T - 1] that follow each token but the last."""
-    log_p = reference_log_probs.float().log_softmax(-1)
-    log_q = logits.float().log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_(min=0)
-    best_p, best_q = log_p.topk(min(TOP, log_p.shape[1]), -1).indices, log_q.topk(min(TOP, log_p.shape[1]), -1).indices
-    same = best_p[:, 0] == best_q[:, 0]
-    shared = (best_p[:, :, None] == best_q[:, None, :]).any(-1).float().mean(-1)
+
+def compare(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigures:
+    """KL(p || q) = sum_v p_v (log p_v - log q_v) per token from the candidate's logits [T, V] and the ids that follow [<= T].
+
+    With the K likeliest tokens of p kept, P and Q the masses of all others under p and q, and v drawn from p's tail:
+    KL = sum_top p (log p - log q) + P log(P / Q) + P E[r - 1 - log r], r = (q_v / Q) / (p_v / P).
+    The last term is the divergence within the tail: E[r] = 1, so it has this mean, is never negative and varies little
+    (the estimator k3 of http://joschu.net/blog/kl-approx.html). Where the vocabulary is kept whole it is absent.
+    """
+    scores = logits.float()
+    likeliest, drawn = reference.likeliest.long(), reference.drawn.long()
+    best = scores.topk(min(TOP, scores.shape[1]), -1).indices
+    same = likeliest[:, 0] == best[:, 0]
+    shared = (likeliest[:, : best.shape[1], None] == best[:, None, :]).any(-1).float().mean(-1)
     n = len(next_ids)
-    pick = next_ids[:, None]
-    return TokenFigures(kl, same, shared, -log_p[:n].gather(1, pick)[:, 0], -log_q[:n].gather(1, pick)[:, 0])
+    of_next = scores[:n].gather(1, next_ids[:, None])[:, 0]
+    of_likeliest, of_drawn = scores.gather(1, likeliest), scores.gather(1, drawn)
+    tail = (scores if scores is not logits else scores.clone()).scatter_(1, likeliest, -torch.inf).logsumexp(-1)
+    total = torch.logaddexp(of_likeliest.logsumexp(-1), tail)
+    kl = (reference.log_p.exp() * (reference.log_p - of_likeliest + total[:, None])).sum(-1)
+    variance = torch.zeros_like(kl)
+    if drawn.shape[1]:
+        mass = reference.log_tail.exp()
+        kl += mass * (reference.log_tail - tail + total)
+        log_r = (of_drawn - tail[:, None]) - (reference.drawn_log_p - reference.log_tail[:, None])
+        within = log_r.expm1() - log_r
+        kl += mass * within.mean(-1)
+        variance = mass**2 * within.var(-1) / drawn.shape[1]
+    return TokenFigures(kl.clamp_(min=0), variance, same, shared, reference.nll[:n], total[:n] - of_next)
 
 
 @dataclass(frozen=True)
@@ -56,30 +81,48 @@ class Divergence:
     n_sequences: int
     n_tokens: int
     kl_of_sequence: tuple[float, ...]
+    kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
     greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
+    domains: tuple[Divergence, ...] = ()  # the same of each domain of the text, its name the label
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Divergence:
+        """The inverse of ``dataclasses.asdict``, after a way through JSON."""
+        tuples = {name: tuple(data[name]) for name in ("kl_of_sequence", "greedy")}
+        return cls(**{**data, **tuples, "domains": tuple(cls.from_dict(d) for d in data["domains"])})
 
 
-def summarize(label: str, figures: list[TokenFigures]) -> Divergence:
-    """One line of a table from the figures of each sequence; 95 % bootstrap interval of the mean over sequences."""
-    kl = torch.cat([f.kl for f in figures])
-    means = torch.stack([f.kl.mean() for f in figures])
+def summarize(label: str, figures: list[TokenFigures], domains: tuple[str, ...] = ()) -> Divergence:
+    """One line of a table from the figures of each sequence; 95 % bootstrap interval of the mean over sequences.
+
+    ``domains``: that of each sequence; with more than one the line holds one of each.
+    """
+    every = TokenFigures.join(figures)
+    means = torch.stack([f.kl.mean() for f in figures]).cpu()
     low, high = bootstrap_interval(means)
+    names = sorted(set(domains))
     return Divergence(
         label=label,
         kl=float(means.mean()),
         kl_low=low,
         kl_high=high,
-        kl_median=_quantile(kl, 0.5),
-        kl_p99=_quantile(kl, 0.99),
-        kl_p999=_quantile(kl, 0.999),
-        kl_max=float(kl.max()),
-        top1=float(torch.cat([f.same_top1 for f in figures]).float().mean()),
-        top5=float(torch.cat([f.shared_top5 for f in figures]).mean()),
-        perplexity=float(torch.cat([f.nll for f in figures]).mean().exp()),
-        reference_perplexity=float(torch.cat([f.nll_reference for f in figures]).mean().exp()),
+        kl_median=_quantile(every.kl, 0.5),
+        kl_p99=_quantile(every.kl, 0.99),
+        kl_p999=_quantile(every.kl, 0.999),
+        kl_max=float(every.kl.max()),
+        top1=float(every.same_top1.float().mean()),
+        top5=float(every.shared_top5.mean()),
+        perplexity=float(every.nll.mean().exp()),
+        reference_perplexity=float(every.nll_reference.mean().exp()),
         n_sequences=len(figures),
-        n_tokens=int(kl.numel()),
+        n_tokens=int(every.kl.numel()),
         kl_of_sequence=tuple(float(m) for m in means),
+        kl_sampling=float(every.kl_variance.double().sum().sqrt() / every.kl.numel()),
+        domains=tuple(
+            summarize(name, [f for f, domain in zip(figures, domains, strict=True) if domain == name]) for name in names
+        )
+        if len(names) > 1
+        else (),
     )
 
 

@@ -1,4 +1,4 @@
-"""Compare checkpoints with a reference in a fresh process, loaded by the stock runtime (no torch in this one)."""
+"""Compare checkpoints with a reference in a fresh process, loaded by the stock runtime."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitwright.checkpoint.workdir import content_hash
 from bitwright.errors import fail
+from bitwright.versions import versions
 
 if TYPE_CHECKING:
     from bitwright.evaluate.divergence import Divergence
+
+LAYOUT = 1  # of the kept references; another number makes the old ones unknown
 
 
 @dataclass(frozen=True)
@@ -28,27 +32,39 @@ class Candidate:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True)
+class Text:
+    """Token sequences to compare on, and the domain of each where the text names domains."""
+
+    ids: list[list[int]]  # [S][T]
+    domains: tuple[str, ...] = ()  # [S]
+
+
 def compare(
     reference: Candidate,
     candidates: list[Candidate],
-    ids: list[list[int]],
+    text: Text,
     *,
     device: str = "cpu",
     quiet: bool = False,
     greedy: int = 0,
     scratch: Path | None = None,
+    references: Path | None = None,
+    fingerprint: str = "",
 ) -> list[Divergence]:
-    """One Divergence per candidate on the token sequences ``ids`` [S][T], whose starts are continued by ``greedy`` tokens.
+    """One Divergence per candidate on ``text``, the starts of whose sequences are continued by ``greedy`` tokens.
 
-    Raises BitwrightError when the process fails, with the last line that it wrote.
+    ``references``: a folder in which what is kept of the reference's distributions stays for the next comparison, under the
+    ``fingerprint`` of its weights. Raises BitwrightError when the process fails, with the last line that it wrote.
     """
     from bitwright.evaluate.divergence import Divergence
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         job_path, out_path = Path(folder) / "job.json", Path(folder) / "out.json"
+        key = content_hash(fingerprint, reference.dtype, device, greedy, text.ids, versions(), LAYOUT)
         job = {
-            "reference": asdict(reference), "candidates": [asdict(c) for c in candidates], "ids": ids, "device": device,
-            "quiet": quiet, "scratch": folder, "greedy": greedy,
+            "reference": asdict(reference), "candidates": [asdict(c) for c in candidates], "device": device, "quiet": quiet,
+            "greedy": greedy, "reference_file": str((references or Path(folder)) / f"{key}.safetensors"), **asdict(text),
         }  # fmt: skip
         job_path.write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "bitwright.evaluate.worker", str(job_path), str(out_path)]
@@ -61,7 +77,4 @@ def compare(
                 "evaluate/process", ", ".join(c.path for c in candidates), saw=f"exit code {done.returncode}: {lines[-1]}",
                 wanted="the stock runtime loads and runs every model", help="load the model by hand to see the whole message",
             )  # fmt: skip
-        return [
-            Divergence(**{**row, "kl_of_sequence": tuple(row["kl_of_sequence"]), "greedy": tuple(row["greedy"])})
-            for row in json.loads(out_path.read_text(encoding="utf-8"))
-        ]
+        return [Divergence.from_dict(row) for row in json.loads(out_path.read_text(encoding="utf-8"))]

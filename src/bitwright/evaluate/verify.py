@@ -37,6 +37,7 @@ class Entry:
     nbytes: int
     divergence: Divergence
     predicted_nats: float | None
+    bits_per_weight: float | None = None  # of all that is stored, over the reference's parameters
 
 
 @dataclass(frozen=True)

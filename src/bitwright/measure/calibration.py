@@ -55,10 +55,12 @@ def fold(ids: Tensor, source: str, seed: int) -> Folds:
     return Folds(ids[:rounding], ids[rounding : rounding + choosing], ids[rounding + choosing :], source)
 
 
-def sequences_of(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: str) -> Tensor:
+def sequences_of(
+    texts: Iterable[str], tokenizer: Any, count: int, length: int, where: str, least: int = MIN_SEQUENCES
+) -> Tensor:
     """``count`` sequences [count, length] taken evenly from the joined texts; each opens with BOS where the tokenizer adds it.
 
-    Raises BitwrightError when the texts hold no token or fewer than MIN_SEQUENCES sequences; between that and ``count`` all
+    Raises BitwrightError when the texts hold no token or fewer than ``least`` sequences; between that and ``count`` all
     there are are returned.
     """
     bos = bos_prefix(tokenizer)
@@ -71,11 +73,11 @@ def sequences_of(texts: Iterable[str], tokenizer: Any, count: int, length: int, 
         )  # fmt: skip
     step = length - len(bos)
     available = len(body) // step
-    if available < MIN_SEQUENCES:
+    if available < least:
         raise fail(
             "calibration/short", where, saw=f"{len(body)} tokens, {available} sequences of {length}",
-            wanted=f"at least {MIN_SEQUENCES * length} tokens",
-            help=f"add text, or shorten the sequences: --length {max(16, len(body) // MIN_SEQUENCES)}",
+            wanted=f"at least {least * length} tokens",
+            help=f"add text, or shorten the sequences: --length {max(16, len(body) // least)}",
         )  # fmt: skip
     count = min(count, available)
     starts = [available * i // count * step for i in range(count)]
@@ -90,20 +92,35 @@ def bos_prefix(tokenizer: Any) -> list[int]:
 
 def read_texts(source: str, tokenizer: Any) -> list[str]:
     """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template."""
+    return [_text_of_row(row, tokenizer, source) for row in _rows(source)]
+
+
+def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
+    """The same texts by the column ``domain`` of their rows; all under "" unless every row names one."""
+    rows = list(_rows(source))
+    named = all(isinstance(row, dict) and isinstance(row.get("domain"), str) for row in rows)
+    domains: dict[str, list[str]] = {}
+    for row in rows:
+        domains.setdefault(row["domain"] if named else "", []).append(_text_of_row(row, tokenizer, source))
+    return domains
+
+
+def _rows(source: str) -> Iterable[Any]:
     path = Path(source).expanduser()
     if path.is_file():
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-        reader = readers.get(path.suffix)
-        if reader is None:
-            return [path.read_text(encoding="utf-8", errors="replace")]
-        return [_text_of_row(row, tokenizer, path) for row in reader(path)]
+        return readers.get(path.suffix, _plain_rows)(path)
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise fail(
             "calibration/source", source, saw="no such file",
             wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
             help="check the path, or leave --calibration out",
         )  # fmt: skip
-    return [_text_of_row(row, tokenizer, path) for row in _hub_rows(source)]
+    return _hub_rows(source)
+
+
+def _plain_rows(path: Path) -> Iterable[Any]:
+    return [{"text": path.read_text(encoding="utf-8", errors="replace")}]
 
 
 def _jsonl_rows(path: Path) -> Iterable[Any]:
@@ -154,7 +171,7 @@ def _needs(package: str, where: object) -> BitwrightError:
     )  # fmt: skip
 
 
-def _text_of_row(row: Any, tokenizer: Any, where: Path) -> str:
+def _text_of_row(row: Any, tokenizer: Any, where: str) -> str:
     if isinstance(row, dict) and isinstance(row.get("text"), str):
         return str(row["text"])
     if isinstance(row, dict) and isinstance(row.get("messages"), list):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.errors import fail
-from bitwright.measure.calibration import Folds, fold, read_texts, sequences_of
+from bitwright.measure.calibration import Folds, fold, read_domains, read_texts, sequences_of
 from bitwright.measure.documentation import documentation
 from bitwright.models.skeleton import Skeleton
 from bitwright.progress import Reporter
@@ -55,8 +55,22 @@ def calibration_folds(
 
 def held_out_ids(tokenizer: Any, source: str, count: int, length: int) -> Tensor:
     """Sequences [count, length] for the verdict: ``documentation`` (the half that calibration never reads) or a file."""
-    texts = documentation(1, 2) if source == DOCUMENTATION else read_texts(source, tokenizer)
-    return sequences_of(texts, tokenizer, count, length, source)
+    return held_out_domains(tokenizer, source, count, length)[0]
+
+
+def held_out_domains(tokenizer: Any, source: str, count: int, length: int) -> tuple[Tensor, tuple[str, ...]]:
+    """The same and the domain of each sequence, where the rows of a file name domains: as many of each as ``count`` allows,
+    and never fewer than two, which an interval needs."""
+    texts = {"": documentation(1, 2)} if source == DOCUMENTATION else read_domains(source, tokenizer)
+    if len(texts) == 1:
+        ids = sequences_of(*texts.values(), tokenizer, count, length, source)
+        return ids, tuple(texts) * len(ids)
+    parts, names = [], []
+    for name, of_domain in texts.items():
+        share = max(2, count // len(texts))
+        parts.append(sequences_of(of_domain, tokenizer, share, length, f"{source}, domain {name}", least=2))
+        names += [name] * len(parts[-1])
+    return torch.cat(parts), tuple(names)
 
 
 def _self_written(
