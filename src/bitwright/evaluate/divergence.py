@@ -52,9 +52,10 @@ def compare(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigu
     total = torch.logaddexp(of_likeliest.logsumexp(-1), tail)
     kl = (reference.log_p.exp() * (reference.log_p - of_likeliest + total[:, None])).sum(-1)
     variance = torch.zeros_like(kl)
-    if drawn.shape[1]:
-        mass = reference.log_tail.exp()
+    mass = reference.log_tail.exp()
+    if likeliest.shape[1] < scores.shape[1]:
         kl += mass * (reference.log_tail - tail + total)
+    if drawn.shape[1]:
         log_r = (of_drawn - tail[:, None]) - (reference.drawn_log_p - reference.log_tail[:, None])
         within = log_r.expm1() - log_r
         kl += mass * within.mean(-1)
