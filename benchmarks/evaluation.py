@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from benchmarks.models import reference_model
+from benchmarks.models import reference as reference_directory
 from bitwright.evaluate.divergence import compare, summarize
 from bitwright.evaluate.reference import condense
 from bitwright.evaluate.runtime import FORWARD_TOKENS, logits_of
@@ -37,7 +37,7 @@ def main() -> None:
 @torch.no_grad()
 def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Ratios of one model."""
-    source = reference_model(name)
+    source = reference_directory(name)
     ids = held_out_ids(tokenizer_of(source), options.held_out, options.sequences, 512)
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     candidate = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()

@@ -13,6 +13,7 @@ from bitwright.errors import BitwrightError
 from bitwright.measure.calibration import fold, read_texts, sequences_of
 from bitwright.measure.documentation import documentation
 from bitwright.measure.openings import OPENINGS, write_itself
+from bitwright.measure.prepare import held_out_domains
 from bitwright.progress import Reporter
 from tests.conftest import Build
 
@@ -27,6 +28,18 @@ def test_text_jsonl_and_parquet_files(tmp_path: Path, tokenizer: PreTrainedToken
     assert read_texts(str(tmp_path / "a.txt"), tokenizer) == [TEXT]
     assert read_texts(str(tmp_path / "a.jsonl"), tokenizer) == ["one", "<s>user: two</s>"]
     assert read_texts(str(tmp_path / "a.parquet"), tokenizer) == ["one", "two"]
+
+
+def test_domains_share_the_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"text": TEXT, "domain": "b"}, {"text": TEXT, "domain": "a"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    ids, domains = held_out_domains(tokenizer, str(tmp_path / "a.jsonl"), 6, 32)
+    assert (len(ids), domains) == (6, ("b",) * 3 + ("a",) * 3)
+    assert torch.equal(ids[:3], ids[3:])
+    ids, domains = held_out_domains(tokenizer, str(tmp_path / "a.jsonl"), 1, 32)
+    assert domains == ("b", "b", "a", "a")  # two are needed for an interval
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXT}))
+    assert set(held_out_domains(tokenizer, str(tmp_path / "b.jsonl"), 6, 32)[1]) == {""}
 
 
 @pytest.mark.parametrize(

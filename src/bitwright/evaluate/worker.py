@@ -45,7 +45,7 @@ def compare_sequence(reference: Reference, parts: Iterable[Tensor], ids: Tensor)
 
 
 def run(job: dict[str, Any]) -> list[Divergence]:
-    """Compare every candidate of ``job`` with its reference, which is loaded only where ``job["reference_file"]`` is not there."""
+    """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
     ids = torch.tensor(job["ids"])
     device, count = job["device"], job["greedy"]
@@ -54,21 +54,21 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     kept = Path(job["reference_file"])
     if not kept.exists():
         model = load(job["reference"], device, longest)
-        sequences = reporter.track(zip(logits_of(model, ids, device), ids, strict=True), "evaluate reference", len(ids))
-        found = [condense_sequence(parts, sequence) for parts, sequence in sequences]
+        stream = reporter.track(logits_of(model, ids, device), "evaluate reference", len(ids))
+        found = [condense_sequence(parts, sequence) for parts, sequence in zip(stream, ids, strict=True)]
         save_reference(kept, found, greedy_of(model, prompts, count, device) if count else None)
-        del model, sequences, found
+        del model, stream, found
     references, wanted = load_reference(kept)
     results = []
     for candidate in job["candidates"]:
         model = load(candidate, device, longest)
-        stage = f"evaluate {candidate['label']}"
-        sequences = reporter.track(zip(references, logits_of(model, ids, device), ids, strict=True), stage, len(ids))
-        line = summarize(candidate["label"], [compare_sequence(*sequence) for sequence in sequences], tuple(job["domains"]))
+        stream = reporter.track(logits_of(model, ids, device), f"evaluate {candidate['label']}", len(ids))
+        figures = [compare_sequence(known, parts, row) for known, parts, row in zip(references, stream, ids, strict=True)]
+        line = summarize(candidate["label"], figures, tuple(job["domains"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, greedy_of(model, prompts, count, device)))
         results.append(line)
-        del model, sequences
+        del model, stream
     return results
 
 

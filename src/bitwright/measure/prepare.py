@@ -63,8 +63,9 @@ def held_out_domains(tokenizer: Any, source: str, count: int, length: int) -> tu
     and never fewer than two, which an interval needs."""
     texts = {"": documentation(1, 2)} if source == DOCUMENTATION else read_domains(source, tokenizer)
     if len(texts) == 1:
-        ids = sequences_of(*texts.values(), tokenizer, count, length, source)
-        return ids, tuple(texts) * len(ids)
+        name, only = texts.popitem()
+        ids = sequences_of(only, tokenizer, count, length, source)
+        return ids, (name,) * len(ids)
     parts, names = [], []
     for name, of_domain in texts.items():
         share = max(2, count // len(texts))
