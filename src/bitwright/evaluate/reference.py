@@ -48,20 +48,25 @@ def condense(logits: Tensor, next_ids: Tensor, likeliest: int = LIKELIEST, sampl
 
     The tail is sampled systematically (one random offset, equal steps of probability), from a fixed seed.
     """
-    log_p = logits.float().log_softmax(-1)
-    n_tokens, vocabulary = log_p.shape
-    nll = torch.full((n_tokens,), torch.nan, device=log_p.device)
-    nll[: len(next_ids)] = -log_p[: len(next_ids)].gather(1, next_ids[:, None])[:, 0]
-    top = log_p.topk(min(likeliest, vocabulary), -1)
-    tail = log_p.scatter(1, top.indices, -torch.inf)
-    log_tail = tail.logsumexp(-1)
-    drawn = torch.zeros((n_tokens, samples if likeliest < vocabulary else 0), dtype=torch.long, device=log_p.device)
+    scores = logits.float()
+    n_tokens, vocabulary = scores.shape
+    of_next = scores[: len(next_ids)].gather(1, next_ids[:, None])[:, 0]
+    top = scores.topk(min(likeliest, vocabulary), -1)
+    tail = (scores if scores is not logits else scores.clone()).scatter_(1, top.indices, -torch.inf)
+    of_tail = tail.logsumexp(-1)
+    total = torch.logaddexp(top.values.logsumexp(-1), of_tail)
+    nll = torch.full((n_tokens,), torch.nan, device=scores.device)
+    nll[: len(next_ids)] = total[: len(next_ids)] - of_next
+    drawn = torch.zeros((n_tokens, samples if likeliest < vocabulary else 0), dtype=torch.long, device=scores.device)
+    of_drawn = torch.zeros(drawn.shape, device=scores.device)
     if drawn.numel():
-        mass = (tail - log_tail[:, None]).exp_().cumsum(-1)
-        offset = torch.rand(n_tokens, 1, generator=torch.Generator().manual_seed(0)).to(log_p.device)
-        points = (offset + torch.arange(samples, device=log_p.device)) / samples * mass[:, -1:]
+        mass = tail.sub_(of_tail[:, None]).exp_().cumsum(-1)
+        offset = torch.rand(n_tokens, 1, generator=torch.Generator().manual_seed(0)).to(scores.device)
+        points = (offset + torch.arange(samples, device=scores.device)) / samples * mass[:, -1:]
         drawn = torch.searchsorted(mass, points, right=True).clamp_(max=vocabulary - 1)
-    kept = (top.indices.int(), top.values, log_tail, drawn.int(), tail.gather(1, drawn), nll)
+        of_drawn = tail.gather(1, drawn).log() + of_tail[:, None]
+    log_p, log_drawn = top.values - total[:, None], of_drawn - total[:, None]
+    kept = (top.indices.int(), log_p, of_tail - total, drawn.int(), log_drawn, nll)
     return Reference(*[tensor.cpu() for tensor in kept])
 
 
