@@ -1,0 +1,34 @@
+"""llm-compressor: GPTQ and AWQ into compressed-tensors, 4 bits in groups of 128, symmetric."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+
+def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> None:
+    """One shot over ``ids`` [S, T]; the head is left out, as its recipes do."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
+    if options["method"] == "gptq":
+        from llmcompressor.modifiers.quantization import GPTQModifier
+
+        recipe: Any = GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+    else:
+        from llmcompressor.modifiers.awq import AWQModifier
+
+        recipe = AWQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
+    oneshot(
+        model=loaded, dataset=rows, recipe=recipe, max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+        output_dir=str(out),
+    )  # fmt: skip
+
+
+def load(out: Path) -> torch.nn.Module:
+    """transformers with compressed-tensors."""
+    return AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).eval()
