@@ -16,6 +16,8 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     config = BaseQuantizeConfig(nbits=options["bits"], group_size=options["group_size"])
     AutoHQQHFModel.quantize_model(loaded, quant_config=config, compute_dtype=torch.bfloat16, device="cpu")
+    if loaded.config.tie_word_embeddings:  # safetensors refuses shared memory
+        loaded.lm_head.weight = torch.nn.Parameter(loaded.lm_head.weight.clone(), requires_grad=False)
     AutoHQQHFModel.save_to_safetensors(loaded, str(out))
 
 

@@ -1,0 +1,31 @@
+"""The rows of the table: which peer, in which environment, asked for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to quantize."""
+
+    label: str
+    adapter: str  # a module of benchmarks.peers.adapters
+    environment: str  # a file of benchmarks/peers/requirements
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ROWS = (
+    Row("bitsandbytes NF4", "bitsandbytes", "common", {"quant_type": "nf4", "double_quant": False}),
+    Row("bitsandbytes NF4, double quantized", "bitsandbytes", "common", {"quant_type": "nf4", "double_quant": True}),
+    Row("bitsandbytes FP4", "bitsandbytes", "common", {"quant_type": "fp4", "double_quant": False}),
+    Row("HQQ g64", "hqq", "common", {"bits": 4, "group_size": 64}),
+    Row("optimum-quanto qint4", "quanto", "common"),
+    Row("torchao int4 HQQ g64", "torchao", "common", {"group_size": 64}),
+    Row("llm-compressor GPTQ g128", "llmcompressor", "llmcompressor", {"method": "gptq"}),
+    Row("llm-compressor AWQ g128", "llmcompressor", "llmcompressor", {"method": "awq"}),
+    Row("AutoRound RTN g128", "autoround", "common", {"iters": 0}),
+    Row("AutoRound AutoScheme 4.6 bits", "autoround", "common", {"iters": 0, "avg_bits": 4.6}),
+    Row("AutoRound g128, 200 iterations", "autoround", "common", {"iters": 200}),
+)
