@@ -1,1 +1,1 @@
-"""The table against every peer: the same model, calibration tokens and held-out text, each peer in an environment of its own."""
+"""The table against every peer: same model, calibration tokens and held-out text, each in an environment of its own."""

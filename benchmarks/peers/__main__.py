@@ -26,6 +26,7 @@ from benchmarks.models import reference
 from benchmarks.peers.rows import ROWS, Row
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.checkpoint.headers import read_header
+from bitwright.errors import BitwrightError
 from bitwright.evaluate.reference import save
 from bitwright.evaluate.runtime import load, logits_of
 from bitwright.evaluate.worker import condense_sequence
@@ -129,7 +130,10 @@ class Setting:
         subprocess.run(["rm", "-rf", str(out)], check=True)
         settings = Settings(calibration="documentation", held_out=self.options.held_out, compare=False, **sizes)
         clock = self.work / "ours.json"
-        report = quantize(self.source, out, f"{nbytes}B", workdir=self.work / "ours-work", settings=settings)
+        try:
+            report = quantize(self.source, out, f"{nbytes}B", workdir=self.work / "ours-work", settings=settings)
+        except BitwrightError as error:
+            return {"failed": str(error).splitlines()[0]}
         if not clock.exists():  # the first run measured; later ones find its pieces
             clock.write_text(json.dumps(report.seconds["measure"]), encoding="utf-8")
         measured = json.loads(clock.read_text(encoding="utf-8"))

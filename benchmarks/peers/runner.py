@@ -51,7 +51,7 @@ def main() -> None:
     try:
         adapter = importlib.import_module(f"benchmarks.peers.adapters.{job['adapter']}")
         result = {"quantize": quantize, "evaluate": evaluate}[step](job, adapter)
-    except Exception as error:  # what failed and how is a column of the table
+    except Exception as error:  # noqa: BLE001 - what failed and how is a column of the table
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]}
     result["peak_nbytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,31 +1,63 @@
-"""AutoRound: round to nearest (iters 0), learned rounding (iters 200), and AutoScheme, which mixes 4 and 8 bits or more."""
+"""AutoRound (Intel): sign-gradient rounding, RTN at iters=0, mixed schemes by AutoScheme; `AutoRound(...).quantize_and_save`."""
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from auto_round import AutoRound, AutoScheme
+from auto_round.calib_dataset import register_dataset
+from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+SCHEMES = ("W2A16", "W4A16", "W8A16")
+CALIBRATION = "harness-ids"
+
+
+def _tokenizer(model: Path) -> Any:
+    """The checkpoint's tokenizer, or an empty one: the calibration is in ids already."""
+    if any(model.glob("tokenizer*")):
+        return AutoTokenizer.from_pretrained(model)
+    from tokenizers import Tokenizer, models
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+
+
+def _register(ids: Tensor) -> None:
+    """Makes `ids` a calibration set of AutoRound's registry: AutoScheme takes only the name of one."""
+
+    @register_dataset(CALIBRATION)
+    def _ids(*_args: Any, **_kwargs: Any) -> Dataset:
+        return Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
 
 
 def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> None:
-    """Tune on ``ids`` [S, T] as they are and save in AutoRound's own format."""
-    from auto_round import AutoRound, AutoScheme
-
-    scheme: Any = "W4A16"
-    if "avg_bits" in options:
-        scheme = AutoScheme(avg_bits=options["avg_bits"], options=("W2A16", "W4A16", "W8A16"))
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    rows = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
-    tuner = AutoRound(
-        loaded, AutoTokenizer.from_pretrained(model), scheme=scheme, iters=options["iters"], dataset=rows, seqlen=ids.shape[1],
-        nsamples=len(ids), batch_size=8, device_map="cpu",
-    )  # fmt: skip
-    tuner.quantize_and_save(output_dir=str(out), format="auto_round")
+    """Options: bits, group_size, sym, iters; avg_bits with schemes (AutoScheme); format; any other keyword of AutoRound."""
+    options = dict(options)
+    avg_bits, schemes = options.pop("avg_bits", None), options.pop("schemes", SCHEMES)
+    form = options.pop("format", "auto_round")
+    _register(ids)
+    if avg_bits is None:
+        scheme: Any = {"bits": options.pop("bits", 4), "group_size": options.pop("group_size", 128), "sym": options.pop("sym", True)}
+    else:
+        scheme = AutoScheme(avg_bits=avg_bits, options=list(schemes), seqlen=min(ids.shape[1], 256))
+    with tempfile.TemporaryDirectory() as scores:
+        os.environ["AR_AUTO_SCHEME_CACHE"] = scores  # scores kept from another calibration set must not be taken
+        rounder = AutoRound(
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+            _tokenizer(model),
+            scheme=scheme,
+            dataset=CALIBRATION,
+            nsamples=ids.shape[0],
+            seqlen=ids.shape[1],
+            device_map="cpu",
+            **options,
+        )
+        rounder.quantize_and_save(str(out), format=form)
 
 
 def load(out: Path) -> torch.nn.Module:
-    """transformers, with auto_round imported."""
-    from auto_round import AutoRoundConfig  # noqa: F401
-
-    return AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, device_map="cpu").eval()
+    """transformers' AutoModelForCausalLM, which reads AutoRound's format with auto-round installed."""
+    return AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype=torch.bfloat16)
