@@ -40,7 +40,11 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     form = options.pop("format", "auto_round")
     _register(ids)
     if avg_bits is None:
-        scheme: Any = {"bits": options.pop("bits", 4), "group_size": options.pop("group_size", 128), "sym": options.pop("sym", True)}
+        scheme: Any = {
+            "bits": options.pop("bits", 4),
+            "group_size": options.pop("group_size", 128),
+            "sym": options.pop("sym", True),
+        }
     else:
         scheme = AutoScheme(avg_bits=avg_bits, options=list(schemes), seqlen=min(ids.shape[1], 256))
     with tempfile.TemporaryDirectory() as scores:

@@ -1,4 +1,6 @@
-"""llm-compressor: GPTQ and AWQ into compressed-tensors, 4 bits in groups of 128, symmetric."""
+"""llm-compressor: GPTQ and AWQ into compressed-tensors, 4 bits, symmetric.
+
+Groups of 128 are refused for rows of 576 ("columns % group_size == 0"), so the group is an option."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     from datasets import Dataset
     from llmcompressor import oneshot
 
+    args = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": options["group_size"]}
+    groups = {"linears": {"targets": ["Linear"], "weights": args}}
     if options["method"] == "gptq":
         from llmcompressor.modifiers.quantization import GPTQModifier
 
-        recipe: Any = GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+        recipe: Any = GPTQModifier(config_groups=groups, ignore=["lm_head"])
     else:
         from llmcompressor.modifiers.awq import AWQModifier
 
-        recipe = AWQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+        recipe = AWQModifier(config_groups=groups, ignore=["lm_head"])
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
     oneshot(
