@@ -1,4 +1,4 @@
-"""AutoRound (Intel): sign-gradient rounding, RTN at iters=0, mixed schemes by AutoScheme; `AutoRound(...).quantize_and_save`."""
+"""AutoRound (Intel): rounding by signed gradients, to nearest at iters=0, mixed schemes by AutoScheme."""
 
 import os
 import tempfile
@@ -64,4 +64,5 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
 
 def load(out: Path) -> torch.nn.Module:
     """transformers' AutoModelForCausalLM, which reads AutoRound's format with auto-round installed."""
-    return AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype=torch.bfloat16)
+    folder = next(out.rglob("config.json")).parent  # AutoRound adds a folder of its own
+    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.bfloat16).eval()

@@ -76,7 +76,7 @@ def save(path: Path, references: list[Reference], greedy: Tensor | None) -> None
         field.name: torch.stack([getattr(reference, field.name) for reference in references]) for field in fields(Reference)
     }
     if greedy is not None:
-        tensors["greedy"] = greedy
+        tensors["greedy"] = greedy.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:

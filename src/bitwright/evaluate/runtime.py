@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, GgufConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from bitwright.evaluate import llama_cpp
 
@@ -53,20 +52,20 @@ def logits_of(model: Any, ids: Tensor, device: str) -> Iterator[Iterable[Tensor]
     step = max(1, CHUNK_ENTRIES // model.config.get_text_config().vocab_size)
     for batch in ids.split(max(1, FORWARD_TOKENS // ids.shape[1])):
         with torch.no_grad():
-            hidden = model.base_model(input_ids=batch.to(device), use_cache=False).last_hidden_state
-        for sequence in hidden:
-            yield (_head(model, part) for part in sequence.split(step))
+            body = model.base_model(input_ids=batch.to(device), use_cache=False)
+        for sequence in body.last_hidden_state:
+            yield (_head(model, type(body)(last_hidden_state=part[None])) for part in sequence.split(step))
 
 
 @torch.no_grad()
-def _head(model: Any, hidden: Tensor) -> Tensor:
-    """Logits [t, V] of final hidden states [t, H]: the class's own forward, its body replaced by a recording, so that
-    scalings and caps of the logits are the library's."""
-    body = model.base_model
+def _head(model: Any, recorded: Any) -> Tensor:
+    """Logits [t, V] of what the body is recorded to return for one sequence: the class's own forward runs on the recording,
+    so that scalings and caps of the logits are the library's."""
+    body, hidden = model.base_model, recorded.last_hidden_state
     own = body.forward
-    body.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    body.forward = lambda *_, **__: recorded
     try:
-        return model(input_ids=torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device), use_cache=False).logits[0]
+        return model(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device), use_cache=False).logits[0]
     finally:
         body.forward = own
 

@@ -8,11 +8,11 @@ Layout per quantized weight W (bitsandbytes 0.50, QuantState.as_dict): ``W`` uin
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Plan
 
+WIDEST_OFFSET = -9999999000000000.0  # no float32 takes more characters
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
 
 
@@ -59,8 +60,9 @@ def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype,
         "shape": list(shape),
     }
     if format.double_quant:
-        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": offset}
-    widest = json.dumps(state | {"nested_offset": -math.pi * 1e-300}) if format.double_quant else json.dumps(state)
+        shortest = float(str(np.float32(offset)))  # the runtime reads it as float32
+        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": shortest}
+    widest = json.dumps(state | {"nested_offset": WIDEST_OFFSET}) if format.double_quant else json.dumps(state)
     return json.dumps(state).ljust(len(widest)).encode()  # as many bytes whatever the offset
 
 
