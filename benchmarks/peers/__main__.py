@@ -26,16 +26,13 @@ from benchmarks.models import reference
 from benchmarks.peers.rows import ROWS, Row
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.checkpoint.headers import read_header
-from bitwright.errors import BitwrightError
 from bitwright.evaluate.reference import save
 from bitwright.evaluate.runtime import load, logits_of
 from bitwright.evaluate.worker import condense_sequence
 from bitwright.measure.calibration import sequences_of
 from bitwright.measure.documentation import documentation
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
-from bitwright.measurement import Settings
 from bitwright.models.skeleton import build_skeleton
-from bitwright.pipeline import quantize
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -104,8 +101,7 @@ class Setting:
             return {"failed": f"quantize: {made['error']}"}
         nbytes = stored_nbytes(out)
         found = self.step(python, "evaluate", job_path, out)
-        line = {"nbytes": nbytes, "bits_per_weight": 8 * (nbytes - self.other_nbytes) / self.n_linear,
-                "seconds": made["seconds"], "peak_nbytes": made["peak_nbytes"]}  # fmt: skip
+        line = {"nbytes": nbytes, "bits_per_weight": self.bits_per_weight(nbytes), **made}
         if "error" in found:
             return {**line, "failed": f"load: {found['error']}"}
         line |= brief(found["divergence"])
@@ -126,23 +122,32 @@ class Setting:
 
     def ours(self, nbytes: int) -> dict[str, Any]:
         """Bitwright with the same calibration tokens and no more bytes; the measurement is shared by all budgets."""
-        out, sizes = self.work / "ours", {"sequences": self.options.sequences, "length": 256}
+        out, sizes = self.work / "ours", ["--sequences", str(self.options.sequences), "--length", "256"]
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        settings = Settings(calibration="documentation", held_out=self.options.held_out, compare=False, **sizes)
-        clock = self.work / "ours.json"
-        try:
-            report = quantize(self.source, out, f"{nbytes}B", workdir=self.work / "ours-work", settings=settings)
-        except BitwrightError as error:
-            return {"failed": str(error).splitlines()[0]}
-        if not clock.exists():  # the first run measured; later ones find its pieces
-            clock.write_text(json.dumps(report.seconds["measure"]), encoding="utf-8")
-        measured = json.loads(clock.read_text(encoding="utf-8"))
-        seconds = measured + report.seconds["allocate"] + report.seconds["write"]
-        bits = 8 * (report.result.nbytes - self.other_nbytes) / self.n_linear
+        texts = ["--calibration", "documentation", "--held-out", self.options.held_out]
+        command = [sys.executable, "-m", "bitwright.cli.main", "quantize", str(self.source), str(out), "--budget", f"{nbytes}B"]
+        command += [*texts, *sizes, "--workdir", str(self.work / "ours-work"), "--no-compare", "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        report = json.loads(done.stdout)
+        if "error" in report:
+            return {"failed": f"{report['error']['rule']}: {report['error']['saw']}"}
+        first = self.work / "ours-measured.json"
+        if not first.exists():  # the first run measured; later ones find its pieces
+            first.write_text(json.dumps(report["stages"]["measure"]), encoding="utf-8")
+        stages = {**report["stages"], "measure": json.loads(first.read_text(encoding="utf-8"))}
+        making = [stages[name] for name in ("measure", "allocate", "write")]
+        verdict = report["verdict"]
+        shipped = next(entry for entry in verdict["entries"] if entry["label"] == verdict["shipped"])
         return {
-            "nbytes": report.result.nbytes, "bits_per_weight": bits, "seconds": seconds,
-            **brief(vars(report.result.divergence)),
+            "nbytes": shipped["nbytes"], "bits_per_weight": self.bits_per_weight(shipped["nbytes"]),
+            "seconds": sum(stage["seconds"] for stage in making),
+            "processor_seconds": sum(stage["processor_seconds"] for stage in making),
+            "peak_nbytes": max(stage["peak_nbytes"] for stage in making), "stages": stages, **brief(shipped["divergence"]),
         }  # fmt: skip
+
+    def bits_per_weight(self, nbytes: int) -> float:
+        """Bits of each weight of the linears when ``nbytes`` are stored in all."""
+        return 8 * (nbytes - self.other_nbytes) / self.n_linear
 
     def record(self, label: str, line: dict[str, Any], how: dict[str, Any]) -> None:
         """Append a row to the data file and show it."""

@@ -1,16 +1,14 @@
 """One step of one peer, inside its environment: python runner.py quantize|evaluate JOB OUT.
 
-Writes {"seconds", "peak_nbytes", ...} or {"error"} as JSON to OUT. It imports the pure parts of Bitwright's evaluation, so
-that every row is measured by the same arithmetic on the same kept reference.
+Writes what quantizing cost, the divergence, or {"error"} as JSON to OUT. It imports the pure parts of Bitwright's evaluation,
+so that every row is measured by the same arithmetic on the same kept reference.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,12 @@ import torch
 
 def quantize(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
     """The peer's own quantization, timed from a loaded interpreter to saved files."""
-    start = time.perf_counter()
+    from bitwright.clock import Clock
+
+    clock = Clock()
     adapter.quantize(Path(job["model"]), torch.tensor(job["calibration"]), Path(job["out"]), job["options"])
-    return {"seconds": time.perf_counter() - start}
+    clock.lap("quantize")
+    return vars(clock.stages["quantize"])
 
 
 def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
@@ -33,7 +34,6 @@ def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
     from bitwright.evaluate.reference import load
 
     references, _ = load(Path(job["reference_file"]))
-    start = time.perf_counter()
     model = adapter.load(Path(job["out"]))
     figures = []
     with torch.no_grad():
@@ -42,7 +42,7 @@ def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
             parts = [slice(s, s + 128) for s in range(0, len(row), 128)]
             found = [compare(known.part(p), logits[p], row[p.start + 1 : p.stop + 1]) for p in parts]
             figures.append(type(found[0]).join(found))
-    return {"seconds": time.perf_counter() - start, "divergence": asdict(summarize(job["label"], figures))}
+    return {"divergence": asdict(summarize(job["label"], figures))}
 
 
 def main() -> None:
@@ -54,7 +54,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - what failed and how is a column of the table
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]}
-    result["peak_nbytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     Path(out_path).write_text(json.dumps(result), encoding="utf-8")
 
 

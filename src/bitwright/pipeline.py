@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from math import prod
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import cache_dir, local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
+from bitwright.clock import Clock
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.report import Report
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
@@ -66,7 +66,7 @@ def quantize(
             write(measured, plan, place)
         check = proof.check(place)
         clock.lap("prove")
-        report = proof.report(plan, verdict, check, out, clock.laps)
+        report = proof.report(plan, verdict, check, out, clock.stages)
         write_json(beside(place, "report.json"), {**report.to_dict(), "command": sys.argv})
         write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
     if workdir is None:
@@ -143,15 +143,3 @@ def _candidate(path: str) -> Path:
 
 def _stored_nbytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(ref.nbytes for ref in read_headers(path).values())
-
-
-class Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage], self._last = round(now - self._last, 2), now

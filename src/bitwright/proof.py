@@ -7,6 +7,7 @@ from pathlib import Path
 from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.checkpoint.writer import atomic_output
+from bitwright.clock import Stage
 from bitwright.evaluate.divergence import Divergence
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.report import Report
@@ -50,7 +51,7 @@ class Proof:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
         return self._on(Text(self.measured.folds.predicting.tolist()), [Candidate("predicting fold", str(path))])[0]
 
-    def report(self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, seconds: dict[str, float]) -> Report:
+    def report(self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage]) -> Report:
         table, settings = self.measured.sensitivity, self.settings
         held_out = {
             "source": settings.held_out, "sequences": settings.held_out_sequences, "length": settings.held_out_length
@@ -64,7 +65,7 @@ class Proof:
             reference_nbytes=table.sixteen_bit_nbytes(),
             coverage=tuple(self.measured.skeleton.spec.coverage()),
             notes=tuple(self.measured.notes),
-            seconds=seconds,
+            stages=stages,
             provenance={**table.provenance, "held_out": held_out},
         )
 

@@ -64,6 +64,4 @@ def run(
         console.print(sentence, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(
-        f"\n{out}  {sum(report.seconds.values()):.0f} s; every figure and reason: {beside(out, 'report.json')}", soft_wrap=True
-    )
+    console.print(f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.json')}", soft_wrap=True)

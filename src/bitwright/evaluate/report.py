@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from bitwright.clock import Stage
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry, Verdict
 from bitwright.plan import Plan
 
@@ -28,12 +29,16 @@ class Report:
     reference_nbytes: int
     coverage: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]  # what the run substituted or had to work around
-    seconds: dict[str, float]
+    stages: dict[str, Stage]
     provenance: dict[str, Any]
 
     @property
     def result(self) -> Entry:
         return self.verdict.entry(self.verdict.shipped)
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages.values())
 
     @property
     def kl_ratio_to_stock(self) -> float:
@@ -58,7 +63,7 @@ class Report:
             "reference_nbytes": self.reference_nbytes,
             "coverage": list(self.coverage),
             "notes": list(self.notes),
-            "seconds": self.seconds,
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
             "provenance": self.provenance,
         }
 
