@@ -13,33 +13,27 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import torch
-from gguf import GGMLQuantizationType
 from rich.console import Console
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
+from benchmarks.llama_cpp_files import LLAMA_CPP, importance_matrix, llama_cpp_codes, plan_of
 from benchmarks.models import off_grid, reference
 from bitwright import Settings
 from bitwright.allocate.allocate import allocate
 from bitwright.evaluate.evaluate import Candidate, Text, compare
-from bitwright.evaluate.llama_cpp import LlamaCpp, quantize
-from bitwright.evaluate.report import table
+from bitwright.evaluate.llama_cpp import LlamaCpp
 from bitwright.evaluate.verify import Entry
+from bitwright.export.container import CodesOf
 from bitwright.export.gguf import GGUF, recipe_of
-from bitwright.formats.format import FORMATS
-from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.formats.ggml_bytes import from_bytes
 from bitwright.formats.pack import AnyCodes
 from bitwright.measure.prepare import held_out_ids
 from bitwright.measurement import Measurement, measure_model
 from bitwright.models.spec import Weight
-from bitwright.plan import Choice, Plan
+from bitwright.plan import Plan
 from bitwright.progress import Reporter
+from bitwright.report.table import table
 
 WITH_UNIFORM = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q4_0", "iq4_nl", "q5_0", "q8_0")
 UNIFORM = "q4_0"  # the single format that is compared for all linears
@@ -81,16 +75,16 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
     started = time.perf_counter()
     measured = measure_model(source, work, settings, Reporter())
     figures = {"seconds_measured": time.perf_counter() - started}
-    importance = importance_matrix(measured)
+    importance = importance_matrix(measured.skeleton, measured.folds.all)
     table_ = measured.sensitivity
     plans: dict[str, Plan] = {}
     for name in options.recipes:
-        plans[f"llama.cpp {name}"] = theirs = given(measured, recipe_of(measured.skeleton.spec, name), "llama.cpp")
+        plans[f"llama.cpp {name}"] = theirs = plan_of(measured.skeleton, recipe_of(measured.skeleton.spec, name), LLAMA_CPP)
         plans[f"ours, bytes of {name}"] = allocate(table_, f"{theirs.nbytes}B", frontier=False)
     if options.uniform:
         linears = {w.name: UNIFORM if w.kind == "linear" else "q8_0" for w in measured.skeleton.spec.weights}
-        plans[f"llama.cpp {UNIFORM}"] = given(measured, linears, "llama.cpp")
-        plans[f"ours, {UNIFORM}"] = given(measured, linears, "calibrated")
+        plans[f"llama.cpp {UNIFORM}"] = plan_of(measured.skeleton, linears, LLAMA_CPP)
+        plans[f"ours, {UNIFORM}"] = plan_of(measured.skeleton, linears, "calibrated")
     files = {}
     for label, plan in plans.items():
         files[label] = work / f"{label.replace(' ', '-').replace(',', '')}.gguf"
@@ -116,51 +110,14 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
     return figures
 
 
-def given(measured: Measurement, formats: dict[str, str], rounding: str) -> Plan:
-    """A plan that stores every weight in the format named."""
-    choices = []
-    for w in measured.skeleton.spec.weights:
-        name = formats[w.name]
-        nbytes = GGUF.nbytes(FORMATS[name], w.n_rows, w.n_cols)
-        choices.append(Choice(w.name, name, "none" if name == "16bit" else rounding, nbytes, 0.0))
-    kept = measured.sensitivity.kept_nbytes
-    empty = allocate(measured.sensitivity, f"{measured.sensitivity.least_nbytes()}B", frontier=False)
-    return replace(empty, nbytes=kept + sum(c.nbytes for c in choices), choices=tuple(choices), check_nats=0.0)
-
-
-def encoder(measured: Measurement, importance: dict[str, Tensor]):
+def encoder(measured: Measurement, importance: dict[str, Tensor]) -> CodesOf:
     """Codes of a weight: ours as measured, or llama.cpp's."""
+    theirs = llama_cpp_codes(measured.skeleton, importance)
 
     def codes_of(weight: Weight, format: str, rounding: str) -> AnyCodes:
-        if rounding != "llama.cpp":
-            return measured.codes_of(weight, format, rounding)
-        row = GGML_FORMATS[format]
-        kind = int(GGMLQuantizationType[format.upper()])
-        value = measured.skeleton.read(weight.name)
-        packed = quantize(value, kind, row.record, row.record_nbytes, importance.get(weight.name))
-        return from_bytes(row, (weight.n_rows, weight.n_cols), torch.from_numpy(packed).reshape(-1, row.record_nbytes))
+        return (theirs if rounding == LLAMA_CPP else measured.codes_of)(weight, format, rounding)
 
     return codes_of
-
-
-@torch.no_grad()
-def importance_matrix(measured: Measurement) -> dict[str, Tensor]:
-    """Mean squared input of every linear over all calibration text; like llama.cpp's tool without embedding and head."""
-    model = AutoModelForCausalLM.from_pretrained(measured.skeleton.checkpoint.directory, dtype=torch.float32).eval()
-    sums: dict[str, Tensor] = {}
-    for weight in measured.skeleton.spec.weights:
-        linear = model.get_submodule(weight.module)
-        if weight.kind == "linear":
-            assert isinstance(linear, nn.Linear)
-            sums[weight.name] = torch.zeros(weight.n_cols)
-            linear.register_forward_pre_hook(partial(_add_squares, sums[weight.name]))
-    for row in Reporter().track(measured.folds.all, "importance matrix", len(measured.folds.all)):
-        model.base_model(row[None], use_cache=False)
-    return {name: total / measured.folds.all.numel() for name, total in sums.items()}
-
-
-def _add_squares(into: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    into += inputs[0].flatten(0, -2).square().sum(0)
 
 
 def speed_ratio(ours: Path, theirs: Path, ids: Tensor) -> float:

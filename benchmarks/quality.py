@@ -21,10 +21,11 @@ from benchmarks.models import reference
 from bitwright import Report, Sensitivity, Settings
 from bitwright.evaluate.divergence import compare
 from bitwright.evaluate.reference import condense
-from bitwright.evaluate.report import sentences, table
 from bitwright.formats.format import quantized
 from bitwright.measure.prepare import held_out_ids, tokenizer_of
 from bitwright.proof import SAME_BYTES
+from bitwright.report.report import sentences
+from bitwright.report.table import table
 from bitwright.rounding.round import round_nearest
 
 SINGLE_SEQUENCES, SINGLE_LENGTH = 4, 256

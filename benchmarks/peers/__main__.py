@@ -3,7 +3,9 @@
 Each peer is installed from pinned requirements into an environment of its own, quantizes the same 16-bit model with the same
 calibration tokens, and is loaded again by its own runtime in a fresh process, where its divergence is measured on the same
 held-out text. For each, Bitwright is given no more bytes than the peer took. Rows are appended to the data file; the page of
-docs/ is made from it by ``python -m benchmarks.peers.table``.
+docs/ and its plot are made from that by ``python -m benchmarks.peers.table``.
+
+The references come from GGUF files and lie on those formats' grids; benchmarks.models.off_grid moves them off, exactly.
 """
 
 from __future__ import annotations
@@ -11,53 +13,54 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import asdict
 from datetime import date
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from benchmarks.models import reference
-from benchmarks.peers.rows import ROWS, Row
-from bitwright.checkpoint.checkpoint import Checkpoint
+from benchmarks.models import off_grid, reference
+from benchmarks.peers.rows import OWN, ROWS, Row
 from bitwright.checkpoint.headers import read_header
-from bitwright.evaluate.reference import save
-from bitwright.evaluate.runtime import load, logits_of
-from bitwright.evaluate.worker import condense_sequence
+from bitwright.checkpoint.open import open_checkpoint
+from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.evaluate.verify import NOISE_FLOOR
 from bitwright.measure.calibration import sequences_of
 from bitwright.measure.documentation import documentation
-from bitwright.measure.prepare import held_out_ids, tokenizer_of
+from bitwright.measure.prepare import DOCUMENTATION, held_out_ids, tokenizer_of
 from bitwright.models.skeleton import build_skeleton
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 ROOT = HERE.parent.parent
 TORCH = "torch==2.13.0"
+LENGTH = 256  # tokens of a calibration sequence
 console = Console()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["smollm2", "gemma"])
-    parser.add_argument("--only", default="", help="rows whose label holds this text")
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose label holds one of these texts")
     parser.add_argument("--workdir", type=Path, default=Path("peers-work"))
-    parser.add_argument("--held-out", default="documentation")
-    parser.add_argument("--sequences", type=int, default=128, help="of calibration, 256 tokens each")
+    parser.add_argument("--held-out", default=DOCUMENTATION)
+    parser.add_argument("--sequences", type=int, default=128, help=f"of calibration, {LENGTH} tokens each")
     parser.add_argument("--timeout", type=int, default=7200, help="seconds for one step of one peer")
-    parser.add_argument("--ours", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.workdir = options.workdir.absolute()
     for name in options.models:
         setting = Setting(name, options)
         for row in ROWS:
-            if options.only.lower() in row.label.lower():
-                setting.record(row.label, setting.peer(row), {"environment": row.environment, "options": row.options})
+            if any(text.lower() in row.label.lower() for text in options.only):
+                setting.record(row, setting.line(row))
 
 
 class Setting:
@@ -65,93 +68,100 @@ class Setting:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.options = name, options
-        self.source = reference(name)
+        self.source = off_grid(reference(name))
         self.work = options.workdir / name
         self.work.mkdir(parents=True, exist_ok=True)
         tokenizer = tokenizer_of(self.source)
         self.ids = held_out_ids(tokenizer, options.held_out, 8, 512)
-        self.calibration = sequences_of(documentation(0, 2), tokenizer, options.sequences, 256, "documentation")
-        self.reference_file = self.work / "reference.safetensors"
-        if not self.reference_file.exists():
-            model = load(
-                {"path": str(self.source), "dtype": "float32", "quantize": False, "trust_remote_code": False}, "cpu", 0
-            )
-            stream = zip(logits_of(model, self.ids, "cpu"), self.ids, strict=True)
-            with torch.no_grad():
-                save(self.reference_file, [condense_sequence(parts, row) for parts, row in stream], None)
-        spec = build_skeleton(Checkpoint.of_directory(self.source)).spec
-        linears = {w.name for w in spec.weights}
-        refs = Checkpoint.of_directory(self.source).refs
+        self.calibration = sequences_of(documentation(0, 2), tokenizer, options.sequences, LENGTH, DOCUMENTATION)
+        self.checkpoint = open_checkpoint(self.source)
+        floor = self.divergence(NOISE_FLOOR, self.source)
+        self.reference_file = next((self.work / "references").glob("*.safetensors"))
+        refs = self.checkpoint.refs
+        self.n_parameters = sum(prod(ref.shape) for ref in refs.values())
+        linears = {weight.name for weight in build_skeleton(self.checkpoint).spec.weights}
         self.n_linear = sum(prod(ref.shape) for name, ref in refs.items() if name in linears)
-        self.other_nbytes = sum(2 * prod(ref.shape) for name, ref in refs.items() if name not in linears)
+        self.floor = {"nbytes": sum(ref.nbytes for ref in refs.values()), **brief(floor)}
+
+    def line(self, row: Row) -> dict[str, Any]:
+        """The peer in two fresh processes of its environment, then ours at no more bytes."""
+        theirs = self.peer(row)
+        if "kl" not in theirs:
+            return theirs
+        return {**theirs, "ours": self.ours(row, theirs["nbytes"])}
 
     def peer(self, row: Row) -> dict[str, Any]:
-        """Quantize and measure in two fresh processes of the peer's environment, then ours at no more bytes."""
+        """Quantize and measure; what failed, and how, where it did."""
         out = self.work / row.label.replace(" ", "-").replace(",", "")
         job = {
             "adapter": row.adapter, "options": row.options, "model": str(self.source), "calibration": self.calibration.tolist(),
             "ids": self.ids.tolist(), "out": str(out), "label": row.label, "reference_file": str(self.reference_file),
         }  # fmt: skip
-        job_path = self.work / "job.json"
-        job_path.write_text(json.dumps(job), encoding="utf-8")
-        python = environment(self.options.workdir, row.environment)
-        subprocess.run(["rm", "-rf", str(out)], check=True)
-        made = self.step(python, "quantize", job_path, out)
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            python = environment(self.options.workdir, row.environment)
+        except subprocess.CalledProcessError as error:
+            return {"failed": f"install: {error}"}
+        made = self.step([str(python), str(HERE / "runner.py"), "quantize"], job, f"{out.name}.quantize.log")
         if "error" in made:
             return {"failed": f"quantize: {made['error']}"}
-        nbytes = stored_nbytes(out)
-        found = self.step(python, "evaluate", job_path, out)
-        line = {"nbytes": nbytes, "bits_per_weight": self.bits_per_weight(nbytes), **made}
+        nbytes = made.pop("nbytes") or stored_nbytes(out)
+        line = {"nbytes": nbytes, **self.bits(nbytes), **made}
+        found = self.step([str(python), str(HERE / "runner.py"), "evaluate"], job, f"{out.name}.evaluate.log")
         if "error" in found:
             return {**line, "failed": f"load: {found['error']}"}
-        line |= brief(found["divergence"])
-        return {**line, "ours": self.ours(nbytes)} if self.options.ours else line
+        return {**line, **brief(found["divergence"])}
 
-    def step(self, python: Path, name: str, job_path: Path, out: Path) -> dict[str, Any]:
+    def ours(self, row: Row, nbytes: int) -> dict[str, Any]:
+        """Bitwright with the same calibration tokens and no more bytes."""
+        container = "gguf" if row.gguf else "bitsandbytes"
+        out = self.work / ("ours.gguf" if row.gguf else "ours")
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+        job = {
+            "source": str(self.source), "work": str(self.work / f"ours-{container}"), "out": str(out), "nbytes": nbytes,
+            "container": container, "calibration": DOCUMENTATION, "sequences": self.options.sequences, "length": LENGTH,
+        }  # fmt: skip
+        made = self.step([sys.executable, "-m", "benchmarks.peers.ours"], job, "ours.log")
+        if "error" in made:
+            return {"failed": made["error"]}
+        return {**made, **self.bits(made["nbytes"]), **brief(self.divergence("bitwright", out))}
+
+    def step(self, command: list[str], job: dict[str, Any], log_name: str) -> dict[str, Any]:
         """Run one step; a peer that hangs or is killed is a failure, not the end of the table."""
-        result = self.work / "result.json"
+        job_path, result = self.work / "job.json", self.work / "result.json"
+        job_path.write_text(json.dumps(job), encoding="utf-8")
         result.unlink(missing_ok=True)
         environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "HF_HUB_OFFLINE": "1"}
-        with open(f"{out}.{name}.log", "w", encoding="utf-8") as log:
-            command = [str(python), str(HERE / "runner.py"), name, str(job_path), str(result)]
+        with open(self.work / log_name, "w", encoding="utf-8") as log:
+            words = [*command, str(job_path), str(result)]
             try:
-                subprocess.run(command, env=environ, stdout=log, stderr=log, timeout=self.options.timeout, check=False)
+                subprocess.run(
+                    words, env=environ, stdout=log, stderr=log, timeout=self.options.timeout, check=False, cwd=self.work
+                )
             except subprocess.TimeoutExpired:
                 return {"error": f"not done after {self.options.timeout} s"}
         return json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"error": "the process died"}
 
-    def ours(self, nbytes: int) -> dict[str, Any]:
-        """Bitwright with the same calibration tokens and no more bytes; the measurement is shared by all budgets."""
-        out, sizes = self.work / "ours", ["--sequences", str(self.options.sequences), "--length", "256"]
-        subprocess.run(["rm", "-rf", str(out)], check=True)
-        texts = ["--calibration", "documentation", "--held-out", self.options.held_out]
-        command = [sys.executable, "-m", "bitwright.cli.main", "quantize", str(self.source), str(out), "--budget", f"{nbytes}B"]
-        command += [*texts, *sizes, "--workdir", str(self.work / "ours-work"), "--no-compare", "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        report = json.loads(done.stdout)
-        if "error" in report:
-            return {"failed": f"{report['error']['rule']}: {report['error']['saw']}"}
-        first = self.work / "ours-measured.json"
-        if not first.exists():  # the first run measured; later ones find its pieces
-            first.write_text(json.dumps(report["stages"]["measure"]), encoding="utf-8")
-        stages = {**report["stages"], "measure": json.loads(first.read_text(encoding="utf-8"))}
-        making = [stages[name] for name in ("measure", "allocate", "write")]
-        verdict = report["verdict"]
-        shipped = next(entry for entry in verdict["entries"] if entry["label"] == verdict["shipped"])
-        return {
-            "nbytes": shipped["nbytes"], "bits_per_weight": self.bits_per_weight(shipped["nbytes"]),
-            "seconds": sum(stage["seconds"] for stage in making),
-            "processor_seconds": sum(stage["processor_seconds"] for stage in making),
-            "peak_nbytes": max(stage["peak_nbytes"] for stage in making), "stages": stages, **brief(shipped["divergence"]),
-        }  # fmt: skip
+    def divergence(self, label: str, path: Path) -> dict[str, Any]:
+        """Of a checkpoint that our own environment loads."""
+        found = compare(
+            Candidate("16 bit", str(self.source), dtype="float32"), [Candidate(label, str(path))], Text(self.ids.tolist()),
+            references=self.work / "references", fingerprint=self.checkpoint.fingerprint,
+        )  # fmt: skip
+        return asdict(found[0])
 
-    def bits_per_weight(self, nbytes: int) -> float:
-        """Bits of each weight of the linears when ``nbytes`` are stored in all."""
-        return 8 * (nbytes - self.other_nbytes) / self.n_linear
+    def bits(self, nbytes: int) -> dict[str, float]:
+        """Bits per parameter of the whole model, and per weight of its linears when all else counts 16 bit."""
+        others = 2 * (self.n_parameters - self.n_linear)
+        return {"bits_per_parameter": 8 * nbytes / self.n_parameters, "bits_per_weight": 8 * (nbytes - others) / self.n_linear}
 
-    def record(self, label: str, line: dict[str, Any], how: dict[str, Any]) -> None:
+    def record(self, row: Row, line: dict[str, Any]) -> None:
         """Append a row to the data file and show it."""
-        whole = {"date": date.today().isoformat(), "model": self.name, "label": label, **how, **line}
+        how = {"environment": row.environment, "options": row.options, "gguf": row.gguf}
+        texts = {"held_out": self.options.held_out, "sequences": self.options.sequences, "bitwright": version("bitwright")}
+        whole = {"date": date.today().isoformat(), "model": self.name, "label": row.label, **how, **texts, **line}
+        whole["floor"] = self.floor
         with open(self.options.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(whole) + "\n")
         console.print(whole)
@@ -163,7 +173,9 @@ def brief(divergence: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_nbytes(out: Path) -> int:
-    """Bytes of all tensors in the files, a tied head that was stored again not counted."""
+    """Bytes of all tensors in the files, a tied head that was stored again not counted; of a GGUF file all of it."""
+    if files := list(out.rglob("*.gguf")):
+        return sum(path.stat().st_size for path in files)
     refs = {name: ref for path in sorted(out.rglob("*.safetensors")) for name, ref in read_header(path).items()}
     tied = [n for n in refs if n.endswith("lm_head.weight") and any(
         m.endswith("embed_tokens.weight") and refs[m].shape == refs[n].shape for m in refs)]  # fmt: skip
@@ -172,6 +184,8 @@ def stored_nbytes(out: Path) -> int:
 
 def environment(work: Path, name: str) -> Path:
     """The Python of the environment ``name``, installed from its requirements on first use."""
+    if name == OWN:
+        return Path(sys.executable)
     directory, requirements = work / "environments" / name, HERE / "requirements" / f"{name}.txt"
     python, done = directory / "bin" / "python", directory / "installed"
     if not done.exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+OWN = "bitwright"  # the environment that runs this
+
 
 @dataclass(frozen=True)
 class Row:
@@ -12,8 +14,9 @@ class Row:
 
     label: str
     adapter: str  # a module of benchmarks.peers.adapters
-    environment: str  # a file of benchmarks/peers/requirements
+    environment: str  # a file of benchmarks/peers/requirements, or OWN
     options: dict[str, Any] = field(default_factory=dict)
+    gguf: bool = False  # compared with our GGUF file instead of our bitsandbytes checkpoint
 
 
 ROWS = (
@@ -23,9 +26,18 @@ ROWS = (
     Row("HQQ g64", "hqq", "common", {"bits": 4, "group_size": 64}),
     Row("optimum-quanto qint4", "quanto", "common"),
     Row("torchao int4 HQQ g64", "torchao", "common", {"group_size": 64}),
+    Row("mlx-lm 4 bits g64", "mlx", "mlx", {"method": "plain"}),
+    Row("mlx-lm GPTQ g64, 16 sequences", "mlx", "mlx", {"method": "gptq", "sequences": 16}),
+    Row("mlx-lm dynamic_quant 4.75 bits, 16 sequences", "mlx", "mlx", {"method": "dynamic", "bits": 4.75, "sequences": 16}),
+    Row("GPTQModel g64", "gptqmodel", "gptqmodel", {"group_size": 64}),
     Row("llm-compressor GPTQ g64", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 64}),
     Row("llm-compressor AWQ g64", "llmcompressor", "llmcompressor", {"method": "awq", "group_size": 64}),
+    Row("ModelOpt auto_quantize int4 g64/int8", "modelopt", "modelopt", {"effective_bits": 4.6, "group_size": 64}),
     Row("AutoRound RTN g128", "autoround", "common", {"iters": 0}),
     Row("AutoRound AutoScheme 4.6 bits", "autoround", "common", {"iters": 0, "avg_bits": 4.6}),
+    Row("AutoRound AutoScheme 4.6 bits, 200 iterations", "autoround", "common", {"iters": 200, "avg_bits": 4.6}),
     Row("AutoRound g128, 200 iterations", "autoround", "common", {"iters": 200}),
-)
+    Row("llama.cpp Q4_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q4_K_M"}, gguf=True),
+    Row("llama.cpp Q4_0, imatrix", "llamacpp", OWN, {"recipe": "Q4_0"}, gguf=True),
+    Row("llama.cpp Q3_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q3_K_M"}, gguf=True),
+)  # fmt: skip

@@ -23,7 +23,8 @@ def quantize(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
     clock = Clock()
     adapter.quantize(Path(job["model"]), torch.tensor(job["calibration"]), Path(job["out"]), job["options"])
     clock.lap("quantize")
-    return vars(clock.stages["quantize"])
+    counted = getattr(adapter, "nbytes", None)  # only a library that cannot write its files counts them
+    return {**vars(clock.stages["quantize"]), "nbytes": counted(Path(job["out"])) if counted else None}
 
 
 def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.errors import BitwrightError, Finding
-    from bitwright.evaluate.report import Report
     from bitwright.measure.sensitivity import Sensitivity
     from bitwright.measurement import Settings
     from bitwright.pipeline import evaluate, measure, quantize
     from bitwright.plan import Plan
+    from bitwright.report.report import Report
 
 _HOME = {
     "BitwrightError": "bitwright.errors",
     "Finding": "bitwright.errors",
     "Plan": "bitwright.plan",
-    "Report": "bitwright.evaluate.report",
+    "Report": "bitwright.report.report",
     "Sensitivity": "bitwright.measure.sensitivity",
     "Settings": "bitwright.measurement",
     "allocate": "bitwright.allocate.allocate",

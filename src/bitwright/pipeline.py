@@ -14,7 +14,6 @@ from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
 from bitwright.clock import Clock
 from bitwright.evaluate.evaluate import Candidate, Text, compare
-from bitwright.evaluate.report import Report
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
 from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
@@ -22,6 +21,7 @@ from bitwright.measure.sensitivity import Sensitivity
 from bitwright.measurement import Settings, device_of, measure_model
 from bitwright.progress import Reporter
 from bitwright.proof import RESULT, Proof, rivals_of, write
+from bitwright.report.report import Report
 
 
 def quantize(
@@ -66,8 +66,8 @@ def quantize(
             write(measured, plan, place)
         check = proof.check(place)
         clock.lap("prove")
-        report = proof.report(plan, verdict, check, out, clock.stages)
-        write_json(beside(place, "report.json"), {**report.to_dict(), "command": sys.argv})
+        report = proof.report(plan, verdict, check, out, clock.stages, tuple(sys.argv))
+        write_json(beside(place, "report.json"), report.to_dict())
         write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)

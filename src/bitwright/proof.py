@@ -8,14 +8,14 @@ from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.checkpoint.writer import atomic_output
 from bitwright.clock import Stage
-from bitwright.evaluate.divergence import Divergence
 from bitwright.evaluate.evaluate import Candidate, Text, compare
-from bitwright.evaluate.report import Report
+from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verify import NOISE_FLOOR, Contender, Verdict, judge
 from bitwright.measure.prepare import held_out_domains
 from bitwright.measurement import Measurement, Settings
 from bitwright.plan import Plan
 from bitwright.progress import Reporter
+from bitwright.report.report import Report
 
 RESULT = "bitwright"
 SAME_BYTES = "calibrated, stock bytes"
@@ -51,7 +51,9 @@ class Proof:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
         return self._on(Text(self.measured.folds.predicting.tolist()), [Candidate("predicting fold", str(path))])[0]
 
-    def report(self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage]) -> Report:
+    def report(
+        self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage], command: tuple[str, ...]
+    ) -> Report:
         table, settings = self.measured.sensitivity, self.settings
         held_out = {
             "source": settings.held_out, "sequences": settings.held_out_sequences, "length": settings.held_out_length
@@ -67,6 +69,7 @@ class Proof:
             notes=tuple(self.measured.notes),
             stages=stages,
             provenance={**table.provenance, "held_out": held_out},
+            command=command,
         )
 
     def _on(self, text: Text, candidates: list[Candidate]) -> list[Divergence]:

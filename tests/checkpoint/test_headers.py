@@ -69,6 +69,13 @@ def test_malformed_headers_are_refused(tmp_path: Path, header: object, rule: str
     assert rule_of(read_header, raw_file(tmp_path / "x.safetensors", header)) == rule
 
 
+def test_codes_of_other_quantizers_have_headers_but_are_no_source(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(4, dtype=torch.uint32), "b": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / SINGLE_NAME)
+    assert sum(ref.nbytes for ref in read_headers(tmp_path).values()) == 19
+    assert rule_of(Checkpoint.of_directory, tmp_path) == "checkpoint/unknown-dtype"
+
+
 @pytest.mark.parametrize("size", [0, 4, 8, 20])
 def test_truncated_headers_are_refused(tmp_path: Path, size: int) -> None:
     path = raw_file(tmp_path / "x.safetensors", {"a": entry([4], 0, 16)})

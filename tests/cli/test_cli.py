@@ -33,7 +33,7 @@ def test_quantize_measure_allocate_evaluate_from_the_shell(build: Build, tmp_pat
     done = shell("quantize", source, "out", "--budget", "+30%", "--json", "--no-compare", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["schema"] == "bitwright.report/1"
+    assert report["schema"] == "bitwright.report/2"
     compared = shell("evaluate", source, "out", "--sequences", "2", "--length", "32", "--json", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     lines = json.loads(compared.stdout)

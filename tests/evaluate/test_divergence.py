@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitwright.evaluate.divergence import Divergence, TokenFigures, agreed, bootstrap_interval, compare, summarize
+from bitwright.evaluate.divergence import TokenFigures, agreed, bootstrap_interval, compare, summarize
 from bitwright.evaluate.evaluate import Candidate
+from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.reference import Reference, condense, load, save
 from bitwright.evaluate.verify import Contender, judge
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.checkpoint.headers import TensorRef, read_headers
+from bitwright.checkpoint.headers import TensorRef, read_headers, require_plain
 from bitwright.errors import fail
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Checkpoint:
                 "checkpoint/quantized", path, saw=f"quantization_config with method {method}",
                 wanted="the source is a 16-bit or 32-bit model", help="name the model it was quantized from",
             )  # fmt: skip
-        return cls(source or str(directory), directory, read_headers(directory), config)
+        return cls(source or str(directory), directory, require_plain(read_headers(directory)), config)
 
     def read(self, name: str) -> Tensor:
         """The values of tensor ``name``; raises BitwrightError when they are truncated, NaN or infinite."""

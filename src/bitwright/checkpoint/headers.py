@@ -19,7 +19,9 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+PLAIN_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+PACKED_BYTES = {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # quantized checkpoints hold them
+ITEM_BYTES = PLAIN_BYTES | PACKED_BYTES
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,21 @@ def read_header(path: Path) -> dict[str, TensorRef]:
     return refs
 
 
+def require_plain(refs: dict[str, TensorRef]) -> dict[str, TensorRef]:
+    """``refs`` unchanged, or an error that names a tensor whose entries are not values but codes of some quantization."""
+    for ref in refs.values():
+        if ref.dtype not in PLAIN_BYTES:
+            raise _unknown_dtype(ref.file, ref.name, ref.dtype, PLAIN_BYTES)
+    return refs
+
+
+def _unknown_dtype(path: Path, name: str, dtype: object, known: dict[str, int]) -> BitwrightError:
+    return fail(
+        "checkpoint/unknown-dtype", f"{path.name}: {name}", saw=f"dtype {dtype!r}",
+        wanted=f"weights are stored as {', '.join(sorted(known))}", help="start from the 16-bit checkpoint of this model",
+    )  # fmt: skip
+
+
 def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> TensorRef:
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
@@ -135,11 +152,7 @@ def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> T
     if not sound:
         raise bad(f"{name} has shape {shape} and offsets {begin!r}, {end!r}")
     if dtype not in ITEM_BYTES:
-        raise fail(
-            "checkpoint/unknown-dtype", f"{path.name}: {name}", saw=f"dtype {dtype!r}",
-            wanted=f"weights are stored as {', '.join(sorted(ITEM_BYTES))}",
-            help="start from the 16-bit checkpoint of this model",
-        )  # fmt: skip
+        raise _unknown_dtype(path, name, dtype, ITEM_BYTES)
     nbytes = prod(shape) * ITEM_BYTES[dtype]
     if begin < 0 or end - begin != nbytes or base + end > size:
         raise bad(f"{name} needs bytes {base + begin} to {base + begin + nbytes} of {size}")

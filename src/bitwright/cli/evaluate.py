@@ -28,9 +28,9 @@ def run(
 ) -> None:
     """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
 
-    from bitwright.evaluate.report import table
     from bitwright.pipeline import evaluate
     from bitwright.progress import Reporter
+    from bitwright.report.table import table
 
     entries = evaluate(
         reference, candidates, held_out=held_out, sequences=sequences, length=length, greedy=greedy, device=device,

@@ -39,9 +39,10 @@ def run(
     """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
 
     from bitwright.checkpoint.writer import beside
-    from bitwright.evaluate.report import sentences, table
     from bitwright.pipeline import quantize
     from bitwright.progress import Reporter
+    from bitwright.report.report import sentences
+    from bitwright.report.table import table
 
     settings = settings_of(
         container=container or ("gguf" if out.suffix == ".gguf" else "bitsandbytes"), formats=formats,

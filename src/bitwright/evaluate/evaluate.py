@@ -8,14 +8,11 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.errors import fail
+from bitwright.evaluate.figures import Divergence
 from bitwright.versions import versions
-
-if TYPE_CHECKING:
-    from bitwright.evaluate.divergence import Divergence
 
 LAYOUT = 1  # of the kept references; another number makes the old ones unknown
 
@@ -57,8 +54,6 @@ def compare(
     ``references``: a folder in which what is kept of the reference's distributions stays for the next comparison, under the
     ``fingerprint`` of its weights. Raises BitwrightError when the process fails, with the last line that it wrote.
     """
-    from bitwright.evaluate.divergence import Divergence
-
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         job_path, out_path = Path(folder) / "job.json", Path(folder) / "out.json"
         key = content_hash(fingerprint, reference.dtype, device, greedy, text.ids, versions(), LAYOUT)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from bitwright.evaluate.evaluate import Candidate
-
-if TYPE_CHECKING:
-    from bitwright.evaluate.divergence import Divergence
-    from bitwright.plan import Plan
+from bitwright.evaluate.figures import Divergence
+from bitwright.plan import Plan
 
 NOISE_FLOOR = "16-bit arithmetic"
 
@@ -51,6 +49,12 @@ class Verdict:
 
     def entry(self, label: str) -> Entry:
         return next(e for e in self.entries if e.label == label)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Verdict:
+        """The inverse of ``dataclasses.asdict``."""
+        entries = (Entry(**{**entry, "divergence": Divergence.from_dict(entry["divergence"])}) for entry in data["entries"])
+        return cls(**{**data, "entries": tuple(entries)})
 
 
 def judge(result: Contender, others: list[Contender], divergences: list[Divergence], stock: str) -> Verdict:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from bitwright.evaluate.divergence import Divergence, TokenFigures, agreed, compare, summarize
+from bitwright.evaluate.divergence import TokenFigures, agreed, compare, summarize
+from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.reference import Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference

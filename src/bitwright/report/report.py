@@ -1,20 +1,20 @@
-"""report.json, the table on the screen, and the three sentences that matter (no torch)."""
+"""report.json and the three sentences that matter (no torch)."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
+from pathlib import Path
+from typing import Any
 
 from bitwright.clock import Stage
-from bitwright.evaluate.verify import NOISE_FLOOR, Entry, Verdict
+from bitwright.errors import fail
+from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.verify import Entry, Verdict
 from bitwright.plan import Plan
 
-if TYPE_CHECKING:
-    from bitwright.evaluate.divergence import Divergence
-
-SCHEMA = "bitwright.report/1"
+SCHEMA = "bitwright.report/2"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Report:
     notes: tuple[str, ...]  # what the run substituted or had to work around
     stages: dict[str, Stage]
     provenance: dict[str, Any]
+    command: tuple[str, ...]  # the words that made it
 
     @property
     def result(self) -> Entry:
@@ -65,7 +66,28 @@ class Report:
             "notes": list(self.notes),
             "stages": {name: asdict(stage) for name, stage in self.stages.items()},
             "provenance": self.provenance,
+            "command": list(self.command),
         }
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read ``report.json``; raises BitwrightError when it is not one."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"schema {data['schema']!r}")
+            return cls(
+                out=data["out"], plan=Plan.from_dict(data["plan"]), verdict=Verdict.from_dict(data["verdict"]),
+                check=Divergence.from_dict(data["check"]), n_parameters=data["n_parameters"],
+                reference_nbytes=data["reference_nbytes"], coverage=tuple(data["coverage"]), notes=tuple(data["notes"]),
+                stages={name: Stage(**stage) for name, stage in data["stages"].items()}, provenance=data["provenance"],
+                command=tuple(data["command"]),
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(
+                "report/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                help="bitwright quantize SOURCE OUT --workdir DIR writes it into DIR",
+            ) from error  # fmt: skip
 
 
 def sentences(report: Report) -> tuple[str, str, str]:
@@ -77,10 +99,8 @@ def sentences(report: Report) -> tuple[str, str, str]:
     gained = f"{size}{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model; its divergence from the 16-bit "
     gained += f"model is {factor:.1f} times smaller than that of {stock.label} ({result.divergence.kl:.4f} against "
     gained += f"{stock.divergence.kl:.4f} nats per token)."
-    formats: dict[str, int] = {}
-    for choice in plan.choices:
-        formats[choice.format] = formats.get(choice.format, 0) + 1
-    shares = ", ".join(f"{n} in {f}" for f, n in sorted(formats.items(), key=lambda item: -item[1]))
+    formats = Counter(choice.format for choice in plan.choices)
+    shares = ", ".join(f"{n} in {f}" for f, n in formats.most_common())
     done = (
         f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
     )
@@ -91,33 +111,3 @@ def sentences(report: Report) -> tuple[str, str, str]:
     )
     trust += f"{report.verdict.gate}."
     return gained, done, trust
-
-
-def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
-    """One line per contender: size, divergence, agreement, perplexity, and both against stock; below it its domains."""
-    view = Table(box=None, header_style="bold", pad_edge=False)
-    greedy = any(entry.divergence.greedy for entry in entries)
-    bits = any(entry.bits_per_weight for entry in entries)
-    titles = ["", "MB", "bits/weight" if bits else "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max"]
-    titles += ["top-1", "top-5", "perplexity"]
-    for title in [*titles, "greedy"] if greedy else titles:
-        view.add_column(title, justify="left" if not title else "right", no_wrap=True)
-    stock = next((entry for entry in entries if entry.label == stock_label), None)
-    for entry in entries:
-        d = entry.divergence
-        size = "" if stock is None or entry.label == NOISE_FLOOR else f"{100 * (entry.nbytes / stock.nbytes - 1):+.1f} %"
-        if entry.bits_per_weight:
-            size = f"{entry.bits_per_weight:.2f}"
-        ratio = "" if stock is None else f"{d.kl / stock.divergence.kl:.3f}"
-        continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
-        view.add_row(entry.label, f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
-        for domain in d.domains:
-            view.add_row(f"  {domain.label}", "", "", *_cells(domain, ""))
-    return view
-
-
-def _cells(d: Divergence, ratio: str) -> list[str]:
-    return [
-        f"{d.kl:.4f}", f"{d.kl_low:.4f}-{d.kl_high:.4f}", ratio, f"{d.kl_p99:.3f}", f"{d.kl_max:.2f}", f"{100 * d.top1:.1f} %",
-        f"{100 * d.top5:.1f} %", f"{d.perplexity:.2f}",
-    ]  # fmt: skip

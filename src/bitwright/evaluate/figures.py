@@ -1,0 +1,36 @@
+"""What a comparison found, as figures (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A candidate against the reference on the same text. KL in nats per token; the interval is over sequences."""
+
+    label: str
+    kl: float
+    kl_low: float
+    kl_high: float
+    kl_median: float
+    kl_p99: float
+    kl_p999: float
+    kl_max: float
+    top1: float
+    top5: float  # mean share of the reference's five likeliest tokens that are among the candidate's five
+    perplexity: float
+    reference_perplexity: float
+    n_sequences: int
+    n_tokens: int
+    kl_of_sequence: tuple[float, ...]
+    kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
+    greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
+    domains: tuple[Divergence, ...] = ()  # the same of each domain of the text, its name the label
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Divergence:
+        """The inverse of ``dataclasses.asdict``, after a way through JSON."""
+        tuples = {name: tuple(data[name]) for name in ("kl_of_sequence", "greedy")}
+        return cls(**{**data, **tuples, "domains": tuple(cls.from_dict(d) for d in data["domains"])})

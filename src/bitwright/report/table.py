@@ -1,0 +1,38 @@
+"""The table on the screen: what was gained for what (no torch)."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.verify import NOISE_FLOOR, Entry
+
+
+def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
+    """One line per contender: size, divergence, agreement, perplexity, and both against stock; below it its domains."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    greedy = any(entry.divergence.greedy for entry in entries)
+    bits = any(entry.bits_per_weight for entry in entries)
+    titles = ["", "MB", "bits/weight" if bits else "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max"]
+    titles += ["top-1", "top-5", "perplexity"]
+    for title in [*titles, "greedy"] if greedy else titles:
+        view.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    stock = next((entry for entry in entries if entry.label == stock_label), None)
+    for entry in entries:
+        d = entry.divergence
+        size = "" if stock is None or entry.label == NOISE_FLOOR else f"{100 * (entry.nbytes / stock.nbytes - 1):+.1f} %"
+        if entry.bits_per_weight:
+            size = f"{entry.bits_per_weight:.2f}"
+        ratio = "" if stock is None else f"{d.kl / stock.divergence.kl:.3f}"
+        continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
+        view.add_row(entry.label, f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
+        for domain in d.domains:
+            view.add_row(f"  {domain.label}", "", "", *_cells(domain, ""))
+    return view
+
+
+def _cells(d: Divergence, ratio: str) -> list[str]:
+    return [
+        f"{d.kl:.4f}", f"{d.kl_low:.4f}-{d.kl_high:.4f}", ratio, f"{d.kl_p99:.3f}", f"{d.kl_max:.2f}", f"{100 * d.top1:.1f} %",
+        f"{100 * d.top5:.1f} %", f"{d.perplexity:.2f}",
+    ]  # fmt: skip
