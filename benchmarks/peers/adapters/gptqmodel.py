@@ -1,9 +1,15 @@
-"""GPTQModel: GPTQ into its own layout."""
+"""GPTQModel: GPTQ into its own layout.
 
+On two cores it stops with "requests 2 workers but parent 'cpu' only has 1" unless the number of workers is set."""
+
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+
 from gptqmodel import GPTQModel, QuantizeConfig
 from torch import Tensor
 

@@ -20,14 +20,19 @@ mto.enable_huggingface_checkpointing()
 
 
 def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> None:
-    """Options: effective_bits (its own count, without scales) and the group of int4."""
+    """Options: bits of each weight of the blocks (its own count, without scales) and the group of int4.
+
+    Its budget counts the head too, which stays in 16 bit here as in its recipes.
+    """
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     int4, int8 = copy.deepcopy(mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG), copy.deepcopy(mtq.INT8_WEIGHT_ONLY_CFG)
     for entry in int4["quant_cfg"]:
         if "block_sizes" in (entry.get("cfg") or {}):
             entry["cfg"]["block_sizes"] = {-1: options["group_size"]}
+    linears = [module.weight for module in loaded.modules() if isinstance(module, torch.nn.Linear)]
+    head, every = loaded.lm_head.weight.numel(), sum(weight.numel() for weight in linears)
     searched, _ = mtq.auto_quantize(
-        loaded, {"effective_bits": options["effective_bits"]}, [int4, int8], data_loader=list(ids[:, None]),
+        loaded, {"effective_bits": (options["bits"] * (every - head) + 16 * head) / every}, [int4, int8], data_loader=list(ids[:, None]),
         forward_step=lambda m, batch: m(batch, labels=batch), loss_func=lambda output, batch: output.loss,
         disabled_layers=["*lm_head*"], num_calib_steps=len(ids), num_score_steps=len(ids),
     )  # fmt: skip

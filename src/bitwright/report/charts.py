@@ -1,0 +1,237 @@
+"""The report's charts as Vega-Lite specifications: data in, a dictionary out (no torch).
+
+Colours are CSS variables, which the page defines for light, dark and print. The ``description`` of a mark becomes its label for
+screen readers, and the page shows it where the pointer is.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from bitwright.allocate.allocate import uniform
+from bitwright.evaluate.verify import NOISE_FLOOR
+from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
+from bitwright.plan import Choice
+from bitwright.report.report import Report
+
+Spec = dict[str, Any]
+WIDTH, HEIGHT = 700, 300
+FACET_COLUMNS, FACET_HEIGHT = 4, 110
+FORMAT_COLOURS = 6  # --format-0 (fewest bits) to --format-5 (16 bit)
+MORE, LESS, USUAL = "more bits", "fewer bits", "usual format"
+INK, MUTED, ACCENT, SECOND = "var(--ink)", "var(--muted)", "var(--accent)", "var(--second)"
+
+
+def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
+    """Bytes against damage: what is predicted for every budget and every single format, and what was measured."""
+    line = [{"mb": p.nbytes / 1e6, "nats": p.damage_nats} for p in report.plan.frontier if p.damage_nats > 0]
+    formats = sorted({row.format for w in sensitivity.weights for row in w.rows if row.rounding == "calibrated"})
+    singles = [(name, uniform(sensitivity, name, "calibrated")) for name in formats]
+    single = [
+        {"mb": p.nbytes / 1e6, "nats": p.damage_nats, "name": name,
+         "text": f"all in {name}: {p.nbytes / 1e6:.1f} MB, predicted {p.damage_nats:.4f} nats"}
+        for name, p in singles if p.damage_nats > 0
+    ]  # fmt: skip
+    measured = [
+        {"mb": e.nbytes / 1e6, "nats": e.divergence.kl, "low": max(e.divergence.kl_low, e.divergence.kl / 10),
+         "high": e.divergence.kl_high, "name": e.label, "kind": "result" if e.label == report.verdict.shipped else "other",
+         "text": f"{e.label}: {e.nbytes / 1e6:.1f} MB, measured {e.divergence.kl:.4f} nats"}
+        for e in report.verdict.entries if e.label != NOISE_FLOOR
+    ]  # fmt: skip
+    floor = [
+        {"nats": e.divergence.kl, "text": f"noise floor: the 16-bit model in 16-bit arithmetic, {e.divergence.kl:.4f} nats"}
+        for e in report.verdict.entries if e.label == NOISE_FLOOR
+    ]  # fmt: skip
+    x, y = _axis("mb", "megabytes", zero=False), _axis("nats", "KL divergence, nats per token (log)", scale="log")
+    label = {"field": "text", "type": "nominal"}
+    colour = {"condition": {"test": "datum.kind == 'result'", "value": ACCENT}, "value": INK}
+    layers: list[Spec] = [
+        {"data": {"values": line}, "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]},
+         "encoding": {"x": x, "y": y, "description": {"value": "predicted frontier"}}},
+        {"data": {"values": single}, "mark": {"type": "point", "shape": "diamond", "size": 55, "color": MUTED, "filled": False},
+         "encoding": {"x": x, "y": y, "description": label}},
+        {"data": {"values": floor}, "mark": {"type": "rule", "color": SECOND, "strokeDash": [2, 3]},
+         "encoding": {"y": y, "description": label}},
+        {"data": {"values": measured}, "mark": {"type": "rule", "strokeWidth": 1.5},
+         "encoding": {"x": x, "y": _axis("low", "KL divergence, nats per token (log)", scale="log"), "y2": {"field": "high"},
+                      "color": colour}},
+        {"data": {"values": measured}, "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+         "encoding": {"x": x, "y": y, "color": colour, "description": label}},
+        {"data": {"values": measured},
+         "mark": {"type": "text", "align": "left", "dx": 9, "dy": -7, "fontSize": 12, "limit": 190},
+         "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}},
+    ]  # fmt: skip
+    return _framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
+
+
+def weight_errors(report: Report, sensitivity: Sensitivity) -> Spec:
+    """|dW| / |W| of every weight in the usual format, by role and block; what was stored otherwise is marked."""
+    return _by_role(report, sensitivity, "weight_error", "|dW| / |W|")
+
+
+def output_errors(report: Report, sensitivity: Sensitivity) -> Spec:
+    """The relative error of every layer's output on calibration text, in the same way."""
+    return _by_role(report, sensitivity, "output_error", "|dW x| / |W x|")
+
+
+def damages(report: Report, sensitivity: Sensitivity) -> Spec:
+    """Fisher damage in nats per token of every weight in the usual format."""
+    return _by_role(report, sensitivity, "damage_nats", "nats per token")
+
+
+def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
+    """Which format each weight got: roles by blocks."""
+    bits = _bits_of(sensitivity)
+    order = sorted({choice.format for choice in report.plan.choices}, key=lambda name: (bits[name], name))
+    cells = [
+        {"block": _place(w, sensitivity), "role": w.role, "format": c.format,
+         "text": f"{w.name.removesuffix('.weight')}: {c.format}, {c.nbytes / 1e6:.2f} MB"}
+        for w, c in _pairs(report, sensitivity)
+    ]  # fmt: skip
+    colours = [f"var(--format-{_step(i, len(order))})" for i in range(len(order))]
+    roles = list(dict.fromkeys(w.role for w in sensitivity.weights))
+    n_blocks = max(_place(w, sensitivity) for w in sensitivity.weights) + 1
+    return _framed({
+        "data": {"values": cells}, "width": WIDTH, "height": 22 * len(roles),
+        "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1},
+        "encoding": {
+            "x": {"field": "block", "type": "ordinal", "title": "block",
+                  "axis": {"labelAngle": 0, "values": list(range(0, n_blocks, max(1, n_blocks // 15)))}},
+            "y": {"field": "role", "type": "nominal", "sort": roles, "title": None},
+            "color": {"field": "format", "type": "nominal", "sort": order, "scale": {"domain": order, "range": colours},
+                      "legend": {"title": None, "orient": "top"}},
+            "description": {"field": "text", "type": "nominal"},
+        },
+    })  # fmt: skip
+
+
+def predictions(report: Report) -> Spec:
+    """Predicted against measured divergence of everything that was written, with the line of equality."""
+    points = [
+        {"predicted": e.predicted_nats, "measured": e.divergence.kl, "name": e.label, "text": "held-out",
+         "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text"}
+        for e in report.verdict.entries if e.predicted_nats
+    ]  # fmt: skip
+    check = report.check.kl
+    points.append({
+        "predicted": report.plan.check_nats, "measured": check, "name": "result, predicting fold", "text": "predicting fold",
+        "label": f"result: predicted {report.plan.check_nats:.4f}, measured {check:.4f} nats on the predicting fold",
+    })  # fmt: skip
+    values = [value for point in points for value in (point["predicted"], point["measured"]) if value and value > 0]
+    low, high = min(values) / 1.3, max(values) * 1.3
+    x = _axis("predicted", "predicted, nats per token (log)", scale="log", domain=[low, high])
+    y = _axis("measured", "measured (log)", scale="log", domain=[low, high])
+    colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
+    return _framed({
+        "width": 360, "height": 360,
+        "layer": [
+            {"data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
+             "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]}, "encoding": {"x": x, "y": y}},
+            {"data": {"values": points}, "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+             "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "label", "type": "nominal"}}},
+            {"data": {"values": points}, "mark": {"type": "text", "align": "right", "dx": -9, "fontSize": 12},
+             "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}},
+        ],
+    })  # fmt: skip
+
+
+def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) -> Spec:
+    """Small multiples: one panel a role, blocks along, the figure up, in the plan's usual format."""
+    usual, bits = report.plan.default_format, _bits_of(sensitivity)
+    points = []
+    for weight, choice in _pairs(report, sensitivity):
+        row = _usual_row(weight, usual)
+        value = getattr(row, figure) if row else 0
+        if row and value > 0:
+            kept = _compared(choice, row, bits)
+            text = f"{weight.name.removesuffix('.weight')} in {row.format}: {value:.3g}; stored in {choice.format}"
+            points.append(
+                {"block": _place(weight, sensitivity), "role": weight.role, "value": value, "kept": kept, "text": text}
+            )
+    roles = list(dict.fromkeys(point["role"] for point in points))
+    kinds = [kind for kind in (USUAL, MORE, LESS) if any(point["kept"] == kind for point in points)]
+    looks = {USUAL: (MUTED, "circle", 22), MORE: (ACCENT, "triangle-up", 62), LESS: (SECOND, "triangle-down", 62)}
+    columns = min(FACET_COLUMNS, max(1, len(roles)))
+    scale = {"type": "log", "nice": False}
+    return _framed({
+        "data": {"values": points},
+        "facet": {"field": "role", "type": "nominal", "sort": roles, "title": None,
+                  "header": {"labelFontSize": 12, "labelFontWeight": "bold", "labelColor": INK}},
+        "columns": columns, "spacing": {"row": 26, "column": 18},
+        "spec": {
+            "width": (WIDTH + 20) // columns - 30, "height": FACET_HEIGHT,
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {
+                "x": {"field": "block", "type": "quantitative", "title": "block", "axis": {"tickCount": 4, "grid": False}},
+                "y": {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 3}},
+                "color": _kept_scale(kinds, [looks[kind][0] for kind in kinds]),
+                "shape": _kept_scale(kinds, [looks[kind][1] for kind in kinds]),
+                "size": {"field": "kept", "type": "nominal", "legend": None,
+                         "scale": {"domain": kinds, "range": [looks[kind][2] for kind in kinds]}},
+                "description": {"field": "text", "type": "nominal"},
+            },
+        },
+    })  # fmt: skip
+
+
+def _kept_scale(kinds: list[str], values: list[str]) -> Spec:
+    legend = {"title": None, "orient": "top"} if len(kinds) > 1 else None
+    return {"field": "kept", "type": "nominal", "scale": {"domain": kinds, "range": values}, "legend": legend}
+
+
+def _pairs(report: Report, sensitivity: Sensitivity) -> list[tuple[WeightRows, Choice]]:
+    choices = {choice.weight: choice for choice in report.plan.choices}
+    return [(weight, choices[weight.name]) for weight in sensitivity.weights]
+
+
+def _usual_row(weight: WeightRows, usual: str) -> Row | None:
+    """The plan's usual format, or where it cannot store this weight the smallest calibrated one."""
+    rows = [row for row in weight.rows if row.rounding == "calibrated"]
+    return next((row for row in rows if row.format == usual), min(rows, key=lambda row: row.nbytes, default=None))
+
+
+def _bits_of(sensitivity: Sensitivity) -> dict[str, float]:
+    """Bits a weight in each format, from the first weight that was measured in it."""
+    bits: dict[str, float] = {}
+    for weight in sensitivity.weights:
+        for row in weight.rows:
+            bits.setdefault(row.format, 8 * row.nbytes / (weight.n_rows * weight.n_cols))
+    return bits
+
+
+def _compared(choice: Choice, row: Row, bits: dict[str, float]) -> str:
+    if choice.format == row.format:
+        return USUAL
+    return MORE if bits.get(choice.format, inf) > bits[row.format] else LESS
+
+
+def _place(weight: WeightRows, sensitivity: Sensitivity) -> int:
+    """The block of a weight; embedding and head, which have none, stand before the first and behind the last."""
+    return weight.block
+
+
+def _step(i: int, count: int) -> int:
+    return round(i * (FORMAT_COLOURS - 1) / max(1, count - 1)) if count > 1 else 0
+
+
+def _axis(field: str, title: str, scale: str = "linear", zero: bool = True, domain: list[float] | None = None) -> Spec:
+    """A quantitative axis; a logarithmic one has plain numbers."""
+    shape: Spec = {"type": scale, "nice": False} if scale == "log" else {"zero": zero, "padding": 24}
+    if domain:
+        shape["domain"] = domain
+    axis = {"format": "~g", "tickCount": 6} if scale == "log" else {"tickCount": 8}
+    return {"field": field, "type": "quantitative", "title": title, "scale": shape, "axis": axis}
+
+
+def _framed(spec: Spec) -> Spec:
+    """What all charts share."""
+    text = {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    lines = {"gridColor": "var(--grid)", "domainColor": "var(--grid)", "tickColor": "var(--grid)"}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "background": None, "padding": 4, **spec,
+        "config": {
+            "font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": {**text, **lines},
+            "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 0}, "text": {"color": INK},
+        },
+    }  # fmt: skip
