@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from bitwright.errors import BitwrightError, Finding
     from bitwright.measure.sensitivity import Sensitivity
     from bitwright.measurement import Settings
-    from bitwright.pipeline import evaluate, measure, quantize
+    from bitwright.pipeline import evaluate, measure, quantize, report
     from bitwright.plan import Plan
+    from bitwright.push import push
     from bitwright.report.report import Report
 
 _HOME = {
@@ -29,11 +30,14 @@ _HOME = {
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
     "measure": "bitwright.pipeline",
+    "push": "bitwright.push",
     "quantize": "bitwright.pipeline",
+    "report": "bitwright.pipeline",
 }
 
 __all__ = [
-    "BitwrightError", "Finding", "Plan", "Report", "Sensitivity", "Settings", "allocate", "evaluate", "measure", "quantize",
+    "BitwrightError", "Finding", "Plan", "Report", "Sensitivity", "Settings", "allocate", "evaluate", "measure", "push",
+    "quantize", "report",
 ]  # fmt: skip
 
 

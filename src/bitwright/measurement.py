@@ -30,6 +30,7 @@ from bitwright.measure.shrink import Estimate, shrink
 from bitwright.measure.stream import BlockStream
 from bitwright.models.skeleton import Skeleton, build_skeleton
 from bitwright.models.spec import LINEAR, ModelSpec, Weight
+from bitwright.places import without_place
 from bitwright.progress import Reporter
 from bitwright.rounding.round import round_nearest
 from bitwright.versions import versions
@@ -110,7 +111,7 @@ def measure_model(
     recipe = Recipe(_menus(container, skeleton.spec, settings.formats), stock, importance, seed=settings.seed)
     if preflight is not None:
         blank = [recipe.unmeasured(weight) for weight in skeleton.spec.weights]
-        preflight(_sensitivity(str(source), container, recipe, skeleton, blank, {}))
+        preflight(_sensitivity(without_place(str(source)), container, recipe, skeleton, blank, {}))
     hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
     recipe = fit(skeleton.spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
     codes_nbytes = sum(
@@ -132,7 +133,7 @@ def measure_model(
         "sequences": len(folds.all), "length": folds.n_tokens, "calibration_hash": folds.key, "dtype": str(dtype),
         "device": device.type,
     }  # fmt: skip
-    sensitivity = _sensitivity(str(source), container, recipe, skeleton, found, provenance)
+    sensitivity = _sensitivity(without_place(str(source)), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
     notes = [why] if why else []
     if container.suffix == ".gguf" and not llama_cpp.available():

@@ -19,8 +19,11 @@ from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
 from bitwright.measure.sensitivity import Sensitivity
 from bitwright.measurement import Settings, device_of, measure_model
+from bitwright.places import without_place
 from bitwright.progress import Reporter
 from bitwright.proof import RESULT, Proof, rivals_of, write
+from bitwright.report.card import card
+from bitwright.report.page import page
 from bitwright.report.report import Report
 
 
@@ -66,12 +69,26 @@ def quantize(
             write(measured, plan, place)
         check = proof.check(place)
         clock.lap("prove")
-        report = proof.report(plan, verdict, check, out, clock.stages, tuple(sys.argv))
+        report = proof.report(plan, verdict, check, out, clock.stages, tuple(map(without_place, sys.argv)))
         write_json(beside(place, "report.json"), report.to_dict())
+        write_text(beside(place, "report.html"), page(report, measured.sensitivity))
+        write_text(beside(place, "README.md"), card(report, str(source), measured.skeleton.checkpoint.directory))
         write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
+    write_json(work_root / "report.json", report.to_dict())
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)
     return report
+
+
+def report(workdir: str | Path, output: str | Path | None = None) -> Path:
+    """Draw ``report.html`` again from the files that a run left in ``workdir``; returns where it is (default: there).
+
+    Raises BitwrightError when the run has not come to its end there.
+    """
+    root = Path(workdir)
+    output = Path(output) if output else root / "report.html"
+    write_text(output, page(Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")))
+    return output
 
 
 def measure(

@@ -59,7 +59,7 @@ class Proof:
             "source": settings.held_out, "sequences": settings.held_out_sequences, "length": settings.held_out_length
         }  # fmt: skip
         return Report(
-            out=str(out),
+            out=out.name,
             plan=plan,
             verdict=verdict,
             check=check,

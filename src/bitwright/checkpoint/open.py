@@ -10,7 +10,7 @@ from bitwright.checkpoint.demo import demo_gguf
 from bitwright.checkpoint.gguf import convert_gguf
 from bitwright.errors import fail
 
-WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md"]
 
 
 def cache_dir() -> Path:

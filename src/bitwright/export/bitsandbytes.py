@@ -52,6 +52,10 @@ def unavailable(format: Format, n_rows: int, n_cols: int) -> str | None:
     return None
 
 
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
 def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype, offset: float) -> bytes:
     state: dict[str, Any] = {
         "quant_type": format.grid,
@@ -62,8 +66,8 @@ def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype,
     if format.double_quant:
         shortest = float(str(np.float32(offset)))  # the runtime reads it as float32
         state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": shortest}
-    widest = json.dumps(state | {"nested_offset": WIDEST_OFFSET}) if format.double_quant else json.dumps(state)
-    return json.dumps(state).ljust(len(widest)).encode()  # as many bytes whatever the offset
+    widest = _compact(state | {"nested_offset": WIDEST_OFFSET}) if format.double_quant else _compact(state)
+    return _compact(state).ljust(len(widest)).encode()  # as many bytes whatever the offset
 
 
 def weight_tensors(name: str, codes: Codes, dtype: torch.dtype) -> dict[str, Tensor]:

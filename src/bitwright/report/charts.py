@@ -6,7 +6,7 @@ screen readers, and the page shows it where the pointer is.
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, floor, inf, log10
 from typing import Any
 
 from bitwright.allocate.allocate import uniform
@@ -20,30 +20,39 @@ WIDTH, HEIGHT = 700, 300
 FACET_COLUMNS, FACET_HEIGHT = 4, 110
 FORMAT_COLOURS = 6  # --format-0 (fewest bits) to --format-5 (16 bit)
 MORE, LESS, USUAL = "more bits", "fewer bits", "usual format"
+DIVERGENCE = "KL divergence, nats per token"
+WIDER, MARGIN = 1.25, 1.3  # how far the axes go beyond what was measured
+FEWEST_TICKS = 3
 INK, MUTED, ACCENT, SECOND = "var(--ink)", "var(--muted)", "var(--accent)", "var(--second)"
 
 
 def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     """Bytes against damage: what is predicted for every budget and every single format, and what was measured."""
-    line = [{"mb": p.nbytes / 1e6, "nats": p.damage_nats} for p in report.plan.frontier if p.damage_nats > 0]
+    contenders = [entry for entry in report.verdict.entries if entry.label != NOISE_FLOOR]
+    largest = WIDER * max(entry.nbytes for entry in contenders)
+    line: list[Spec] = [
+        {"mb": p.nbytes / 1e6, "nats": p.damage_nats}
+        for p in report.plan.frontier if p.damage_nats > 0 and p.nbytes <= largest
+    ]  # fmt: skip
     formats = sorted({row.format for w in sensitivity.weights for row in w.rows if row.rounding == "calibrated"})
     singles = [(name, uniform(sensitivity, name, "calibrated")) for name in formats]
-    single = [
+    single: list[Spec] = [
         {"mb": p.nbytes / 1e6, "nats": p.damage_nats, "name": name,
          "text": f"all in {name}: {p.nbytes / 1e6:.1f} MB, predicted {p.damage_nats:.4f} nats"}
         for name, p in singles if p.damage_nats > 0
     ]  # fmt: skip
-    measured = [
+    measured: list[Spec] = [
         {"mb": e.nbytes / 1e6, "nats": e.divergence.kl, "low": max(e.divergence.kl_low, e.divergence.kl / 10),
          "high": e.divergence.kl_high, "name": e.label, "kind": "result" if e.label == report.verdict.shipped else "other",
          "text": f"{e.label}: {e.nbytes / 1e6:.1f} MB, measured {e.divergence.kl:.4f} nats"}
-        for e in report.verdict.entries if e.label != NOISE_FLOOR
+        for e in sorted(contenders, key=lambda e: e.nbytes)
     ]  # fmt: skip
-    floor = [
+    noise: list[Spec] = [
         {"nats": e.divergence.kl, "text": f"noise floor: the 16-bit model in 16-bit arithmetic, {e.divergence.kl:.4f} nats"}
         for e in report.verdict.entries if e.label == NOISE_FLOOR
     ]  # fmt: skip
-    x, y = _axis("mb", "megabytes", zero=False), _axis("nats", "KL divergence, nats per token (log)", scale="log")
+    nats = [point["nats"] for point in (*line, *single, *measured, *noise)] + [point["low"] for point in measured]
+    x, y = _linear("mb", "megabytes"), _log("nats", DIVERGENCE, nats)
     label = {"field": "text", "type": "nominal"}
     colour = {"condition": {"test": "datum.kind == 'result'", "value": ACCENT}, "value": INK}
     layers: list[Spec] = [
@@ -51,16 +60,18 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
          "encoding": {"x": x, "y": y, "description": {"value": "predicted frontier"}}},
         {"data": {"values": single}, "mark": {"type": "point", "shape": "diamond", "size": 55, "color": MUTED, "filled": False},
          "encoding": {"x": x, "y": y, "description": label}},
-        {"data": {"values": floor}, "mark": {"type": "rule", "color": SECOND, "strokeDash": [2, 3]},
+        {"data": {"values": noise}, "mark": {"type": "rule", "color": SECOND, "strokeDash": [2, 3]},
          "encoding": {"y": y, "description": label}},
         {"data": {"values": measured}, "mark": {"type": "rule", "strokeWidth": 1.5},
-         "encoding": {"x": x, "y": _axis("low", "KL divergence, nats per token (log)", scale="log"), "y2": {"field": "high"},
-                      "color": colour}},
+         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}},
         {"data": {"values": measured}, "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
          "encoding": {"x": x, "y": y, "color": colour, "description": label}},
-        {"data": {"values": measured},
-         "mark": {"type": "text", "align": "left", "dx": 9, "dy": -7, "fontSize": 12, "limit": 190},
-         "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}},
+        *[
+            {"data": {"values": measured[start::2]},
+             "mark": {"type": "text", "align": "left", "dx": 8, "dy": dy, "fontSize": 12, "limit": 190},
+             "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}}
+            for start, dy in ((0, -9), (1, 10))
+        ],
     ]  # fmt: skip
     return _framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
 
@@ -85,13 +96,13 @@ def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
     bits = _bits_of(sensitivity)
     order = sorted({choice.format for choice in report.plan.choices}, key=lambda name: (bits[name], name))
     cells = [
-        {"block": _place(w, sensitivity), "role": w.role, "format": c.format,
+        {"block": w.block, "role": w.role, "format": c.format,
          "text": f"{w.name.removesuffix('.weight')}: {c.format}, {c.nbytes / 1e6:.2f} MB"}
         for w, c in _pairs(report, sensitivity)
     ]  # fmt: skip
     colours = [f"var(--format-{_step(i, len(order))})" for i in range(len(order))]
     roles = list(dict.fromkeys(w.role for w in sensitivity.weights))
-    n_blocks = max(_place(w, sensitivity) for w in sensitivity.weights) + 1
+    n_blocks = max(w.block for w in sensitivity.weights) + 1
     return _framed({
         "data": {"values": cells}, "width": WIDTH, "height": 22 * len(roles),
         "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1},
@@ -108,7 +119,7 @@ def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
 
 def predictions(report: Report) -> Spec:
     """Predicted against measured divergence of everything that was written, with the line of equality."""
-    points = [
+    points: list[dict[str, Any]] = [
         {"predicted": e.predicted_nats, "measured": e.divergence.kl, "name": e.label, "text": "held-out",
          "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text"}
         for e in report.verdict.entries if e.predicted_nats
@@ -118,10 +129,9 @@ def predictions(report: Report) -> Spec:
         "predicted": report.plan.check_nats, "measured": check, "name": "result, predicting fold", "text": "predicting fold",
         "label": f"result: predicted {report.plan.check_nats:.4f}, measured {check:.4f} nats on the predicting fold",
     })  # fmt: skip
-    values = [value for point in points for value in (point["predicted"], point["measured"]) if value and value > 0]
-    low, high = min(values) / 1.3, max(values) * 1.3
-    x = _axis("predicted", "predicted, nats per token (log)", scale="log", domain=[low, high])
-    y = _axis("measured", "measured (log)", scale="log", domain=[low, high])
+    values = [float(value) for point in points for value in (point["predicted"], point["measured"]) if value]
+    low, high = min(values) / MARGIN, max(values) * MARGIN
+    x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
     return _framed({
         "width": 360, "height": 360,
@@ -139,21 +149,19 @@ def predictions(report: Report) -> Spec:
 def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) -> Spec:
     """Small multiples: one panel a role, blocks along, the figure up, in the plan's usual format."""
     usual, bits = report.plan.default_format, _bits_of(sensitivity)
-    points = []
+    points: list[Spec] = []
     for weight, choice in _pairs(report, sensitivity):
         row = _usual_row(weight, usual)
         value = getattr(row, figure) if row else 0
         if row and value > 0:
             kept = _compared(choice, row, bits)
             text = f"{weight.name.removesuffix('.weight')} in {row.format}: {value:.3g}; stored in {choice.format}"
-            points.append(
-                {"block": _place(weight, sensitivity), "role": weight.role, "value": value, "kept": kept, "text": text}
-            )
+            points.append({"block": weight.block, "role": weight.role, "value": value, "kept": kept, "text": text})
     roles = list(dict.fromkeys(point["role"] for point in points))
     kinds = [kind for kind in (USUAL, MORE, LESS) if any(point["kept"] == kind for point in points)]
     looks = {USUAL: (MUTED, "circle", 22), MORE: (ACCENT, "triangle-up", 62), LESS: (SECOND, "triangle-down", 62)}
     columns = min(FACET_COLUMNS, max(1, len(roles)))
-    scale = {"type": "log", "nice": False}
+    y = _log("value", title, [point["value"] for point in points])
     return _framed({
         "data": {"values": points},
         "facet": {"field": "role", "type": "nominal", "sort": roles, "title": None,
@@ -164,7 +172,7 @@ def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) 
             "mark": {"type": "point", "filled": True, "opacity": 1},
             "encoding": {
                 "x": {"field": "block", "type": "quantitative", "title": "block", "axis": {"tickCount": 4, "grid": False}},
-                "y": {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 3}},
+                "y": y,
                 "color": _kept_scale(kinds, [looks[kind][0] for kind in kinds]),
                 "shape": _kept_scale(kinds, [looks[kind][1] for kind in kinds]),
                 "size": {"field": "kept", "type": "nominal", "legend": None,
@@ -206,22 +214,37 @@ def _compared(choice: Choice, row: Row, bits: dict[str, float]) -> str:
     return MORE if bits.get(choice.format, inf) > bits[row.format] else LESS
 
 
-def _place(weight: WeightRows, sensitivity: Sensitivity) -> int:
-    """The block of a weight; embedding and head, which have none, stand before the first and behind the last."""
-    return weight.block
-
-
 def _step(i: int, count: int) -> int:
     return round(i * (FORMAT_COLOURS - 1) / max(1, count - 1)) if count > 1 else 0
 
 
-def _axis(field: str, title: str, scale: str = "linear", zero: bool = True, domain: list[float] | None = None) -> Spec:
-    """A quantitative axis; a logarithmic one has plain numbers."""
-    shape: Spec = {"type": scale, "nice": False} if scale == "log" else {"zero": zero, "padding": 24}
-    if domain:
-        shape["domain"] = domain
-    axis = {"format": "~g", "tickCount": 6} if scale == "log" else {"tickCount": 8}
-    return {"field": field, "type": "quantitative", "title": title, "scale": shape, "axis": axis}
+def _linear(field: str, title: str) -> Spec:
+    scale = {"zero": False, "nice": False, "padding": 24}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 8}}
+
+
+def _log(field: str, title: str, values: list[float]) -> Spec:
+    """A logarithmic axis around ``values`` with few round numbers on it."""
+    low, high = min(values) / MARGIN, max(values) * MARGIN
+    scale = {"type": "log", "nice": False, "domain": [low, high]}
+    short = "datum.value < 0.001 ? format(datum.value, '.0e') : format(datum.value, '~g')"
+    axis = {"labelExpr": short, "values": round_numbers(low, high)}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Between ``low`` and ``high`` the powers of ten, or where those are few with 2 and 5 times them.
+
+    >>> round_numbers(0.003, 7), round_numbers(0.03, 0.6)
+    ([0.01, 0.1, 1.0], [0.05, 0.1, 0.2, 0.5])
+    """
+    first, last = floor(log10(low)), ceil(log10(high))
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [float(f"{step * 10.0**power:.3g}") for power in range(first, last + 1) for step in steps]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= FEWEST_TICKS:
+            return found
+    return found
 
 
 def _framed(spec: Spec) -> Spec:

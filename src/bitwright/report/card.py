@@ -1,0 +1,167 @@
+"""README.md beside the weights: the model card that the hub shows, with its metadata block and the report's figures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from bitwright.checkpoint.demo import DEMO_LICENSE, DEMO_MODEL
+from bitwright.evaluate.verify import NOISE_FLOOR
+from bitwright.report.report import Report, sentences
+
+TAKEN_OVER = ("license", "license_name", "license_link", "language", "base_model")  # from the source's own card
+
+
+def card(report: Report, source: str, directory: Path) -> str:
+    """The card of what ``report`` is about, quantized from the model ``source`` whose files lie in ``directory``."""
+    data = metadata(report, source, directory)
+    return f"---\n{data.to_yaml()}\n---\n\n{_text(report, data, _is_chat(directory))}"
+
+
+def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
+    """The hub's metadata: what it was made from, under which licence, and how it measures."""
+    known = {"license": DEMO_LICENSE, "base_model": DEMO_MODEL} if source == "demo" else _of_source(directory)
+    if hub := _hub_id(source, directory):
+        known["base_model"] = hub
+    found, held_out = report.result.divergence, report.provenance["held_out"]
+    name = Path(report.out).name
+    text: dict[str, Any] = {
+        "task_type": "text-generation",
+        "dataset_type": "text",
+        "dataset_name": Path(held_out["source"]).name,
+    }
+    figures = [
+        ("kl_divergence", "KL divergence from the 16-bit model, nats per token", found.kl),
+        ("top1_agreement", "same next token as the 16-bit model", found.top1),
+        ("perplexity", "perplexity", found.perplexity),
+    ]
+    gguf = report.plan.container == "gguf"
+    return ModelCardData(
+        **known, base_model_relation="quantized" if "base_model" in known else None, pipeline_tag="text-generation",
+        library_name="llama.cpp" if gguf else "transformers", model_name=name,
+        tags=["bitwright", report.plan.container, *([] if gguf else ["4-bit"])],
+        eval_results=[
+            EvalResult(**text, metric_type=kind, metric_name=words, metric_value=round(value, 5))
+            for kind, words, value in figures
+        ],
+    )  # fmt: skip
+
+
+def _of_source(directory: Path) -> dict[str, Any]:
+    path = directory / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        known = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # noqa: BLE001 - a card that cannot be read says nothing; the card is no reason to lose a run
+        return {}
+    return {name: known[name] for name in TAKEN_OVER if name in known}
+
+
+def _hub_id(source: str, directory: Path) -> str | None:
+    """``owner/name`` where the source was one, or where its config remembers one."""
+    if source != "demo" and _looks_like_id(source) and not Path(source).expanduser().exists():
+        return source
+    config = directory / "config.json"
+    remembered = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path") if config.is_file() else None
+    if isinstance(remembered, str) and _looks_like_id(remembered) and not Path(remembered).exists():
+        return remembered
+    return None
+
+
+def _looks_like_id(text: str) -> bool:
+    return text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith((".gguf", "/"))
+
+
+def _is_chat(directory: Path) -> bool:
+    config = directory / "tokenizer_config.json"
+    inline = config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
+    return inline or (directory / "chat_template.jinja").is_file()
+
+
+def _text(report: Report, data: ModelCardData, chat: bool) -> str:
+    gained, done, trust = sentences(report)
+    of = f" of {data.base_model}" if data.base_model else ""
+    formats = Counter(choice.format for choice in report.plan.choices)
+    rows = "\n".join(
+        f"| {name} | {count} |" for name, count in formats.most_common()
+    )  # fmt: skip
+    return f"""# {Path(report.out).name}
+
+A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/bitwright/). {gained}
+
+{_figures(report)}
+
+{trust}
+
+## Use
+
+{_use(report, chat)}
+
+## What is in it
+
+{done}
+
+| stored in | weights |
+|---|---|
+{rows}
+
+`{_beside(report, "report.html")}` shows every weight, what each format would have cost it and why it got the one it has;
+`{_beside(report, "report.json")}` holds the same figures for programs. Calibrated on {report.provenance["calibration"]}
+({report.provenance["sequences"]} sequences of {report.provenance["length"]} tokens, seed {report.provenance["seed"]}).
+
+## Limits
+
+A quantized model has the abilities, the biases and the licence of the model it was made from, and is a little further from
+it than the figures of one text can say: they were measured on {Path(report.provenance["held_out"]["source"]).name}.
+"""
+
+
+def _figures(report: Report) -> str:
+    lines = ["| | MB | KL, nats/token | 95 % interval | same next token | perplexity |", "|---|---|---|---|---|---|"]
+    for entry in report.verdict.entries:
+        if entry.label in (report.verdict.shipped, report.verdict.stock, NOISE_FLOOR):
+            d = entry.divergence
+            name = "**this model**" if entry.label == report.verdict.shipped else entry.label
+            lines.append(
+                f"| {name} | {entry.nbytes / 1e6:.1f} | {d.kl:.4f} | {d.kl_low:.4f}–{d.kl_high:.4f} | {100 * d.top1:.1f} % "
+                f"| {d.perplexity:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def _beside(report: Report, name: str) -> str:
+    out = Path(report.out)
+    return f"{out.stem}.{name}" if out.suffix == ".gguf" else name
+
+
+def _use(report: Report, chat: bool) -> str:
+    name = Path(report.out).name
+    if report.plan.container == "gguf":
+        return f"""```
+llama-cli -m {name}
+llama-server -m {name}
+ollama create {Path(name).stem} -f {_beside(report, "Modelfile")} && ollama run {Path(name).stem}
+```
+
+In LM Studio: `lms import {name}`."""
+    prompt = 'ids = tokenizer("Once upon a time", return_tensors="pt")'
+    if chat:
+        prompt = (
+            'messages = [{"role": "user", "content": "Hello!"}]\n'
+            'ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+        )
+    return f"""```python
+# pip install transformers bitsandbytes accelerate
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "{name}"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
+{prompt}
+print(tokenizer.decode(model.generate(**ids.to(model.device), max_new_tokens=100)[0]))
+```"""

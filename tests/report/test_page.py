@@ -1,0 +1,182 @@
+"""The report page: what is on it, that it stands by itself, and that a browser has nothing to complain about."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import bitwright
+from bitwright import BitwrightError, Report, Sensitivity, Settings
+from bitwright.progress import Reporter
+from bitwright.report import charts
+from bitwright.report.charts import round_numbers
+from bitwright.report.page import page
+from tests.conftest import Build
+
+SMALL = Settings(
+    formats=("nf4-b64", "nf4-b32-dq"), sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32",
+    calibration="documentation",
+)  # fmt: skip
+VOID = {"meta", "link", "path", "line", "rect", "br"}
+
+
+@pytest.fixture(scope="module")
+def finished(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: out and work in one folder."""
+    place = tmp_path_factory.mktemp("report")
+    bitwright.quantize(
+        str(build("llama")), place / "out", "+40%", workdir=place / "work", settings=SMALL, reporter=Reporter(quiet=True)
+    )
+    return place
+
+
+def read(finished: Path) -> tuple[Report, Sensitivity]:
+    return Report.load(finished / "work" / "report.json"), Sensitivity.load(finished / "work" / "sensitivity.json")
+
+
+class Balanced(HTMLParser):
+    """Collects what is loaded, and fails on a tag that is closed by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_says_everything_and_loads_nothing(finished: Path) -> None:
+    text = (finished / "out" / "report.html").read_text(encoding="utf-8")
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert set(parser.loaded) == {"data:,"}
+    assert not re.search(r"@import|url\(", text)
+    for heading in (
+        "Against everything else", "Size against damage", "Weight error", "Output error", "Damage", "What was chosen",
+        "Predicted against measured", "Why", "Coverage", "Calibration and provenance", "The command",
+    ):  # fmt: skip
+        assert f"<h2>{heading}</h2>" in text
+    report, table = read(finished)
+    for weight in table.weights:
+        assert weight.name.removesuffix(".weight") in text
+    for choice in report.plan.choices:
+        assert not choice.reason or choice.reason in text
+    assert f"{report.result.divergence.kl:.4f}" in text
+    assert str(report.provenance["calibration_hash"]) in text
+    assert text.count("<svg") == 6
+    assert str(finished) not in text, "no path of this machine"
+
+
+def test_a_page_of_400_weights_stays_below_a_megabyte(finished: Path) -> None:
+    report, table = read(finished)
+    few = {choice.weight: choice for choice in report.plan.choices}
+    weights, choices = [], []
+    for i in range(-(-400 // len(few))):
+        for weight in table.weights:
+            name = weight.name.replace("layers.0", f"layers.{2 * i}").replace("layers.1", f"layers.{2 * i + 1}")
+            weights.append(replace(weight, name=name, block=2 * i + weight.block))
+            reason = "16 bit: costs 1.3 MB, saves 0.00079 nats; next best use of these bytes was " + 3 * name
+            choices.append(replace(few[weight.name], weight=name, reason=reason))
+    large = replace(report, plan=replace(report.plan, choices=tuple(choices)))
+    assert len(choices) >= 400
+    assert len(page(large, replace(table, weights=tuple(weights))).encode()) < 1_000_000
+
+
+def test_names_from_files_are_text_and_never_markup(finished: Path) -> None:
+    report, table = read(finished)
+    evil = "<script>alert(1)</script>"
+    plan = replace(report.plan, source=evil, choices=(replace(report.plan.choices[0], reason=evil), *report.plan.choices[1:]))
+    weights = (replace(table.weights[0], role=evil), *table.weights[1:])
+    text = page(replace(report, out=evil, plan=plan, notes=(evil,)), replace(table, weights=weights))
+    assert text.count("<script>") == 1
+
+
+def test_report_draws_the_same_page_again(finished: Path, tmp_path: Path) -> None:
+    written = bitwright.report(finished / "work", tmp_path / "again.html")
+    assert written.read_bytes() == (finished / "out" / "report.html").read_bytes()
+    assert Report.load(finished / "out" / "report.json") == read(finished)[0]
+    (tmp_path / "report.json").write_text(json.dumps({"schema": "something/9"}))
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BitwrightError) as caught:
+            bitwright.report(place)
+        assert caught.value.finding.rule == "report/file"
+
+
+def test_what_has_more_bits_than_usual_is_marked(finished: Path) -> None:
+    report, table = read(finished)
+    usual = report.plan.default_format
+    shown = {point["text"].split(" in ")[0]: point["kept"] for point in charts.damages(report, table)["data"]["values"]}
+    assert len(shown) == len(table.weights)
+    for choice in report.plan.choices:
+        mark = shown[choice.weight.removesuffix(".weight")]
+        assert (mark == charts.USUAL) == (choice.format == usual)
+        assert choice.format != "16bit" or mark == charts.MORE
+    assert {charts.MORE, charts.USUAL} <= set(shown.values())
+
+
+def test_the_frontier_shows_what_was_measured(finished: Path) -> None:
+    report, table = read(finished)
+    drawn = {
+        value["name"]: value["nats"]
+        for layer in charts.frontier(report, table)["layer"]
+        for value in layer["data"]["values"] if "low" in value
+    }  # fmt: skip
+    assert drawn == {e.label: e.divergence.kl for e in report.verdict.entries if e.label != "16-bit arithmetic"}
+
+
+def test_round_numbers() -> None:
+    assert round_numbers(0.003, 7) == [0.01, 0.1, 1.0]
+    assert round_numbers(0.03, 0.6) == [0.05, 0.1, 0.2, 0.5]
+    assert round_numbers(0.09, 0.14) == [0.1]
+
+
+PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+  const mark = document.querySelector("svg [role=graphics-symbol][aria-roledescription=point]");
+  const box = mark.getBoundingClientRect();
+  mark.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: box.x, clientY: box.y}));
+  document.title = JSON.stringify({loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
+    tip: document.getElementById("tip").textContent, label: mark.getAttribute("aria-label"),
+    wide: document.documentElement.scrollWidth > innerWidth});
+}, 100))</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize(("width", "dark"), [(1040, False), (1040, True), (500, False)])
+def test_a_browser_shows_it_without_errors_and_without_a_network(
+    finished: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    probed = tmp_path / "report.html"
+    probed.write_text((finished / "out" / "report.html").read_text(encoding="utf-8") + PROBE, encoding="utf-8")
+    options = [
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2400",
+        f"--user-data-dir={tmp_path / 'profile'}", *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+    ]  # fmt: skip
+
+    def browse(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["chromium", *options, *words, probed.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    shown = browse("--dump-dom", "--virtual-time-budget=3000")
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    found = json.loads(unescape(re.findall(r"<title>(.*?)</title>", shown.stdout)[0]))
+    assert found["loaded"] == []
+    assert found["tip"] == found["label"] != ""
+    assert not found["wide"], "only tables and pictures scroll, never the page"
+    browse(f"--screenshot={tmp_path / 'shot.png'}")
+    assert (tmp_path / "shot.png").stat().st_size > 20_000
