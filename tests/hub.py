@@ -1,0 +1,116 @@
+"""A stand-in of the model hub's HTTP interface, as far as an upload needs it; it keeps what it was sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_" + "a1B2c3D4e5" * 4
+REGULAR_BYTES = 10_000  # larger files go through large-file storage, as text files of the hub over 10 MB
+
+
+@dataclass
+class Hub:
+    """What the stand-in has."""
+
+    address: str = ""
+    repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    storage: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    writable: bool = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _answer(self, status: int, value: Any = None) -> None:
+        body = json.dumps(value if value is not None else {}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"GET {self.path}")
+        self._answer(404)
+
+    def do_PUT(self) -> None:
+        self.hub.requests.append(f"PUT {self.path}")
+        body = self._body()
+        digest = self.path.rsplit("/", 1)[-1]
+        if hashlib.sha256(body).hexdigest() != digest:
+            self._answer(400)
+            return
+        self.hub.storage[digest] = body
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        hub, body = self.hub, self._body()
+        hub.requests.append(f"POST {self.path}")
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._answer(401, {"error": "Invalid username or password."})
+        elif not hub.writable:
+            self._answer(403, {"error": "You don't have the rights."})
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            hub.repositories[name] = asked
+            self._answer(200, {"url": f"{hub.address}/{name}"})
+        elif self.path == "/api/validate-yaml":
+            self._answer(200, {"errors": [], "warnings": []})
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            kinds = [{"path": f["path"], "uploadMode": "lfs" if f["size"] > REGULAR_BYTES else "regular"} for f in files]
+            self._answer(200, {"files": [{**kind, "shouldIgnore": False} for kind in kinds]})
+        elif self.path.endswith("/objects/batch"):
+            self._answer(200, {"transfer": "basic", "objects": [
+                {"oid": o["oid"], "size": o["size"],
+                 "actions": {"upload": {"href": f"{hub.address}/storage/{o['oid']}", "header": {}}}}
+                for o in json.loads(body)["objects"]
+            ]})  # fmt: skip
+        elif "/commit/" in self.path:
+            repository = self.path.removeprefix("/api/models/").split("/commit/")[0]
+            self._commit(repository, [json.loads(line) for line in body.splitlines()])
+        else:
+            self._answer(404)
+
+    def _commit(self, repository: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.hub.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.hub.files[value["path"]] = self.hub.storage[value["oid"]]
+        self._answer(
+            200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.hub.address}/{repository}/commit/{'0' * 40}"}
+        )
+
+
+@contextmanager
+def stand_in() -> Iterator[Hub]:
+    """A hub at an address of this machine, until the block ends."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
