@@ -14,6 +14,8 @@ from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
 from bitwright.clock import Clock
 from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.tasks import score
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
 from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
@@ -124,13 +126,16 @@ def evaluate(
     sequences: int = 8,
     length: int = 512,
     greedy: int = 0,
+    tasks: tuple[str, ...] = (),
+    task_limit: int | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> tuple[Entry, ...]:
     """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor.
 
-    ``greedy``: also continue the start of every sequence by that many tokens, always the likeliest. What is kept of the
+    ``tasks``: names of lm-evaluation-harness and .jsonl files of questions, ``task_limit`` questions of each. ``greedy``: also
+    continue the start of every sequence by that many tokens, always the likeliest. What is kept of the
     reference's distributions stays in the cache directory, so that the next comparison need not load it.
     """
     reporter, where = reporter or Reporter(), device_of(device)
@@ -148,8 +153,12 @@ def evaluate(
     )  # fmt: skip
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
+    scores: list[tuple[TaskScore, ...]] = [()] * len(models)
+    if tasks:
+        scores = score(models, list(tasks), limit=task_limit, device=str(where), quiet=reporter.quiet)
     return tuple(
-        Entry(m.label, size, d, None, 8 * size / n_parameters) for m, size, d in zip(models, sizes, divergences, strict=True)
+        Entry(m.label, size, d, None, 8 * size / n_parameters, found)
+        for m, size, d, found in zip(models, sizes, divergences, scores, strict=True)
     )
 
 

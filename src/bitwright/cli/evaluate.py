@@ -22,6 +22,8 @@ def run(
     sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 8,
     length: Annotated[int, typer.Option(min=16, help="Tokens per sequence.")] = 512,
     greedy: Annotated[int, typer.Option(min=0, help="Tokens that are continued greedily from each sequence's start.")] = 32,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness and .jsonl files, separated by commas.")] = "",
+    task_limit: Annotated[int | None, typer.Option(min=2, help="Questions of each task. Default: all.")] = None,
     device: common.Device = "auto",
     trust_remote_code: common.Trust = False,
     json_: common.Json = False,
@@ -30,13 +32,18 @@ def run(
 
     from bitwright.pipeline import evaluate
     from bitwright.progress import Reporter
-    from bitwright.report.table import table
+    from bitwright.report.table import table, task_table
 
     entries = evaluate(
-        reference, candidates, held_out=held_out, sequences=sequences, length=length, greedy=greedy, device=device,
+        reference, candidates, held_out=held_out, sequences=sequences, length=length, greedy=greedy,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), task_limit=task_limit, device=device,
         trust_remote_code=trust_remote_code, reporter=Reporter(quiet=json_),
     )  # fmt: skip
     if json_:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:
-        wide_console().print(table(entries), soft_wrap=True)
+        console = wide_console()
+        console.print(table(entries), soft_wrap=True)
+        if tasks:
+            console.print()
+            console.print(task_table(entries), soft_wrap=True)

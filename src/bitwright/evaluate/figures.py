@@ -7,6 +7,19 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class TaskScore:
+    """A model's share of right answers in one task, and how it differs from the reference on the same questions."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float
+    difference: float  # from the reference
+    difference_stderr: float  # of the paired differences, question by question
+    n_questions: int
+
+
+@dataclass(frozen=True)
 class Divergence:
     """A candidate against the reference on the same text. KL in nats per token; the interval is over sequences."""
 

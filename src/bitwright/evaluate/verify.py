@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright.evaluate.evaluate import Candidate
-from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.figures import Divergence, TaskScore
 from bitwright.plan import Plan
 
 NOISE_FLOOR = "16-bit arithmetic"
@@ -36,6 +36,13 @@ class Entry:
     divergence: Divergence
     predicted_nats: float | None
     bits_per_weight: float | None = None  # of all that is stored, over the reference's parameters
+    tasks: tuple[TaskScore, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Entry:
+        """The inverse of ``dataclasses.asdict``."""
+        tasks = tuple(TaskScore(**score) for score in data["tasks"])
+        return cls(**{**data, "divergence": Divergence.from_dict(data["divergence"]), "tasks": tasks})
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Verdict:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Verdict:
         """The inverse of ``dataclasses.asdict``."""
-        entries = (Entry(**{**entry, "divergence": Divergence.from_dict(entry["divergence"])}) for entry in data["entries"])
-        return cls(**{**data, "entries": tuple(entries)})
+        entries = tuple(Entry.from_dict(entry) for entry in data["entries"])
+        return cls(**{**data, "entries": entries})
 
 
 def judge(result: Contender, others: list[Contender], divergences: list[Divergence], stock: str) -> Verdict:

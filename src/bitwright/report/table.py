@@ -36,3 +36,17 @@ def _cells(d: Divergence, ratio: str) -> list[str]:
         f"{d.kl:.4f}", f"{d.kl_low:.4f}-{d.kl_high:.4f}", ratio, f"{d.kl_p99:.3f}", f"{d.kl_max:.2f}", f"{100 * d.top1:.1f} %",
         f"{100 * d.top5:.1f} %", f"{d.perplexity:.2f}",
     ]  # fmt: skip
+
+
+def task_table(entries: tuple[Entry, ...]) -> Table:
+    """One line per model and task: right answers, and the paired difference from the first model."""
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("", "task", "metric", "right", "+-", "difference", "+-", "questions"):
+        view.add_column(title, justify="left" if title in ("", "task", "metric") else "right", no_wrap=True)
+    for entry in entries:
+        for s in entry.tasks:
+            apart = ["", ""] if entry is entries[0] else [f"{100 * s.difference:+.1f} %", f"{100 * s.difference_stderr:.1f}"]
+            view.add_row(
+                entry.label, s.task, s.metric, f"{100 * s.value:.1f} %", f"{100 * s.stderr:.1f}", *apart, str(s.n_questions)
+            )
+    return view

@@ -1,0 +1,30 @@
+"""A job in a fresh process, which loads models with their stock runtimes (no torch)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import fail
+
+
+def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str]) -> Any:
+    """What ``python -m module`` answers to ``job``, both through files in ``folder``.
+
+    ``paths`` are the models that an error names. Raises BitwrightError when the process fails, with the last line it wrote.
+    """
+    job_path, out_path, errors = folder / "job.json", folder / "out.json", folder / "errors.txt"
+    job_path.write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-m", module, str(job_path), str(out_path)]
+    with open(errors, "w", encoding="utf-8") as log:
+        done = subprocess.run(command, stderr=log if job["quiet"] else None, stdout=log, check=False)
+    if done.returncode:
+        lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
+        raise fail(
+            "evaluate/process", ", ".join(paths), saw=f"exit code {done.returncode}: {lines[-1]}",
+            wanted="the stock runtime loads and runs every model", help="load the model by hand to see the whole message",
+        )  # fmt: skip
+    return json.loads(out_path.read_text(encoding="utf-8"))

@@ -1,0 +1,74 @@
+"""Multiple-choice tasks: those of lm-evaluation-harness by name, and local files of questions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import BitwrightError, fail
+from bitwright.evaluate.evaluate import Candidate
+from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.process import run_worker
+
+
+def score(
+    candidates: list[Candidate], names: list[str], *, limit: int | None = None, device: str = "cpu", quiet: bool = False
+) -> list[tuple[TaskScore, ...]]:
+    """The scores of each candidate in the tasks ``names``, differences taken from the first candidate.
+
+    A name that ends in .jsonl is a file with a question, its choices and the index of the answer on each line; all others are
+    tasks of lm-evaluation-harness. ``limit``: questions of each task, from its start. Raises BitwrightError for a file that
+    is not one, an unknown task, and where the package is missing.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise fail(
+            "tasks/package", "--tasks", saw="lm-eval is not installed", wanted="lm-evaluation-harness runs the tasks",
+            help="pip install 'bitwright[tasks]'",
+        )  # fmt: skip
+    tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
+    job = {
+        "candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        answer = run_worker("bitwright.evaluate.tasks_worker", job, Path(folder), [c.path for c in candidates])
+    if "unknown" in answer:
+        raise fail(
+            "tasks/unknown", "--tasks", saw=answer["unknown"], wanted="a task of lm-evaluation-harness or a .jsonl file",
+            help="lm-eval ls tasks prints them all",
+        )  # fmt: skip
+    return [tuple(TaskScore(**row) for row in rows) for rows in answer["scores"]]
+
+
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file: ``question``, ``choices`` (two or more) and ``answer`` (index of the right one)."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad(str(path), f"{type(error).__name__}") from None
+    questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not questions:
+        raise _bad(str(path), "no questions")
+    return questions
+
+
+def _question(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        question, choices, answer = row["question"], row["choices"], row["answer"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _bad(where, line[:60]) from None
+    texts = isinstance(question, str) and isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    if not texts or len(choices) < 2 or type(answer) is not int or not 0 <= answer < len(choices):
+        raise _bad(where, line[:60])
+    return {"question": question, "choices": choices, "answer": answer}
+
+
+def _bad(where: str, saw: str) -> BitwrightError:
+    return fail(
+        "tasks/question", where, saw=saw, wanted="a JSON object a line: question, choices (two or more), answer (an index)",
+        help="repair the line or remove it",
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""A fresh process that runs lm-evaluation-harness: python -m bitwright.evaluate.tasks_worker. The one place that loads it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.llama_cpp import LlamaCpp
+from bitwright.evaluate.runtime import load
+from bitwright.measure.prepare import tokenizer_of
+from bitwright.progress import Reporter
+
+LONGEST = 2048  # tokens of a question with one of its choices
+BATCH = 8
+METRICS = ("acc_norm", "acc", "exact_match")  # the first that a task has is its figure
+
+
+class GgufLM(TemplateLM):
+    """A GGUF file in llama.cpp, as the harness wants to ask it: log-likelihoods of continuations."""
+
+    def __init__(self, runtime: LlamaCpp) -> None:
+        super().__init__()
+        self.runtime, self.opening = runtime, runtime.tokenize("")  # [BOS] where the file asks for one
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.opening[0] if self.opening else 0
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        ids = self.runtime.tokenize(string)
+        return ids[len(self.opening) :] if add_special_tokens is False else ids
+
+    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
+        return [self._one(context, continuation) for _, context, continuation in requests]
+
+    def _one(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+        ids = torch.tensor([*context, *continuation][-LONGEST:])
+        logits = self.runtime.logits(ids[:-1])[-len(continuation) :].log_softmax(-1)
+        wanted = ids[-len(continuation) :]
+        return float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        raise NotImplementedError("rolling likelihoods of a GGUF file: --tasks takes multiple choice")
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        raise NotImplementedError("text from a GGUF file: --tasks takes multiple choice")
+
+
+def wrapped(candidate: dict[str, Any], device: str) -> Any:
+    """The candidate in its stock runtime, as a model of the harness."""
+    model = load(candidate, device, LONGEST)
+    if isinstance(model, LlamaCpp):
+        return GgufLM(model)
+    path = Path(candidate["path"])
+    tokenizer = tokenizer_of(path if path.is_dir() else path.parent, candidate["trust_remote_code"])
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=LONGEST)
+
+
+def local_task(name: str, questions: list[dict[str, Any]]) -> ConfigurableTask:
+    """Questions of a file as a task: each choice is scored as a continuation of the question."""
+    return ConfigurableTask(config={
+        "task": Path(name).stem, "custom_dataset": lambda **_: {"test": Dataset.from_list(questions)}, "test_split": "test",
+        "output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": "answer",
+        "doc_to_choice": "choices",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+    })  # fmt: skip
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Scores of every candidate; or the name of a task that the harness does not know."""
+    reporter, manager = Reporter(quiet=job["quiet"]), TaskManager()
+    names = [task["name"] for task in job["tasks"] if task["questions"] is None]
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        return {"unknown": unknown[0]}
+    tasks = [*names, *(local_task(t["name"], t["questions"]) for t in job["tasks"] if t["questions"] is not None)]
+    found: list[dict[str, dict[str, list[float]]]] = []
+    for candidate in reporter.track(job["candidates"], "tasks", len(job["candidates"])):
+        model = wrapped(candidate, job["device"])
+        results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)
+        found.append({name: _figure(samples) for name, samples in results["samples"].items()})
+        del model
+    return {"scores": [[vars(s) for s in _scores(figures, found[0])] for figures in found]}
+
+
+def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Metric -> value of each question."""
+    metric = next(m for m in METRICS if m in samples[0])
+    ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
+    return {metric: [float(sample[metric]) for sample in ordered]}
+
+
+def _scores(figures: dict[str, dict[str, list[float]]], first: dict[str, dict[str, list[float]]]) -> list[TaskScore]:
+    scores = []
+    for name, values_of in figures.items():
+        for metric, values in values_of.items():
+            differences = [a - b for a, b in zip(values, first[name][metric], strict=True)]
+            scores.append(TaskScore(name, metric, *_mean(values), *_mean(differences), len(values)))
+    return scores
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return mean, math.sqrt(spread / len(values))
+
+
+def main() -> None:
+    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
+    logging.disable(logging.WARNING)
+    out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
