@@ -23,8 +23,6 @@ from bitwright.progress import Reporter
 from tests.conftest import Build
 
 WORDS = [name for name in sorted(topics) if name.isalpha()][:24]
-    ["the", "value", "of", "a", "name", "is", "an", "object", "that", "holds", "items", "and", "its", "method", "returns", "one", "of", "them", "when", "called", "with", "no", "argument"]
-)
 
 
 @pytest.fixture(scope="module")
