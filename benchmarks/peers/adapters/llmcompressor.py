@@ -1,6 +1,8 @@
 """llm-compressor: GPTQ and AWQ into compressed-tensors, 4 bits, symmetric.
 
-Groups of 128 are refused for rows of 576 ("columns % group_size == 0"), so the group is an option."""
+Groups of 128 are refused for rows of 576 ("columns % group_size == 0"), so the group is an option. Without an accelerator AWQ
+stops in ``pin_memory`` ("Cannot access accelerator device when none is available"); there that call does nothing here.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> None:
     """One shot over ``ids`` [S, T]; the head is left out, as its recipes do."""
+    if not torch.accelerator.is_available():
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[assignment]
     from datasets import Dataset
     from llmcompressor import oneshot
 

@@ -1,9 +1,14 @@
-"""torchao: int4 weights in groups with zero points by HQQ, through transformers."""
+"""torchao: int4 weights in groups with scales by HQQ, through transformers.
+
+The layouts that pack two codes into a byte need an accelerator; on a processor codes are stored in int8. They are counted as
+if they were packed.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
@@ -18,6 +23,17 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     )
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, quantization_config=TorchAoConfig(config))
     loaded.save_pretrained(out)
+
+
+def nbytes(out: Path) -> int:
+    """Of the files, with codes of half a byte."""
+    total = 0
+    for path in out.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                tensor = file.get_tensor(name)
+                total += tensor.numel() * tensor.element_size() // (2 if tensor.dtype == torch.int8 else 1)
+    return total
 
 
 def load(out: Path) -> torch.nn.Module:
