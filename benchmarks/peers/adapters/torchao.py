@@ -32,7 +32,7 @@ def nbytes(out: Path) -> int:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dictionary
                 tensor = file.get_tensor(name)
-                total += tensor.numel() * tensor.element_size() // (2 if tensor.dtype == torch.int8 else 1)
+                total += tensor.numel() * tensor.element_size() // (2 if name.endswith("qdata") else 1)
     return total
 
 
