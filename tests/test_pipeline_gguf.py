@@ -34,7 +34,8 @@ def test_quantize_beats_the_recipe_at_its_bytes(build: Build, tmp_path: Path) ->
     assert report.result.divergence.kl < 0.7 * stock.divergence.kl
     assert report.verdict.entry("16-bit arithmetic").divergence.kl < 0.2 * report.result.divergence.kl
     assert {p.name for p in tmp_path.iterdir()} == {
-        "small.gguf", "small.Modelfile", "small.report.json", "small.bitwright.json", "work",
+        "small.gguf", "small.Modelfile", "small.report.json", "small.report.html", "small.README.md",
+        "small.bitwright.json", "work",
     }  # fmt: skip
     saved = json.loads((tmp_path / "small.report.json").read_text())
     assert saved["plan"]["container"] == "gguf"

@@ -44,6 +44,8 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
             "bits": options.pop("bits", 4),
             "group_size": options.pop("group_size", 128),
             "sym": options.pop("sym", True),
+            "data_type": "int",
+            "act_bits": 16,
         }
     else:
         scheme = AutoScheme(avg_bits=avg_bits, options=list(schemes), seqlen=min(ids.shape[1], 256))

@@ -65,4 +65,4 @@ def run(
         console.print(sentence, highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.json')}", soft_wrap=True)
+    console.print(f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.html')}", soft_wrap=True)

@@ -27,6 +27,7 @@ from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Plan
 
+WITHOUT_BLANKS = (",", ":")  # the library's own records are about as long as ours with their varying numbers
 WIDEST_OFFSET = -9999999000000000.0  # no float32 takes more characters
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
 
@@ -52,10 +53,6 @@ def unavailable(format: Format, n_rows: int, n_cols: int) -> str | None:
     return None
 
 
-def _compact(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
 def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype, offset: float) -> bytes:
     state: dict[str, Any] = {
         "quant_type": format.grid,
@@ -63,11 +60,12 @@ def _state_json(format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype,
         "dtype": str(dtype).removeprefix("torch."),
         "shape": list(shape),
     }
-    if format.double_quant:
-        shortest = float(str(np.float32(offset)))  # the runtime reads it as float32
-        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": shortest}
-    widest = _compact(state | {"nested_offset": WIDEST_OFFSET}) if format.double_quant else _compact(state)
-    return _compact(state).ljust(len(widest)).encode()  # as many bytes whatever the offset
+    if not format.double_quant:
+        return json.dumps(state).encode()  # byte for byte as long as the library's own
+    shortest = float(str(np.float32(offset)))  # the runtime reads it as float32
+    state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32", "nested_offset": shortest}
+    widest = json.dumps(state | {"nested_offset": WIDEST_OFFSET}, separators=WITHOUT_BLANKS)
+    return json.dumps(state, separators=WITHOUT_BLANKS).ljust(len(widest)).encode()  # as many bytes whatever the offset
 
 
 def weight_tensors(name: str, codes: Codes, dtype: torch.dtype) -> dict[str, Tensor]:
