@@ -90,15 +90,18 @@ def _pair(line: Line) -> list[str]:
 
 
 def _cost(lines: list[Line], known: list[str]) -> str:
+    """Time and memory of the slowest kind of peer and ours, and of each of our stages."""
     rows = []
     for name in known:
         line = next((x for x in lines if x["model"] == name and x["label"] == TIMED and measured(x)), None)
         if line:
-            ours = line["ours"]
-            for label, cost in ((TIMED, line), ("bitwright", ours)):
+            sides = [(TIMED, line), ("bitwright", line["ours"])]
+            sides += [(f"- {stage}", cost) for stage, cost in line["ours"]["stages"].items()]
+            for label, cost in sides:
+                kl = f"{cost['kl']:.4f}" if "kl" in cost else ""
                 rows.append([
-                    MODELS[name], label, f"{cost['seconds']:.0f}", f"{cost['processor_seconds']:.0f}",
-                    f"{cost['peak_nbytes'] / 1e9:.2f}", f"{cost['seconds'] / line['seconds']:.2f}", f"{cost['kl']:.4f}",
+                    MODELS[name], label, f"{cost['seconds']:.1f}", f"{cost['processor_seconds']:.1f}",
+                    f"{cost['peak_nbytes'] / 1e9:.2f}", f"{cost['seconds'] / line['seconds']:.3f}", kl,
                 ])  # fmt: skip
     if not rows:
         return ""
@@ -153,7 +156,7 @@ def plot(lines: list[Line]) -> Line:
             points.append(_point("bitwright", line["ours"], "bitwright"))
     colour = {"field": "who", "type": "nominal", "scale": {"domain": ["bitwright", "peer"], "range": ["#c2410c", "#3b4a5a"]},
               "legend": {"title": None, "orient": "top"}}  # fmt: skip
-    x = {"field": "mb", "type": "quantitative", "title": "megabytes as stored", "scale": {"zero": False, "padding": 30}}
+    x = {"field": "mb", "type": "quantitative", "title": "megabytes as stored", "scale": {"zero": False, "padding": 140}}
     y = {
         "field": "nats",
         "type": "quantitative",

@@ -129,9 +129,9 @@ def measure_model(
     work = WorkDir(work_root, key)
     found = measure_blocks(BlockStream(skeleton, device, dtype), folds, recipe, work, reporter)
     provenance = {
-        "versions": versions(), "fingerprint": checkpoint.fingerprint, "seed": settings.seed, "calibration": folds.source,
-        "sequences": len(folds.all), "length": folds.n_tokens, "calibration_hash": folds.key, "dtype": str(dtype),
-        "device": device.type,
+        "versions": versions(), "fingerprint": checkpoint.fingerprint, "seed": settings.seed,
+        "calibration": without_place(folds.source), "sequences": len(folds.all), "length": folds.n_tokens,
+        "calibration_hash": folds.key, "dtype": str(dtype), "device": device.type,
     }  # fmt: skip
     sensitivity = _sensitivity(without_place(str(source)), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())

@@ -13,6 +13,7 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verify import NOISE_FLOOR, Contender, Verdict, judge
 from bitwright.measure.prepare import held_out_domains
 from bitwright.measurement import Measurement, Settings
+from bitwright.places import without_place
 from bitwright.plan import Plan
 from bitwright.progress import Reporter
 from bitwright.report.report import Report
@@ -56,7 +57,8 @@ class Proof:
     ) -> Report:
         table, settings = self.measured.sensitivity, self.settings
         held_out = {
-            "source": settings.held_out, "sequences": settings.held_out_sequences, "length": settings.held_out_length
+            "source": without_place(settings.held_out), "sequences": settings.held_out_sequences,
+            "length": settings.held_out_length,
         }  # fmt: skip
         return Report(
             out=out.name,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 
@@ -30,9 +31,12 @@ VOID = {"meta", "link", "path", "line", "rect", "br"}
 def finished(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run: out and work in one folder."""
     place = tmp_path_factory.mktemp("report")
+    text = place / "held-out.txt"
+    text.write_text("\n".join(topics.values()))
     bitwright.quantize(
-        str(build("llama")), place / "out", "+40%", workdir=place / "work", settings=SMALL, reporter=Reporter(quiet=True)
-    )
+        str(build("llama")), place / "out", "+40%", workdir=place / "work", settings=replace(SMALL, held_out=str(text)),
+        reporter=Reporter(quiet=True),
+    )  # fmt: skip
     return place
 
 
@@ -80,7 +84,8 @@ def test_the_page_says_everything_and_loads_nothing(finished: Path) -> None:
     assert f"{report.result.divergence.kl:.4f}" in text
     assert str(report.provenance["calibration_hash"]) in text
     assert text.count("<svg") == 6
-    assert str(finished) not in text, "no path of this machine"
+    for name in ("report.html", "report.json", "bitwright.json", "README.md"):
+        assert str(finished.parent) not in (finished / "out" / name).read_text(encoding="utf-8"), "no path of this machine"
 
 
 def test_a_page_of_400_weights_stays_below_a_megabyte(finished: Path) -> None:
