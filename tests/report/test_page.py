@@ -112,6 +112,19 @@ def test_names_from_files_are_text_and_never_markup(finished: Path) -> None:
     assert text.count("<script>") == 1
 
 
+def test_a_model_without_any_divergence_has_a_page_too(finished: Path) -> None:
+    report, table = read(finished)
+    nothing = {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "kl_p99": 0.0, "kl_max": 0.0}
+    entries = tuple(replace(e, divergence=replace(e.divergence, **nothing), predicted_nats=0.0) for e in report.verdict.entries)
+    weights = tuple(
+        replace(w, rows=tuple(replace(r, damage_nats=0.0, weight_error=0.0, output_error=0.0) for r in w.rows))
+        for w in table.weights
+    )
+    plan = replace(report.plan, check_nats=0.0, frontier=())
+    flat = replace(report, plan=plan, verdict=replace(report.verdict, entries=entries), check=replace(report.check, **nothing))
+    assert page(flat, replace(table, weights=weights)).count("<svg") == 6
+
+
 def test_report_draws_the_same_page_again(finished: Path, tmp_path: Path) -> None:
     written = bitwright.report(finished / "work", tmp_path / "again.html")
     assert written.read_bytes() == (finished / "out" / "report.html").read_bytes()

@@ -1,13 +1,19 @@
-"""AutoRound (Intel): rounding by signed gradients, to nearest at iters=0, mixed schemes by AutoScheme."""
+"""AutoRound (Intel): rounding by signed gradients, to nearest at iters=0, mixed schemes by AutoScheme.
+
+Its files with groups of 128 do not run for rows of 576 (the backend that it then picks stops with "unsupported operand type(s)
+for +: 'NoneType' and 'str'"), so the group is an option.
+"""
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from auto_round import AutoRound, AutoScheme
 from auto_round.calib_dataset import register_dataset
+from auto_round.schemes import preset_name_to_scheme
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -34,21 +40,14 @@ def _register(ids: Tensor) -> None:
 
 
 def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> None:
-    """Options: bits, group_size, sym, iters; avg_bits with schemes (AutoScheme); format; any other keyword of AutoRound."""
+    """Options: group_size; avg_bits for AutoScheme over 2, 4 and 8 bits, else 4 bits; any other keyword of AutoRound."""
     options = dict(options)
-    avg_bits, schemes = options.pop("avg_bits", None), options.pop("schemes", SCHEMES)
-    form = options.pop("format", "auto_round")
+    avg_bits, group_size = options.pop("avg_bits", None), options.pop("group_size")
     _register(ids)
-    if avg_bits is None:
-        scheme: Any = {
-            "bits": options.pop("bits", 4),
-            "group_size": options.pop("group_size", 128),
-            "sym": options.pop("sym", True),
-            "data_type": "int",
-            "act_bits": 16,
-        }
-    else:
-        scheme = AutoScheme(avg_bits=avg_bits, options=list(schemes), seqlen=min(ids.shape[1], 256))
+    schemes = [replace(preset_name_to_scheme(name), group_size=group_size) for name in SCHEMES]
+    scheme: Any = schemes[1]
+    if avg_bits is not None:
+        scheme = AutoScheme(avg_bits=avg_bits, options=schemes, seqlen=ids.shape[1])
     with tempfile.TemporaryDirectory() as scores:
         os.environ["AR_AUTO_SCHEME_CACHE"] = scores  # scores kept from another calibration set must not be taken
         rounder = AutoRound(
@@ -61,7 +60,7 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
             device_map="cpu",
             **options,
         )
-        rounder.quantize_and_save(str(out), format=form)
+        rounder.quantize_and_save(str(out), format="auto_round")
 
 
 def load(out: Path) -> torch.nn.Module:

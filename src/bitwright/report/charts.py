@@ -28,8 +28,9 @@ INK, MUTED, ACCENT, SECOND = "var(--ink)", "var(--muted)", "var(--accent)", "var
 
 def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     """Bytes against damage: what is predicted for every budget and every single format, and what was measured."""
-    contenders = [entry for entry in report.verdict.entries if entry.label != NOISE_FLOOR]
-    largest = WIDER * max(entry.nbytes for entry in contenders)
+    entries = [entry for entry in report.verdict.entries if entry.divergence.kl > 0]  # a logarithm shows no zero
+    contenders = [entry for entry in entries if entry.label != NOISE_FLOOR]
+    largest = WIDER * max((entry.nbytes for entry in contenders), default=report.plan.nbytes)
     line: list[Spec] = [
         {"mb": p.nbytes / 1e6, "nats": p.damage_nats}
         for p in report.plan.frontier if p.damage_nats > 0 and p.nbytes <= largest
@@ -49,7 +50,7 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     ]  # fmt: skip
     noise: list[Spec] = [
         {"nats": e.divergence.kl, "text": f"noise floor: the 16-bit model in 16-bit arithmetic, {e.divergence.kl:.4f} nats"}
-        for e in report.verdict.entries if e.label == NOISE_FLOOR
+        for e in entries if e.label == NOISE_FLOOR
     ]  # fmt: skip
     nats = [point["nats"] for point in (*line, *single, *measured, *noise)] + [point["low"] for point in measured]
     x, y = _linear("mb", "megabytes"), _log("nats", DIVERGENCE, nats)
@@ -119,18 +120,19 @@ def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
 
 def predictions(report: Report) -> Spec:
     """Predicted against measured divergence of everything that was written, with the line of equality."""
-    points: list[dict[str, Any]] = [
+    points: list[Spec] = [
         {"predicted": e.predicted_nats, "measured": e.divergence.kl, "name": e.label, "text": "held-out",
          "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text"}
-        for e in report.verdict.entries if e.predicted_nats
+        for e in report.verdict.entries if e.predicted_nats is not None
     ]  # fmt: skip
     check = report.check.kl
     points.append({
         "predicted": report.plan.check_nats, "measured": check, "name": "result, predicting fold", "text": "predicting fold",
         "label": f"result: predicted {report.plan.check_nats:.4f}, measured {check:.4f} nats on the predicting fold",
     })  # fmt: skip
-    values = [float(value) for point in points for value in (point["predicted"], point["measured"]) if value]
-    low, high = min(values) / MARGIN, max(values) * MARGIN
+    points = [point for point in points if point["predicted"] > 0 and point["measured"] > 0]
+    values = [float(point[key]) for point in points for key in ("predicted", "measured")]
+    low, high = _around(values)
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
     return _framed({
@@ -225,11 +227,16 @@ def _linear(field: str, title: str) -> Spec:
 
 def _log(field: str, title: str, values: list[float]) -> Spec:
     """A logarithmic axis around ``values`` with few round numbers on it."""
-    low, high = min(values) / MARGIN, max(values) * MARGIN
+    low, high = _around(values)
     scale = {"type": "log", "nice": False, "domain": [low, high]}
     short = "datum.value < 0.001 ? format(datum.value, '.0e') : format(datum.value, '~g')"
     axis = {"labelExpr": short, "values": round_numbers(low, high)}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def _around(values: list[float]) -> tuple[float, float]:
+    """The span of ``values`` and a little more; of none, one nat and a thousandth."""
+    return (min(values) / MARGIN, max(values) * MARGIN) if values else (0.001, 1.0)
 
 
 def round_numbers(low: float, high: float) -> list[float]:

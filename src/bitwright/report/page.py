@@ -60,11 +60,10 @@ def _tiles(report: Report) -> str:
 
 
 def _contenders(report: Report) -> str:
-    stock = report.verdict.entry(report.verdict.stock)
     titles = ["", "MB", "KL", "95 % interval", "KL / stock", "KL 99 %", "KL max", "top-1", "top-5", "perplexity"]
     rows = []
     for entry in report.verdict.entries:
-        ratio = f"{entry.divergence.kl / stock.divergence.kl:.3f}"
+        ratio = f"{report.ratio_to_stock(entry.divergence):.3f}"
         kind = ' class="result"' if entry.label == report.verdict.shipped else ""
         rows.append(_row([entry.label, f"{entry.nbytes / 1e6:.1f}", *_cells(entry.divergence, ratio)], kind))
         rows += [_row([f"– {domain.label}", "", *_cells(domain, "")]) for domain in entry.divergence.domains]

@@ -15,6 +15,7 @@ from bitwright.evaluate.verify import Entry, Verdict
 from bitwright.plan import Plan
 
 SCHEMA = "bitwright.report/2"
+LEAST_NATS = 1e-12  # ratios of less than that mean nothing
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,16 @@ class Report:
 
     @property
     def kl_ratio_to_stock(self) -> float:
-        return self.result.divergence.kl / self.verdict.entry(self.verdict.stock).divergence.kl
+        return self.ratio_to_stock(self.result.divergence)
+
+    def ratio_to_stock(self, divergence: Divergence) -> float:
+        """``divergence`` over that of what people get without us."""
+        return divergence.kl / max(self.verdict.entry(self.verdict.stock).divergence.kl, LEAST_NATS)
 
     @property
     def predicted_over_measured(self) -> float:
         """Predicted over measured damage, both on the fold that no choice saw."""
-        return self.plan.check_nats / max(self.check.kl, 1e-12)
+        return self.plan.check_nats / max(self.check.kl, LEAST_NATS)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -94,7 +99,7 @@ def sentences(report: Report) -> tuple[str, str, str]:
     """What was gained for what, what was done, and how far to trust it."""
     result, stock, plan = report.result, report.verdict.entry(report.verdict.stock), report.plan
     change = 100 * (result.nbytes / stock.nbytes - 1)
-    factor = stock.divergence.kl / max(result.divergence.kl, 1e-12)
+    factor = stock.divergence.kl / max(result.divergence.kl, LEAST_NATS)
     size = f"{result.nbytes / 1e6:.1f} MB, {abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label} and "
     gained = f"{size}{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model; its divergence from the 16-bit "
     gained += f"model is {factor:.1f} times smaller than that of {stock.label} ({result.divergence.kl:.4f} against "
