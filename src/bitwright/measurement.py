@@ -12,6 +12,7 @@ import torch
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
 from bitwright.checkpoint.writer import require_space
+from bitwright.doctor.doctor import examine
 from bitwright.errors import fail
 from bitwright.evaluate import llama_cpp
 from bitwright.export.container import Container, container_of
@@ -35,6 +36,7 @@ from bitwright.progress import Reporter
 from bitwright.rounding.round import round_nearest
 from bitwright.versions import versions
 
+DOCTOR_NOTES = 3  # findings that are told; the doctor has all
 DAMPING_NOTES = 3  # weights that are named; with little calibration there may be many
 
 
@@ -135,7 +137,7 @@ def measure_model(
     }  # fmt: skip
     sensitivity = _sensitivity(without_place(str(source)), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
-    notes = [why] if why else []
+    notes = _doctor_notes(checkpoint.directory) + ([why] if why else [])
     if container.suffix == ".gguf" and not llama_cpp.available():
         notes.append("llama.cpp is missing (pip install 'bitwright[gguf]'): the file is measured as transformers decodes it")
     notes += _damping_notes(found, recipe.damping)
@@ -175,6 +177,15 @@ def _sensitivity(
     return Sensitivity(
         source, container.name, container.stock_name, kept, tuple(rows), provenance, container.sizes(skeleton)
     )  # fmt: skip
+
+
+def _doctor_notes(directory: Path) -> list[str]:
+    """What the doctor's checks found; what makes quantizing impossible has stopped the run before."""
+    findings = [finding for finding in examine(directory) if finding.severity != "note"]
+    notes = [f"{finding.where}: {finding.saw} ({finding.rule})" for finding in findings[:DOCTOR_NOTES]]
+    if len(findings) > DOCTOR_NOTES:
+        notes.append(f"{len(findings) - DOCTOR_NOTES} more findings: bitwright doctor prints all")
+    return notes
 
 
 def _damping_notes(found: list[Measured], usual: float) -> list[str]:

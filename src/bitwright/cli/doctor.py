@@ -1,0 +1,36 @@
+"""bitwright doctor MODEL"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded
+
+
+@guarded
+def run(
+    model: Annotated[str, typer.Argument(help="A model directory, a hub id that is on this machine, or demo.")] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Print what every check looks for, and why.")] = False,
+    json_: common.Json = False,
+) -> None:
+    """Look for silent mistakes in MODEL's configuration, tokenizer and headers. Exit code 0, 1 (warnings) or 2 (errors)."""
+    from bitwright.doctor.doctor import examine, exit_code, rules
+
+    if explain or not model:
+        print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
+        return
+    from bitwright.checkpoint.open import local_directory
+
+    findings = examine(local_directory(model))
+    if json_:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(finding)
+        counts = [f"{sum(f.severity == kind for f in findings)} {kind}s" for kind in ("error", "warning", "note")]
+        print(f"{len(rules())} checks: {', '.join(counts)}")
+    raise typer.Exit(exit_code(findings))

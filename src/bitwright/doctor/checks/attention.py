@@ -1,0 +1,55 @@
+"""Numbers of heads that do not divide, or do not fit the stored matrices.
+
+Query heads share key and value heads evenly, and the rows of the projections are heads times their width. A config taken from
+another size of the same family loads with a shape error at best, and is reshaped into nonsense at worst.
+
+Source: grouped-query attention, arXiv 2305.13245.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitwright.doctor.model import Model
+from bitwright.errors import Finding
+
+
+def check(model: Model) -> Iterator[Finding]:
+    config = model.text_config
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    if not _positive(heads) or not _positive(hidden):
+        return
+    assert isinstance(heads, int)
+    assert isinstance(hidden, int)
+    shared = config.get("num_key_value_heads")
+    shared = shared if _positive(shared) else heads
+    assert isinstance(shared, int)
+    if heads % shared:
+        yield Finding(
+            "config/heads", "config.json", f"{heads} query heads, {shared} key-value heads", "the one a multiple of the other",
+            "copy config.json from the original model",
+        )  # fmt: skip
+    width = config.get("head_dim")
+    if not _positive(width):
+        if hidden % heads:
+            yield Finding(
+                "config/heads", "config.json", f"hidden_size {hidden}, {heads} heads, no head_dim", "a width of each head",
+                "copy config.json from the original model",
+            )  # fmt: skip
+            return
+        width = hidden // heads
+    assert isinstance(width, int)
+    if "kv_lora_rank" in config or "quantization_config" in model.config:
+        return  # latent attention and packed weights have other shapes
+    for role, count in (("k_proj", shared), ("v_proj", shared)):
+        for name, ref in model.refs.items():
+            if name.endswith(f"self_attn.{role}.weight") and ref.shape[0] != count * width:
+                yield Finding(
+                    "config/heads", name, f"{ref.shape[0]} rows", f"{count} heads of {width}, as config.json says",
+                    "copy config.json from the original model",
+                )  # fmt: skip
+                return
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

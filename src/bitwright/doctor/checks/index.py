@@ -1,0 +1,36 @@
+"""An index of shards that does not describe them.
+
+`model.safetensors.index.json` says which shard holds which tensor and how many bytes there are in all. A wrong sum misleads
+memory estimates and download checks; a shard that the index does not name is never loaded, which happens when a model was
+saved twice into one folder.
+
+Source: transformers' save_pretrained, which writes `metadata.total_size` as the sum of the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitwright.checkpoint.headers import INDEX_NAME, SINGLE_NAME
+from bitwright.doctor.model import Model
+from bitwright.errors import Finding
+
+
+def check(model: Model) -> Iterator[Finding]:
+    if not model.index or not model.refs:
+        return
+    metadata = model.index.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    held = sum(ref.nbytes for ref in model.refs.values())
+    if stated is not None and stated != held:
+        yield Finding(
+            "files/index-size", INDEX_NAME, f"total_size {stated}", f"total_size is what the shards hold, {held} bytes",
+            f"set metadata.total_size to {held}", "warning",
+        )  # fmt: skip
+    listed = {ref.file.name for ref in model.refs.values()}
+    for path in sorted(model.directory.glob("*.safetensors")):
+        if path.name not in listed:
+            alone = path.name == SINGLE_NAME
+            wanted = "one copy of the weights" if alone else "every shard is in the index"
+            help = f"delete {path.name}" if alone else f"delete {path.name}, or save the model into an empty folder"
+            yield Finding("files/unlisted", path.name, "not in the index", wanted, help, "warning")

@@ -1,0 +1,24 @@
+"""Pickle files beside the weights.
+
+A pickle can run any code when it is read. Weights in safetensors make `pytorch_model.bin` and its like unnecessary, and
+`training_args.bin` is a pickle too. Old loaders prefer whichever file they know.
+
+Source: https://docs.python.org/3/library/pickle.html ("Only unpickle data you trust").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitwright.doctor.model import Model
+from bitwright.errors import Finding
+
+SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def check(model: Model) -> Iterator[Finding]:
+    for path in sorted(model.directory.iterdir()) if model.directory.is_dir() else []:
+        if path.suffix in SUFFIXES:
+            yield Finding(
+                "files/pickle", path.name, "a pickle", "weights in safetensors alone", f"delete {path.name}", "warning"
+            )

@@ -1,0 +1,37 @@
+"""Tokenizer, embedding and configuration that disagree on the number of tokens.
+
+A token id beyond the last row of the embedding stops a model in the middle of a text, or reads foreign memory on some
+accelerators. More rows than tokens are usual (rows are padded to a multiple of 64 or 128) and no finding.
+
+Source: https://huggingface.co/docs/transformers, `resize_token_embeddings`, which a fine-tune that adds tokens must call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bitwright.doctor.model import Model
+from bitwright.errors import Finding
+
+
+def check(model: Model) -> Iterator[Finding]:
+    embedding, stated = model.embedding, model.text_config.get("vocab_size")
+    if embedding is None or len(embedding.shape) != 2 or "quantization_config" in model.config:
+        return
+    rows = embedding.shape[0]
+    if isinstance(stated, int) and stated != rows:
+        yield Finding(
+            "vocabulary/config", "config.json", f"vocab_size {stated}, {embedding.name} has {rows} rows",
+            "vocab_size is the number of rows", f'set "vocab_size": {rows}',
+        )  # fmt: skip
+    if model.token_ids and (last := max(model.token_ids.items(), key=lambda item: item[1]))[1] >= rows:
+        yield Finding(
+            "vocabulary/tokenizer", "tokenizer.json", f"token {last[0]!r} has id {last[1]}, {embedding.name} has {rows} rows",
+            "every token has a row", "model.resize_token_embeddings(len(tokenizer)) and save again",
+        )  # fmt: skip
+    head = model.head
+    if head is not None and len(head.shape) == 2 and head.shape[0] != rows:
+        yield Finding(
+            "vocabulary/head", head.name, f"{head.shape[0]} rows, {embedding.name} has {rows}", "as many rows as the embedding",
+            "resize both together and save again",
+        )  # fmt: skip

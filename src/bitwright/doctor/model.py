@@ -1,0 +1,141 @@
+"""The files of a checkpoint as the checks see them: each parsed once, on first use (no torch, no weight read)."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bitwright.checkpoint.headers import INDEX_NAME, TensorRef, read_headers
+from bitwright.errors import BitwrightError, Finding
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+
+
+class Model:
+    """A model directory. What cannot be read counts as empty, and stands in ``unreadable``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.unreadable: list[Finding] = []
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in ``name``; empty where there is no such file."""
+        path = self.directory / name
+        if not path.is_file():
+            return {}
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            self._note(name, f"{type(error).__name__}")
+            return {}
+        if not isinstance(value, dict):
+            self._note(name, type(value).__name__)
+            return {}
+        return value
+
+    def _note(self, name: str, saw: str) -> None:
+        self.unreadable.append(Finding("files/json", name, saw, "a JSON object", f"download {name} again"))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.json("config.json")
+
+    @cached_property
+    def text_config(self) -> dict[str, Any]:
+        """Settings of the language model, which stand in a part of their own in models that also see."""
+        part = self.config.get("text_config")
+        return {**self.config, **part} if isinstance(part, dict) else self.config
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        return self.json("generation_config.json")
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        return self.json("tokenizer_config.json")
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any]:
+        return self.json("tokenizer.json")
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        return self.json(INDEX_NAME)
+
+    @cached_property
+    def refs(self) -> dict[str, TensorRef]:
+        """Tensor headers; empty, with the reason in ``unreadable``, where they are not sound."""
+        try:
+            return read_headers(self.directory)
+        except BitwrightError as error:
+            self.unreadable.append(error.finding)
+            return {}
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template, from its own file or the tokenizer's settings."""
+        path = self.directory / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+        inline = self.tokenizer_config.get("chat_template")
+        if isinstance(inline, list):  # several, by name
+            inline = next((part.get("template") for part in dicts_of(inline) if part.get("name") == "default"), None)
+        return inline if isinstance(inline, str) else None
+
+    @cached_property
+    def token_ids(self) -> dict[str, int]:
+        """Every token of tokenizer.json with its id, added ones included."""
+        core = self.tokenizer.get("model")
+        vocab = core.get("vocab") if isinstance(core, dict) else None
+        ids: dict[str, int] = {}
+        if isinstance(vocab, dict):
+            ids |= {token: id for token, id in vocab.items() if isinstance(id, int)}
+        elif isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
+            ids |= {part[0]: i for i, part in enumerate(vocab) if isinstance(part, list) and part and isinstance(part[0], str)}
+        return ids | {token["content"]: token["id"] for token in self.added_tokens}
+
+    @cached_property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """The entries of tokenizer.json that have a text and an id."""
+        return [
+            token for token in dicts_of(self.tokenizer.get("added_tokens"))
+            if isinstance(token.get("id"), int) and isinstance(token.get("content"), str)
+        ]  # fmt: skip
+
+    def token(self, kind: str) -> str | None:
+        """The text of the ``bos``, ``eos`` or ``pad`` token."""
+        value = self.tokenizer_config.get(f"{kind}_token")
+        if isinstance(value, dict):
+            value = value.get("content")
+        return value if isinstance(value, str) else None
+
+    @property
+    def embedding(self) -> TensorRef | None:
+        return self._ending(EMBEDDINGS)
+
+    @property
+    def head(self) -> TensorRef | None:
+        return self._ending(HEADS)
+
+    def _ending(self, names: tuple[str, ...]) -> TensorRef | None:
+        found = (ref for name, ref in self.refs.items() for end in names if name == end or name.endswith(f".{end}"))
+        return next(found, None)
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether head and embedding are one matrix, as transformers decides it."""
+        own = self.config.get("tie_word_embeddings")
+        return bool(self.text_config.get("tie_word_embeddings", True) if own is None else own)
+
+
+def dicts_of(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list; none where ``value`` is no list."""
+    return [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+
+
+def ids_of(value: Any) -> list[int]:
+    """Token ids of a setting that may be one, several or none."""
+    return [id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int) and not isinstance(id, bool)]

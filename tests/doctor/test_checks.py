@@ -1,0 +1,231 @@
+"""For every rule a sound model on which it is silent, and a broken copy on which it speaks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bitwright.checkpoint.headers import INDEX_NAME
+from bitwright.doctor.doctor import examine, exit_code, rules
+from bitwright.errors import Finding
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|turn|>\\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "qwen2", "vocab_size": 16, "hidden_size": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 128, "tie_word_embeddings": True,
+    "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0,
+    "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64,
+    "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+}  # fmt: skip
+ADDED = ["<pad>", "<s>", "</s>", "<|turn|>"]
+TOKENIZER: dict[str, Any] = {
+    "model": {"type": "BPE", "vocab": {"a": 4, "b": 5}},
+    "added_tokens": [{"id": i, "content": token, "special": True} for i, token in enumerate(ADDED)],
+    "post_processor": None,
+}
+TOKENIZER_CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": TEMPLATE}
+GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
+WEIGHTS = {
+    "model.embed_tokens.weight": torch.zeros(16, 8, dtype=torch.bfloat16),
+    **{f"model.layers.0.self_attn.{role}_proj.weight": torch.zeros(rows, 8, dtype=torch.bfloat16)
+       for role, rows in (("q", 8), ("k", 4), ("v", 4))},
+}  # fmt: skip
+FILES = {
+    "config.json": CONFIG,
+    "tokenizer.json": TOKENIZER,
+    "tokenizer_config.json": TOKENIZER_CONFIG,
+    "generation_config.json": GENERATION,
+}
+Break = Callable[[Path], None]
+
+
+def sound(directory: Path) -> Path:
+    for name, value in FILES.items():
+        (directory / name).write_text(json.dumps(value))
+    shards = {"model-00001-of-00002.safetensors": list(WEIGHTS)[:1], "model-00002-of-00002.safetensors": list(WEIGHTS)[1:]}
+    for shard, names in shards.items():
+        save_file({name: WEIGHTS[name] for name in names}, directory / shard)
+    total = sum(tensor.nbytes for tensor in WEIGHTS.values())
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    (directory / INDEX_NAME).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return directory
+
+
+def change(name: str, **values: Any) -> Break:
+    """Settings of a JSON file; None takes one out."""
+
+    def apply(directory: Path) -> None:
+        data = json.loads((directory / name).read_text()) | values
+        (directory / name).write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+    return apply
+
+
+def weights(tensors: dict[str, torch.Tensor]) -> Break:
+    """One file in place of the shards."""
+
+    def apply(directory: Path) -> None:
+        for path in directory.glob("model*"):
+            path.unlink()
+        save_file(tensors, directory / "model.safetensors")
+
+    return apply
+
+
+def template(text: str) -> Break:
+    return change("tokenizer_config.json", chat_template=text)
+
+
+def both(*breaks: Break) -> Break:
+    def apply(directory: Path) -> None:
+        for one in breaks:
+            one(directory)
+
+    return apply
+
+
+def packed(**config: Any) -> Break:
+    """A 4-bit weight with its statistics, and what config.json says about it."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    byte = torch.uint8
+    extra = {
+        name: torch.zeros(32, 1, dtype=byte), f"{name}.absmax": torch.zeros(1), f"{name}.quant_map": torch.zeros(16),
+        f"{name}.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=byte),
+    }  # fmt: skip
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True} | config
+    return both(weights(WEIGHTS | extra), change("config.json", quantization_config=said))
+
+
+def without(end: str) -> Break:
+    def apply(directory: Path) -> None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(directory / "model.safetensors")
+        save_file({name: tensor for name, tensor in tensors.items() if not name.endswith(end)}, directory / "model.safetensors")
+
+    return apply
+
+
+BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
+BROKEN: list[tuple[str, Break]] = [
+    ("files/pickle", lambda d: (d / "training_args.bin").write_bytes(b"x") and None),
+    ("files/json", lambda d: (d / "generation_config.json").write_text("{") and None),
+    ("files/index-size", lambda d: (d / INDEX_NAME).write_text(
+        (d / INDEX_NAME).read_text().replace('"total_size": ', '"total_size": 9')) and None),
+    ("files/unlisted", lambda d: save_file({"x": torch.zeros(1)}, d / "model-00003-of-00003.safetensors")),
+    ("files/unlisted", lambda d: save_file(WEIGHTS, d / "model.safetensors")),
+    ("checkpoint/missing-shard", lambda d: (d / "model-00002-of-00002.safetensors").unlink()),
+    ("config/dtype", change("config.json", dtype="float16")),
+    ("vocabulary/config", change("config.json", vocab_size=17)),
+    ("vocabulary/tokenizer", change("tokenizer.json", model={"vocab": {"a": 4, "z": 16}})),
+    ("vocabulary/tokenizer", change("tokenizer.json", model={"vocab": [[str(i), 0.0] for i in range(17)]})),
+    ("vocabulary/head", both(change("config.json", tie_word_embeddings=False),
+                             weights(WEIGHTS | {"lm_head.weight": torch.zeros(17, 8, dtype=torch.bfloat16)}))),
+    ("tokens/unknown", change("tokenizer_config.json", bos_token="<what>")),
+    ("tokens/range", change("generation_config.json", eos_token_id=[2, 3, 99])),
+    ("tokens/range", change("config.json", pad_token_id=-1)),
+    ("tokens/disagree", change("config.json", bos_token_id=5)),
+    ("tokens/no-padding", change("tokenizer_config.json", pad_token=None)),
+    ("tokens/padding-is-end", both(
+        change("tokenizer_config.json", pad_token="</s>"), change("config.json", pad_token_id=2),
+        change("generation_config.json", pad_token_id=2))),
+    ("config/heads", change("config.json", num_key_value_heads=3)),
+    ("config/heads", change("config.json", hidden_size=10)),
+    ("config/heads", change("config.json", num_key_value_heads=4)),
+    ("config/layer-types", change("config.json", num_hidden_layers=3)),
+    ("config/sliding-window", change("config.json", sliding_window=None)),
+    ("config/rope", change("config.json", rope_parameters={"rope_type": "yarn", "factor": 4.0})),
+    ("config/rope", change("config.json", rope_parameters={"full_attention": {"rope_type": "linear"}})),
+    ("config/rope-context", change("config.json", max_position_embeddings=256)),
+    ("weights/no-head", change("config.json", tie_word_embeddings=False)),
+    ("weights/tied-twice", weights(WEIGHTS | {"lm_head.weight": torch.zeros(16, 8, dtype=torch.bfloat16)})),
+    ("template/missing", both(change("tokenizer_config.json", chat_template=None),
+                              change("config.json", _name_or_path="someone/small-Instruct"))),
+    ("template/broken", template("{% for m in messages %}")),
+    ("template/broken", template("{{ messages[0].content.nothing() }}")),
+    ("template/broken", template("{{ raise_exception('only system messages') }}")),
+    ("template/broken", template("{{ ''.__class__.__mro__[1].__subclasses__() }}")),
+    ("template/no-generation-prompt", template("{% for m in messages %}{{ m['content'] }}<|turn|>{% endfor %}")),
+    ("template/double-bos", change("tokenizer.json", post_processor=BOS_FIRST)),
+    ("template/double-bos", change(
+        "tokenizer.json", post_processor={"type": "Sequence", "processors": [{"type": "x"}, BOS_FIRST]})),
+    ("template/double-bos", change("tokenizer_config.json", add_bos_token=True)),
+    ("generation/end-of-turn", change("generation_config.json", eos_token_id=2)),
+    ("generation/end-of-turn", both(
+        change("generation_config.json", eos_token_id=None), change("config.json", eos_token_id=2))),
+    ("quantization/no-config", both(packed(), change("config.json", quantization_config=None))),
+    ("quantization/skip-list", packed(llm_int8_skip_modules=["vision_tower"])),
+    ("quantization/statistics", both(packed(), without(".absmax"))),
+]  # fmt: skip
+
+
+def found(directory: Path) -> set[str]:
+    return {finding.rule for finding in examine(directory)}
+
+
+def test_nothing_is_said_of_a_sound_model(tmp_path: Path) -> None:
+    assert examine(sound(tmp_path)) == []
+    assert exit_code([]) == 0
+
+
+@pytest.mark.parametrize(("rule", "broken"), BROKEN, ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(BROKEN)])
+def test_each_mistake_is_found_and_nothing_else(tmp_path: Path, rule: str, broken: Break) -> None:
+    broken(sound(tmp_path))
+    assert found(tmp_path) == {rule}
+
+
+def test_every_check_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    for name, text in rules().items():
+        assert f"## {name}\n\n{text}\n" in page, name
+        assert "Source:" in text, name
+        assert text.splitlines()[0].endswith("."), name
+
+
+@pytest.mark.parametrize("change_", [
+    packed(), packed(llm_int8_skip_modules=["lm_head", "mlp", "model.layers.0.self_attn.q_proj", "q_proj"]),
+    change("config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, max_position_embeddings=10**6),
+    change("config.json", rope_parameters={
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16}),
+    change("config.json", layer_types=None, sliding_window=None), change("config.json", dtype=None, torch_dtype="bfloat16"),
+    change("tokenizer_config.json", chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}]),
+    change("config.json", text_config={"vocab_size": 16}), change("tokenizer_config.json", chat_template=None),
+])  # fmt: skip
+def test_other_sound_models(tmp_path: Path, change_: Break) -> None:
+    change_(sound(tmp_path))
+    assert examine(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [*FILES, INDEX_NAME])
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"a": ', "[" * 100_000, "\x00"])
+def test_no_file_makes_it_crash(tmp_path: Path, name: str, text: str) -> None:
+    (sound(tmp_path) / name).write_text(text)
+    assert exit_code(examine(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, "x", [], {}, [None], {"a": []}, True])
+def test_no_value_makes_it_crash(tmp_path: Path, value: Any) -> None:
+    for name, data in FILES.items():
+        for key in data:
+            (sound(tmp_path) / name).write_text(json.dumps(data | {key: value}))
+            examine(tmp_path)
+
+
+def test_the_gravest_come_first_and_decide_the_exit_code(tmp_path: Path) -> None:
+    sound(tmp_path)
+    change("config.json", vocab_size=3)(tmp_path)
+    (tmp_path / "x.pt").write_bytes(b"")
+    findings = examine(tmp_path)
+    assert [finding.severity for finding in findings] == ["error", "warning"]
+    assert exit_code(findings) == 2
+    assert exit_code(findings[1:]) == 1
+    assert exit_code([Finding("a", "b", "c", "d", "e", "note")]) == 0
+    assert examine(tmp_path / "nowhere")[0].rule == "checkpoint/no-weights"
