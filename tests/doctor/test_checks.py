@@ -196,7 +196,8 @@ def test_every_check_is_documented() -> None:
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16}),
     change("config.json", layer_types=None, sliding_window=None), change("config.json", dtype=None, torch_dtype="bfloat16"),
-    change("tokenizer_config.json", chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}]),
+    change("tokenizer_config.json", chat_template=[
+        {"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}]),
     change("config.json", text_config={"vocab_size": 16}), change("tokenizer_config.json", chat_template=None),
 ])  # fmt: skip
 def test_other_sound_models(tmp_path: Path, change_: Break) -> None:

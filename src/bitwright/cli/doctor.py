@@ -14,6 +14,7 @@ from bitwright.cli.common import guarded
 @guarded
 def run(
     model: Annotated[str, typer.Argument(help="A model directory, a hub id that is on this machine, or demo.")] = "",
+    weights: Annotated[bool, typer.Option("--weights", help="Read every weight once, too.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print what every check looks for, and why.")] = False,
     json_: common.Json = False,
 ) -> None:
@@ -24,8 +25,9 @@ def run(
         print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
         return
     from bitwright.checkpoint.open import local_directory
+    from bitwright.progress import Reporter
 
-    findings = examine(local_directory(model))
+    findings = examine(local_directory(model), weights, Reporter(quiet=json_))
     if json_:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:

@@ -1,32 +1,30 @@
-"""Is a checkpoint sound? Every check over its configuration, tokenizer and tensor headers (no torch, no weight read)."""
+"""Is a checkpoint sound? Checks over configuration, tokenizer and headers, and on request over the weights (no torch)."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-from bitwright.doctor import checks
+from bitwright.doctor import checks, weight_checks
 from bitwright.doctor.model import Model
+from bitwright.doctor.statistics import Statistics, measure
 from bitwright.errors import Finding
+from bitwright.progress import Reporter
 
 SEVERITIES = ("error", "warning", "note")
 
-Check = Callable[[Model], Iterator[Finding]]
 
-
-@cache
-def rules() -> dict[str, str]:
-    """Name of each check -> its documentation, in alphabetical order."""
-    return {name: (importlib.import_module(f"{checks.__name__}.{name}").__doc__ or "").strip() for name in _names()}
-
-
-def examine(directory: Path) -> list[Finding]:
-    """All findings about the model in ``directory``, the gravest first."""
+def examine(directory: Path, weights: bool = False, reporter: Reporter | None = None) -> list[Finding]:
+    """All findings about the model in ``directory``, the gravest first. ``weights``: read every weight once, too."""
     model = Model(directory)
-    found = [finding for name in _names() for finding in _check(name)(model)]
+    found = [finding for module in _modules(checks) for finding in module.check(model)]
+    if weights:
+        statistics = list(_statistics(model, reporter or Reporter(quiet=True)))
+        found += [finding for module in _modules(weight_checks) for finding in module.check(model, statistics)]
     found += model.unreadable
     return sorted(dict.fromkeys(found), key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
 
@@ -37,10 +35,26 @@ def exit_code(findings: list[Finding]) -> int:
     return 2 if "error" in found else 1 if "warning" in found else 0
 
 
-def _names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
+def rules() -> dict[str, str]:
+    """Name of each check -> its documentation; those of the weights last."""
+    return {
+        name_of(module): (module.__doc__ or "").strip() for folder in (checks, weight_checks) for module in _modules(folder)
+    }
 
 
-def _check(name: str) -> Check:
-    check: Check = importlib.import_module(f"{checks.__name__}.{name}").check
-    return check
+def name_of(module: ModuleType) -> str:
+    return module.__name__.rsplit(".", 1)[-1]
+
+
+@cache
+def _modules(folder: ModuleType) -> tuple[ModuleType, ...]:
+    names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+    return tuple(importlib.import_module(f"{folder.__name__}.{name}") for name in names)
+
+
+def _statistics(model: Model, reporter: Reporter) -> Iterator[Statistics]:
+    """One pass over all weights; of the embedding the size of every row is kept."""
+    for ref in reporter.track(model.refs.values(), "weights", len(model.refs)):
+        found = measure(ref, rows_too=ref is model.embedding)
+        if found is not None:
+            yield found

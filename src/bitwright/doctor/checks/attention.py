@@ -1,7 +1,7 @@
 """Numbers of heads that do not divide, or do not fit the stored matrices.
 
-Query heads share key and value heads evenly, and the rows of the projections are heads times their width. A config taken from
-another size of the same family loads with a shape error at best, and is reshaped into nonsense at worst.
+Query heads share key and value heads evenly, and the rows of the projections are heads times their width. A config
+taken from another size of the same family loads with a shape error at best, and is reshaped into nonsense at worst.
 
 Source: grouped-query attention, arXiv 2305.13245.
 """

@@ -1,7 +1,8 @@
 """A chat template that does not work, or that does not ask for an answer.
 
-A template is a program. It must parse and run on a plain conversation; with `add_generation_prompt` it must add what opens the
-assistant's turn, or the model goes on writing for the user. A model that is called instruct or chat has one.
+A template is a program. It must parse and run on a plain conversation; with `add_generation_prompt` it must add what
+opens the assistant's turn, or the model goes on writing for the user. A model that is called instruct or chat has
+one.
 
 Source: https://huggingface.co/docs/transformers/chat_templating.
 """

@@ -1,7 +1,7 @@
 """A number format in config.json that is not the one of the weights.
 
-Loaders that take `dtype` at its word cast every weight while loading: bfloat16 weights loaded as float16 overflow above 65,504,
-and float32 takes twice the memory for nothing.
+Loaders that take `dtype` at its word cast every weight while loading: bfloat16 weights loaded as float16 overflow
+above 65,504, and float32 takes twice the memory for nothing.
 
 Source: transformers' from_pretrained, where `dtype="auto"` reads this setting.
 """

@@ -1,10 +1,10 @@
 """Generation that does not stop where the chat template ends a turn.
 
-Models end an answer with the token that the template puts there, often another one than the end of a text. Where neither
-`generation_config.json` nor the tokenizer knows it as an end, generation runs on to its limit.
+Models end an answer with the token that the template puts there, often another one than the end of a text. Where
+neither `generation_config.json` nor the tokenizer knows it as an end, generation runs on to its limit.
 
-Source: https://github.com/huggingface/open-r1/pull/663; https://github.com/lmstudio-ai/mlx-engine/pull/142 (gemma-3-1b-it-qat
-was published without its end of turn).
+Source: https://github.com/huggingface/open-r1/pull/663; https://github.com/lmstudio-ai/mlx-engine/pull/142
+(gemma-3-1b-it-qat was published without its end of turn).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An output head that is missing, or stored beside an embedding that it should be.
 
-Without `lm_head.weight` and without tying, a loader starts the head at random and only warns. With tying and a stored head, one
-of the two copies is ignored, and a fine-tune that changed the other is lost.
+Without `lm_head.weight` and without tying, a loader starts the head at random and only warns. With tying and a stored
+head, one of the two copies is ignored, and a fine-tune that changed the other is lost.
 
 Source: https://github.com/vllm-project/vllm/pull/3344 (Qwen1.5-0.5B-Chat came with a head that it does not use);
 https://github.com/NVIDIA-NeMo/Automodel/issues/2571 (a head that had moved away from the embedding).

@@ -1,7 +1,7 @@
 """A padding token that is missing, or is the end-of-text token.
 
-Collators mask padding out of the loss. Where padding is the end token, the end is masked too, and a model fine-tuned that way
-never learns to stop. Where there is none, batching fails or somebody's script quietly takes the end token.
+Collators mask padding out of the loss. Where padding is the end token, the end is masked too, and a model fine-tuned
+that way never learns to stop. Where there is none, batching fails or somebody's script quietly takes the end token.
 
 Source: https://github.com/mlabonne/llm-course/issues/33, https://github.com/huggingface/blog/issues/1302 (Falcon).
 """

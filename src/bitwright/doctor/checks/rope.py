@@ -1,8 +1,8 @@
 """Rotary positions that do not reach the stated context, or lack a setting.
 
-Under YaRN a context is its original length times a factor. Where `max_position_embeddings` says more than that, texts beyond
-it are read with positions that the model never saw; where settings of YaRN or Llama 3 are missing, each runtime fills in its
-own.
+Under YaRN a context is its original length times a factor. Where `max_position_embeddings` says more than that, texts
+beyond it are read with positions that the model never saw; where settings of YaRN or Llama 3 are missing, each
+runtime fills in its own.
 
 Source: YaRN, arXiv 2309.00071; transformers' rope utilities, which warn about the same settings.
 """

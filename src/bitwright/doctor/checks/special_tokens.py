@@ -1,10 +1,10 @@
 """Beginning, end and padding tokens whose ids differ between files.
 
-`config.json` and `generation_config.json` name them by id, the tokenizer by text. Where they differ, training marks one token
-as the end and generation waits for another.
+`config.json` and `generation_config.json` name them by id, the tokenizer by text. Where they differ, training marks
+one token as the end and generation waits for another.
 
-Source: transformers, where generation_config.json wins over config.json during generation and the tokenizer decides while
-training.
+Source: transformers, where generation_config.json wins over config.json during generation and the tokenizer decides
+while training.
 """
 
 from __future__ import annotations
