@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from bitwright.cli.common import guarded
 
 @guarded
 def run(
-    model: Annotated[str, typer.Argument(help="A model directory, a hub id that is on this machine, or demo.")] = "",
+    model: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")] = "",
     weights: Annotated[bool, typer.Option("--weights", help="Read every weight once, too.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print what every check looks for, and why.")] = False,
     json_: common.Json = False,
@@ -27,7 +28,9 @@ def run(
     from bitwright.checkpoint.open import local_directory
     from bitwright.progress import Reporter
 
-    findings = examine(local_directory(model), weights, Reporter(quiet=json_))
+    path = Path(model)
+    named = path if path.suffix == ".gguf" and path.is_file() else local_directory(model)
+    findings = examine(named, weights, Reporter(quiet=json_))
     if json_:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:

@@ -9,24 +9,40 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from bitwright.doctor import checks, weight_checks
+from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.doctor import checks, gguf_checks, weight_checks
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics, measure
-from bitwright.errors import Finding
+from bitwright.errors import BitwrightError, Finding
 from bitwright.progress import Reporter
 
 SEVERITIES = ("error", "warning", "note")
 
 
-def examine(directory: Path, weights: bool = False, reporter: Reporter | None = None) -> list[Finding]:
-    """All findings about the model in ``directory``, the gravest first. ``weights``: read every weight once, too."""
+def examine(path: Path, weights: bool = False, reporter: Reporter | None = None) -> list[Finding]:
+    """All findings about the model in the directory or .gguf file ``path``, the gravest first.
+
+    ``weights``: read every weight of a directory once, too.
+    """
+    found = _of_gguf(path) if path.is_file() else _of_directory(path, weights, reporter or Reporter(quiet=True))
+    return sorted(dict.fromkeys(found), key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+
+
+def _of_directory(directory: Path, weights: bool, reporter: Reporter) -> list[Finding]:
     model = Model(directory)
     found = [finding for module in _modules(checks) for finding in module.check(model)]
     if weights:
-        statistics = list(_statistics(model, reporter or Reporter(quiet=True)))
+        statistics = list(_statistics(model, reporter))
         found += [finding for module in _modules(weight_checks) for finding in module.check(model, statistics)]
-    found += model.unreadable
-    return sorted(dict.fromkeys(found), key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+    return found + model.unreadable
+
+
+def _of_gguf(path: Path) -> list[Finding]:
+    try:
+        header = read_gguf_header(path)
+    except BitwrightError as error:
+        return [error.finding]
+    return [finding for module in _modules(gguf_checks) for finding in module.check(header)]
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -36,14 +52,9 @@ def exit_code(findings: list[Finding]) -> int:
 
 
 def rules() -> dict[str, str]:
-    """Name of each check -> its documentation; those of the weights last."""
-    return {
-        name_of(module): (module.__doc__ or "").strip() for folder in (checks, weight_checks) for module in _modules(folder)
-    }
-
-
-def name_of(module: ModuleType) -> str:
-    return module.__name__.rsplit(".", 1)[-1]
+    """Name of each check -> its documentation: of directories, of their weights, of GGUF files."""
+    modules = [module for folder in (checks, weight_checks, gguf_checks) for module in _modules(folder)]
+    return {module.__name__.rsplit(".", 1)[-1]: (module.__doc__ or "").strip() for module in modules}
 
 
 @cache

@@ -1,0 +1,39 @@
+"""A GGUF file whose settings and tensors count different blocks.
+
+`ARCHITECTURE.block_count` says how many blocks there are; their tensors are called `blk.0` and so on. llama.cpp stops
+where one is missing, and leaves out what is beyond the count.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from bitwright.checkpoint.gguf_header import GgufHeader
+from bitwright.errors import Finding
+
+BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+def check(header: GgufHeader) -> Iterator[Finding]:
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        yield Finding(
+            "gguf/architecture", "general.architecture", repr(architecture), "the name of the architecture",
+            "convert the model again",
+        )  # fmt: skip
+        return
+    stated = header.metadata.get(f"{architecture}.block_count")
+    held = {int(match[1]) for name in header.tensors if (match := BLOCK.match(name))}
+    if isinstance(stated, int) and held and held != set(range(stated)):
+        missing = sorted(set(range(stated)) - held)[:3]
+        saw = f"blocks {missing} are missing" if missing else f"block_count {stated}, tensors of block {max(held)}"
+        yield Finding(
+            "gguf/blocks",
+            f"{architecture}.block_count",
+            saw,
+            "tensors of every block and of no other",
+            "convert the model again",
+        )
