@@ -47,7 +47,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.hub.requests.append(f"GET {self.path}")
-        self._answer(404)
+        known = self.hub.repositories.get(self.path.removeprefix("/api/models/").split("?")[0])
+        if known is None:
+            self._answer(404)
+        else:
+            self._answer(200, {"id": "x/y", "private": known["visibility"] == "private"})
 
     def do_PUT(self) -> None:
         self.hub.requests.append(f"PUT {self.path}")
@@ -69,8 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
-            hub.repositories[name] = asked
-            self._answer(200, {"url": f"{hub.address}/{name}"})
+            status = 409 if name in hub.repositories else 200  # one that exists keeps its visibility
+            hub.repositories.setdefault(name, {"visibility": "public", **asked})
+            self._answer(status, {"url": f"{hub.address}/{name}"})
         elif self.path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:

@@ -1,5 +1,6 @@
 """Publishing: what goes, what never goes, and what a refusal looks like."""
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def result(tmp_path: Path) -> Path:
     (out / "README.md").write_text("---\nlicense: mit\n---\n# out\n")
     (out / "report.html").write_text("<!doctype html>" + "x" * 20_000)
     (out / "model.safetensors").write_bytes(os.urandom(50_000))
+    (out / "LICENSE").write_text("do what you like")
     for name in (".env", "notes.pem", "pickle.bin"):
         (out / name).write_text("secret")
     (out / "link.json").symlink_to(out / "config.json")
@@ -39,7 +41,7 @@ def send(address: str, token: str | None, *words: str) -> subprocess.CompletedPr
     )
 
 
-EXPECTED = {"README.md", "bitwright.json", "config.json", "model.safetensors", "report.html", "report.json"}
+EXPECTED = {"LICENSE", "README.md", "bitwright.json", "config.json", "model.safetensors", "report.html", "report.json"}
 
 
 def test_a_result_arrives_whole_and_nothing_else_does(result: Path) -> None:
@@ -50,6 +52,16 @@ def test_a_result_arrives_whole_and_nothing_else_does(result: Path) -> None:
         assert hub.files == {name: (result / name).read_bytes() for name in EXPECTED}
         assert f"{hub.address}/me/model" in done.stdout
         assert TOKEN not in done.stdout + done.stderr
+
+
+def test_private_never_goes_into_a_public_repository(result: Path) -> None:
+    with stand_in() as hub:
+        assert send(hub.address, TOKEN, str(result), "me/model").returncode == 0
+        hub.files.clear()
+        done = send(hub.address, TOKEN, str(result), "me/model", "--private")
+        assert done.returncode == 2
+        assert "error[push/public]" in done.stderr
+        assert hub.files == {}
 
 
 def test_a_dry_run_talks_to_nobody(result: Path) -> None:
@@ -88,7 +100,10 @@ def test_secrets_stop_it_before_anything_is_sent(result: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", "/home/someone")
     (result / "report.json").write_text('{"out": "/home/someone/out"}')
     assert refused(result) == "push/private"
-    (result / "report.json").write_text('{"out": "out"}')
+    monkeypatch.setenv("HOME", "/home/j\u00fcrgen")
+    (result / "report.json").write_text(json.dumps({"out": "/home/j\u00fcrgen/out"}))
+    assert refused(result) == "push/private"
+    (result / "report.json").write_text('{"out": "/home/someone/out", "other": "/home/j\u00fcrgens/out"}')
     files, _ = push(result, "me/model", dry_run=True)
     assert {file.name for file in files} == EXPECTED
 
@@ -99,7 +114,15 @@ def test_names_that_the_hub_does_not_know(result: Path, repo: str) -> None:
 
 
 def test_a_gguf_file_goes_with_what_stands_beside_it(tmp_path: Path) -> None:
-    for name in ("model.bitwright.json", "model.report.json", "model.Modelfile", "model.README.md", "other.README.md"):
+    for name in (
+        "model.bitwright.json",
+        "model.report.json",
+        "model.Modelfile",
+        "model.README.md",
+        "model.private.json",
+        "model.private.README.md",
+        "other.README.md",
+    ):
         (tmp_path / name).write_text("{}")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     files, _ = push(tmp_path / "model.gguf", "me/model", dry_run=True)

@@ -24,7 +24,7 @@ from bitwright.measure.heap import return_large_blocks
 from bitwright.measure.measure import measure_blocks
 from bitwright.measure.memory import available_nbytes, fit
 from bitwright.measure.pieces import load_codes, load_mean_square
-from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, tokenizer_of
+from bitwright.measure.prepare import DOCUMENTATION, SELF, calibration_folds, held_out_domains, tokenizer_of
 from bitwright.measure.recipe import Measured, Recipe
 from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
 from bitwright.measure.shrink import Estimate, shrink
@@ -107,6 +107,8 @@ def measure_model(
     container.require(skeleton)
     return_large_blocks(skeleton.spec)
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
+    if preflight is not None:  # a verdict will follow: its text is looked at before anything slow
+        require_held_out(tokenizer, settings)
     device, dtype = device_of(settings.device), _dtype(settings)
     stock = {name: quantized(format) for name, format in container.stock(skeleton.spec).items()}
     importance = read_imatrix(Path(settings.imatrix), skeleton) if settings.imatrix else {}
@@ -177,6 +179,16 @@ def _sensitivity(
     return Sensitivity(
         source, container.name, container.stock_name, kept, tuple(rows), provenance, container.sizes(skeleton)
     )  # fmt: skip
+
+
+def require_held_out(tokenizer: Any, settings: Settings) -> None:
+    """Raise BitwrightError when there is no text for the verdict, or calibration has seen it."""
+    if settings.held_out == settings.calibration and settings.held_out != DOCUMENTATION:
+        raise fail(
+            "held-out/seen", f"--held-out {settings.held_out}", saw="the calibration text", wanted="text that nothing else saw",
+            help="name another file, or leave --held-out out",
+        )  # fmt: skip
+    held_out_domains(tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
 
 
 def _doctor_notes(directory: Path) -> list[str]:

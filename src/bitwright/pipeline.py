@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
+from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bitwright.checkpoint.open import cache_dir, local_directory, open_checkpoin
 from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
 from bitwright.clock import Clock
+from bitwright.errors import fail
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
@@ -20,7 +22,7 @@ from bitwright.evaluate.verify import NOISE_FLOOR, Entry
 from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
 from bitwright.measure.sensitivity import Sensitivity
-from bitwright.measurement import Settings, device_of, measure_model
+from bitwright.measurement import Measurement, Settings, device_of, measure_model
 from bitwright.places import without_place
 from bitwright.progress import Reporter
 from bitwright.proof import RESULT, Proof, rivals_of, write
@@ -39,11 +41,13 @@ def quantize(
     workdir: str | Path | None = None,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
+    command: tuple[str, ...] = (),
 ) -> Report:
     """Write ``source`` as a quantized checkpoint ``out`` within ``budget`` and prove it against the 16-bit model.
 
     Every stage's results stay in ``workdir`` (default: a hidden folder beside ``out``, removed at the end), so that a killed
-    run goes on where it was. Raises BitwrightError, with nothing at ``out``, when any rule is broken.
+    run goes on where it was. ``command``: the words that asked for it, for the report. Raises BitwrightError, with nothing at
+    ``out``, when any rule is broken.
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
     clock = Clock()
@@ -71,15 +75,28 @@ def quantize(
             write(measured, plan, place)
         check = proof.check(place)
         clock.lap("prove")
-        report = proof.report(plan, verdict, check, out, clock.stages, tuple(map(without_place, sys.argv)))
+        report = proof.report(plan, verdict, check, out, clock.stages, tuple(map(without_place, command)))
+        report = _with_pages(report, measured, str(source), place)
         write_json(beside(place, "report.json"), report.to_dict())
-        write_text(beside(place, "report.html"), page(report, measured.sensitivity))
-        write_text(beside(place, "README.md"), card(report, str(source), measured.skeleton.checkpoint.directory))
         write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
     write_json(work_root / "report.json", report.to_dict())
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)
     return report
+
+
+def _with_pages(report: Report, measured: Measurement, source: str, place: Path) -> Report:
+    """Write the page and the card beside the weights; a finished run is not lost to a picture, which becomes a note."""
+    directory, notes = measured.skeleton.checkpoint.directory, list(report.notes)
+    makers = {
+        "report.html": partial(page, report, measured.sensitivity), "README.md": partial(card, report, source, directory)
+    }  # fmt: skip
+    for name, make in makers.items():
+        try:
+            write_text(beside(place, name), make())
+        except Exception as error:  # noqa: BLE001 - whatever the drawing or the metadata library raises
+            notes.append(f"{name} could not be made: {type(error).__name__}: {error}".splitlines()[0])
+    return replace(report, notes=tuple(notes))
 
 
 def report(workdir: str | Path, output: str | Path | None = None) -> Path:
@@ -89,7 +106,13 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
     """
     root = Path(workdir)
     output = Path(output) if output else root / "report.html"
-    write_text(output, page(Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")))
+    found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
+    if found.plan.provenance != sensitivity.provenance:
+        raise fail(
+            "report/other-run", root, saw="report.json is of another measurement than sensitivity.json",
+            wanted="both from one run", help="let the run come to its end: bitwright quantize SOURCE OUT --workdir DIR",
+        )  # fmt: skip
+    write_text(output, page(found, sensitivity))
     return output
 
 
@@ -146,12 +169,14 @@ def evaluate(
     wide = "float32" if where.type == "cpu" else "bfloat16"
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
+    sizes = [_stored_nbytes(Path(model.path)) for model in models]
+    if tasks:
+        score([], list(tasks), quiet=reporter.quiet)  # what cannot be run is said before hours of comparing
     divergences = compare(
         Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models,
         Text(ids.tolist(), domains), device=str(where), quiet=reporter.quiet, greedy=greedy,
         references=cache_dir() / "references", fingerprint=checkpoint.fingerprint,
     )  # fmt: skip
-    sizes = [_stored_nbytes(Path(model.path)) for model in models]
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:

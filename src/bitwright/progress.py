@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
@@ -28,10 +29,10 @@ class Reporter:
             TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(stage, total=total)
+            task = progress.add_task(escape(stage), total=total)
             for item in items:
                 yield item
                 progress.advance(task)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)

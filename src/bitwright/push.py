@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from bitwright.errors import BitwrightError, fail
 
 TEXTS = (".json", ".jinja", ".md", ".html", ".txt", ".Modelfile")
 WEIGHTS = (".safetensors", ".gguf", ".model")
+TERMS = ("LICENSE", "NOTICE", "USE_POLICY")  # files that begin like this go along
+BESIDE_FILE = ("Modelfile", "README.md", "report.html", "report.json", "bitwright.json")  # of model.gguf: model.Modelfile ...
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the hub's access tokens look like
 CHUNK_BYTES = 1 << 24
 
@@ -46,9 +50,16 @@ def push(
     if dry_run:
         return files, address
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise fail(
+                "push/public", repo, saw="the repository exists and is public", wanted="--private keeps it to yourself",
+                help="make it private on the hub first, or name another repository",
+            )  # fmt: skip
         operations = [CommitOperationAdd(file.name, str(file.path)) for file in files]
         api.create_commit(repo, operations, commit_message="Upload a model quantized by Bitwright")
+    except BitwrightError:
+        raise
     except Exception as error:  # the hub client raises many kinds; each means that the files did not arrive
         raise _refused(repo, error) from error
     return files, address
@@ -59,10 +70,8 @@ def files_of(out: Path) -> list[Sent]:
     if out.is_dir():
         pairs = [(path, path.name) for path in sorted(out.iterdir())]
     else:
-        stem = f"{out.stem}."
-        beside = sorted(out.parent.glob("*")) if out.is_file() else []
-        pairs = [(path, "README.md" if path.name == f"{stem}README.md" else path.name)
-                 for path in beside if path.name.startswith(stem)]  # fmt: skip
+        beside = {name: out.with_name(f"{out.stem}.{name}") for name in BESIDE_FILE}
+        pairs = [(out, out.name), *((path, name if name == "README.md" else path.name) for name, path in beside.items())]
     known = [(path, name) for path, name in pairs if path.is_file() and not path.is_symlink() and _is_known(path)]
     names = {name for _, name in known}
     ours = any(name.endswith("bitwright.json") for name in names)
@@ -75,7 +84,7 @@ def files_of(out: Path) -> list[Sent]:
 
 
 def _is_known(path: Path) -> bool:
-    return not path.name.startswith(".") and path.suffix in (*TEXTS, *WEIGHTS)
+    return not path.name.startswith(".") and (path.suffix in (*TEXTS, *WEIGHTS) or path.name.startswith(TERMS))
 
 
 def _require_name(repo: str) -> None:
@@ -90,14 +99,16 @@ def _require_name(repo: str) -> None:
 
 def _require_public(file: Sent) -> None:
     """Raise where a text of ``file`` must not leave this machine."""
-    if file.path.suffix not in TEXTS:
+    if file.path.suffix in WEIGHTS:
         return
     secrets = [("an access token of the hub", TOKEN)]
     if token := get_token():
         secrets.append(("your access token", re.compile(re.escape(token.encode()))))
     home = str(Path.home())
     if home.count("/") > 1:  # /root names nobody
-        secrets.append(("the path of your home directory", re.compile(re.escape(home.encode()))))
+        ways = {home, json.dumps(home)[1:-1], html.escape(home)}
+        written = b"|".join(re.escape(way.encode()) for way in sorted(ways))
+        secrets.append(("the path of your home directory", re.compile(b"(?:" + written + rb")(?![\w.-])")))
     for what, pattern in secrets:
         if any(pattern.search(part) for part in _parts(file.path)):
             raise fail(

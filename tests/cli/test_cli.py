@@ -52,6 +52,8 @@ def test_quantize_measure_allocate_evaluate_from_the_shell(build: Build, tmp_pat
         (["--formats", "int3"], "formats/unknown"),
         (["--set", "*.nothing=16bit"], "allocate/pin"),
         (["--calibration", "no/such/file.txt"], "calibration/source"),
+        (["--held-out", "no/such/file.txt"], "calibration/source"),
+        (["--held-out", "text.txt", "--calibration", "text.txt"], "held-out/seen"),
         (["--device", "cuda:99"], "device/unknown"),
         (["--max-memory", "lots"], "memory/syntax"),
         (["--max-memory", "1MB"], "memory/ceiling"),

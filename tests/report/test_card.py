@@ -64,10 +64,26 @@ def test_the_metadata_is_what_the_hub_reads(report: Report, tmp_path: Path) -> N
 def test_where_the_model_came_from(report: Report, tmp_path: Path) -> None:
     assert parsed(card(report, "demo", tmp_path)).data.base_model == DEMO_MODEL
     assert parsed(card(report, str(tmp_path), tmp_path)).data.base_model is None
-    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "someone/known"}))
-    assert parsed(card(report, str(tmp_path), tmp_path)).data.base_model == "someone/known"
-    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/home/someone/model"}))
-    assert parsed(card(report, str(tmp_path), tmp_path)).data.base_model is None
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "someone/parent"}))
+    (tmp_path / "README.md").write_text("---\nbase_model: someone/grandparent\nlicense: mit\n---\n")
+    found = parsed(card(report, str(tmp_path), tmp_path)).data
+    assert (found.base_model, found.to_dict().get("base_model_relation"), found.license) == (None, None, "mit")
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"), [("[en, no]", ["en", "no"]), ("no", "no"), ("[1, {a: b}]", None), ("3", None)]
+)
+def test_languages_are_words(report: Report, tmp_path: Path, language: str, expected: object) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlanguage: {language}\n---\n")
+    assert parsed(card(report, str(tmp_path), tmp_path)).data.language == expected
+
+
+def test_a_hostile_source_card_puts_nothing_into_ours(report: Report, tmp_path: Path) -> None:
+    evil = "x\\n\\n# Injected <img src=x>"
+    (tmp_path / "README.md").write_text(
+        f'---\nlicense: "{evil}"\nlanguage: ["{evil}"]\nbase_model: "{evil}"\n---\n# Injected\n'
+    )
+    assert "Injected" not in card(report, str(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["---\nlicense: [\n---\n", "no metadata", "---\n- a list\n---\n", "\x00\x01"])

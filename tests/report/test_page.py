@@ -1,6 +1,7 @@
 """The report page: what is on it, that it stands by itself, and that a browser has nothing to complain about."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import bitwright
 from bitwright import BitwrightError, Report, Sensitivity, Settings
+from bitwright.checkpoint.workdir import write_json
 from bitwright.progress import Reporter
 from bitwright.report import charts
 from bitwright.report.charts import round_numbers
@@ -134,6 +136,46 @@ def test_report_draws_the_same_page_again(finished: Path, tmp_path: Path) -> Non
         with pytest.raises(BitwrightError) as caught:
             bitwright.report(place)
         assert caught.value.finding.rule == "report/file"
+
+
+def test_files_of_two_runs_give_no_page(finished: Path, tmp_path: Path) -> None:
+    for name in ("report.json", "sensitivity.json"):
+        (tmp_path / name).write_text((finished / "work" / name).read_text())
+    other = json.loads((tmp_path / "sensitivity.json").read_text())
+    other["provenance"]["seed"] = 9
+    (tmp_path / "sensitivity.json").write_text(json.dumps(other))
+    with pytest.raises(BitwrightError) as caught:
+        bitwright.report(tmp_path)
+    assert caught.value.finding.rule == "report/other-run"
+
+
+def test_figures_that_are_no_numbers_survive_the_disk(finished: Path, tmp_path: Path) -> None:
+    report, table = read(finished)
+    broken = {"kl": math.nan, "kl_low": math.nan, "perplexity": math.inf}
+    entries = tuple(
+        replace(e, divergence=replace(e.divergence, **broken)) if e.label == report.verdict.stock else e
+        for e in report.verdict.entries
+    )
+    odd = replace(report, verdict=replace(report.verdict, entries=entries))
+    write_json(tmp_path / "report.json", odd.to_dict())
+    again = Report.load(tmp_path / "report.json")
+    assert math.isnan(again.verdict.entry(report.verdict.stock).divergence.kl)
+    assert again.result == report.result
+    assert page(again, table).count("<svg") == 6
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> str:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("bitwright.pipeline.page", refuse)
+    settings = replace(SMALL, compare=False)
+    report = bitwright.quantize(str(build("llama")), tmp_path / "out", "+40%", settings=settings, reporter=Reporter(quiet=True))
+    assert "report.html could not be made: RuntimeError: no ink" in report.notes
+    assert {"README.md", "report.json", "model.safetensors"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_what_has_more_bits_than_usual_is_marked(finished: Path) -> None:

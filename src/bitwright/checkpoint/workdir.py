@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def finite(value: Any) -> Any:
+    """``value`` for JSON, which knows no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text``; the file appears whole or not at all."""
     scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name need not be Unicode
     os.replace(scratch, path)

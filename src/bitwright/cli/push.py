@@ -21,6 +21,7 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Upload OUT with its card and report to the model hub, in one commit."""
+    from rich.markup import escape
     from rich.table import Table
 
     from bitwright.push import push
@@ -34,8 +35,10 @@ def run(
     view.add_column("file")
     view.add_column("MB", justify="right")
     for file in files:
-        view.add_row(file.name, f"{file.nbytes / 1e6:.2f}")
+        view.add_row(escape(file.name), f"{file.nbytes / 1e6:.2f}")
     console = wide_console()
     console.print(view)
     total = sum(file.nbytes for file in files) / 1e6
-    console.print(f"\n{'would go' if dry_run else 'went'} to {address}: {total:.1f} MB", highlight=False, soft_wrap=True)
+    console.print(
+        f"\n{'would go' if dry_run else 'went'} to {address}: {total:.1f} MB", highlight=False, markup=False, soft_wrap=True
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def run(
     )  # fmt: skip
     report = quantize(
         source, out, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()),
-        workdir=workdir or None, settings=settings, reporter=Reporter(quiet=json_),
+        workdir=workdir or None, settings=settings, reporter=Reporter(quiet=json_), command=tuple(sys.argv),
     )  # fmt: skip
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
@@ -61,8 +62,8 @@ def run(
     console.print()
     console.print(table(report.verdict.entries, report.verdict.stock), soft_wrap=True)
     console.print()
-    for sentence in sentences(report):
-        console.print(sentence, highlight=False, soft_wrap=True)
-    for note in report.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.html')}", soft_wrap=True)
+    for line in (*sentences(report), *(f"note: {note}" for note in report.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.html')}", markup=False, soft_wrap=True
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,5 +46,7 @@ class Divergence:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Divergence:
         """The inverse of ``dataclasses.asdict``, after a way through JSON."""
-        tuples = {name: tuple(data[name]) for name in ("kl_of_sequence", "greedy")}
-        return cls(**{**data, **tuples, "domains": tuple(cls.from_dict(d) for d in data["domains"])})
+        numbers = {name: math.nan for name, value in data.items() if value is None}  # JSON knows no NaN
+        kl_of_sequence = tuple(math.nan if kl is None else kl for kl in data["kl_of_sequence"])
+        domains = tuple(cls.from_dict(domain) for domain in data["domains"])
+        return cls(**{**data, **numbers, "kl_of_sequence": kl_of_sequence, "greedy": tuple(data["greedy"]), "domains": domains})

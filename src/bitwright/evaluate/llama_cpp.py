@@ -92,6 +92,15 @@ class LlamaCpp:
         """Logits float32 [T, V] of one sequence of ``ids`` [T]."""
         return torch.cat(list(self.logit_parts(ids)))
 
+    def last_logits(self, ids: Tensor, count: int) -> Tensor:
+        """Logits float32 [count, V] of the last ``count`` of ``ids`` [T]."""
+        kept: list[Tensor] = []
+        for part in self.logit_parts(ids):
+            kept = [*kept, part]
+            while len(kept) > 1 and sum(len(p) for p in kept[1:]) >= count:
+                kept.pop(0)
+        return torch.cat(kept)[-count:]
+
     def logit_parts(self, ids: Tensor) -> Iterator[Tensor]:
         """The same in parts of CHUNK_TOKENS tokens."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)

@@ -62,12 +62,14 @@ def _head(model: Any, recorded: Any) -> Tensor:
     """Logits [t, V] of what the body is recorded to return for one sequence: the class's own forward runs on the recording,
     so that scalings and caps of the logits are the library's."""
     body, hidden = model.base_model, recorded.last_hidden_state
-    own = body.forward
+    hooked = vars(body).get("forward")  # accelerate puts one there; a bound method of its own would keep the model alive
     body.forward = lambda *_, **__: recorded
     try:
         return model(input_ids=torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device), use_cache=False).logits[0]
     finally:
-        body.forward = own
+        del body.forward
+        if hooked is not None:
+            body.forward = hooked
 
 
 @torch.no_grad()
@@ -76,6 +78,11 @@ def greedy_of(model: Any, prompts: Tensor, count: int, device: str) -> Tensor:
     if isinstance(model, llama_cpp.LlamaCpp):
         return torch.stack([model.greedy(prompt, count) for prompt in prompts])
     ids = prompts.to(device)
-    plain = GenerationConfig(do_sample=False, max_new_tokens=count, min_new_tokens=count, eos_token_id=None, pad_token_id=0)
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # generate() fills what is left open from it: penalties, ends
+    try:
+        plain = GenerationConfig(do_sample=False, max_new_tokens=count, pad_token_id=0)
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    finally:
+        model.generation_config = own
     return torch.as_tensor(made)[:, prompts.shape[1] :].cpu()

@@ -22,13 +22,19 @@ def score(
 
     A name that ends in .jsonl is a file with a question, its choices and the index of the answer on each line; all others are
     tasks of lm-evaluation-harness. ``limit``: questions of each task, from its start. Raises BitwrightError for a file that
-    is not one, an unknown task, and where the package is missing.
+    is not one, an unknown task, and where the package is missing. Without candidates nothing is run, and only that is found
+    out.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise fail(
             "tasks/package", "--tasks", saw="lm-eval is not installed", wanted="lm-evaluation-harness runs the tasks",
             help="pip install 'bitwright[tasks]'",
         )  # fmt: skip
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        raise fail(
+            "tasks/names", "--tasks", saw=", ".join(names), wanted="tasks and files of different names", help="rename a file"
+        )
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
     job = {
         "candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet
@@ -46,7 +52,7 @@ def score(
 def read_questions(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file: ``question``, ``choices`` (two or more) and ``answer`` (index of the right one)."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at what JSON allows in a string
     except (OSError, UnicodeDecodeError) as error:
         raise _bad(str(path), f"{type(error).__name__}") from None
     questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

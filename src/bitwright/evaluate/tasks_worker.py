@@ -48,7 +48,7 @@ class GgufLM(TemplateLM):
 
     def _one(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
         ids = torch.tensor([*context, *continuation][-LONGEST:])
-        logits = self.runtime.logits(ids[:-1])[-len(continuation) :].log_softmax(-1)
+        logits = self.runtime.last_logits(ids[:-1], len(continuation)).log_softmax(-1)
         wanted = ids[-len(continuation) :]
         return float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
 
@@ -80,11 +80,14 @@ def local_task(name: str, questions: list[dict[str, Any]]) -> ConfigurableTask:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Scores of every candidate; or the name of a task that the harness does not know."""
+    """Scores of every candidate; or the name of a task that the harness does not know, or that has no figure of ours."""
     reporter, manager = Reporter(quiet=job["quiet"]), TaskManager()
     names = [task["name"] for task in job["tasks"] if task["questions"] is None]
     if unknown := [name for name in names if name not in manager.all_tasks]:
         return {"unknown": unknown[0]}
+    loaded = manager.load(names)["tasks"] if names else {}
+    if other := [name for name, task in loaded.items() if not {m for m in METRICS if m in task.aggregation()}]:
+        return {"unknown": f"{other[0]}, which has none of {', '.join(METRICS)}"}
     tasks = [*names, *(local_task(t["name"], t["questions"]) for t in job["tasks"] if t["questions"] is not None)]
     found: list[dict[str, dict[str, list[float]]]] = []
     for candidate in reporter.track(job["candidates"], "tasks", len(job["candidates"])):
@@ -96,9 +99,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Metric -> value of each question."""
+    """Metric -> value of each question. A task with several filters logs each question once for each: the first counts."""
     metric = next(m for m in METRICS if m in samples[0])
-    ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
+    first = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
+    ordered = sorted(first, key=lambda sample: int(sample["doc_id"]))
     return {metric: [float(sample[metric]) for sample in ordered]}
 
 

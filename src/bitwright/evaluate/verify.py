@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from bitwright.errors import fail
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import Divergence, TaskScore
 from bitwright.plan import Plan
@@ -72,6 +74,11 @@ def judge(result: Contender, others: list[Contender], divergences: list[Divergen
     contenders = [result, *others]
     entries = tuple(Entry(c.label, c.nbytes, d, c.predicted_nats) for c, d in zip(contenders, divergences, strict=True))
     own = entries[0]
+    if not math.isfinite(own.divergence.kl):
+        raise fail(
+            "verify/not-finite", result.candidate.path, saw=f"divergence {own.divergence.kl}", wanted="a finite number",
+            help="bitwright doctor SOURCE --weights",
+        )  # fmt: skip
     rivals = [
         entry for contender, entry in zip(contenders, entries, strict=True)
         if contender.uniform and entry.nbytes <= own.nbytes and entry.divergence.kl < own.divergence.kl

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from bitwright.checkpoint.workdir import finite
 from bitwright.evaluate.divergence import TokenFigures, agreed, compare, summarize
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.reference import Reference, condense
@@ -78,7 +79,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     results = run(json.loads(job_path.read_text(encoding="utf-8")))
-    out_path.write_text(json.dumps([asdict(result) for result in results]), encoding="utf-8")
+    out_path.write_text(json.dumps(finite([asdict(result) for result in results])), encoding="utf-8")
 
 
 if __name__ == "__main__":

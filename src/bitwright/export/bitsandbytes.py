@@ -177,6 +177,7 @@ def quantization_config(plan: Plan, skipped: list[str], dtype: torch.dtype) -> d
 def _write_config(directory: Path, skeleton: Skeleton, plan: Plan, dtype: torch.dtype) -> None:
     config = dict(skeleton.checkpoint.config)
     config.pop("torch_dtype", None)
+    config.pop("_name_or_path", None)  # where somebody's source lay
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["architectures"] = [skeleton.spec.architecture]
     config["quantization_config"] = quantization_config(plan, skip_modules(skeleton, plan), dtype)

@@ -124,7 +124,7 @@ def _plain_rows(path: Path) -> Iterable[Any]:
 
 
 def _jsonl_rows(path: Path) -> Iterable[Any]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bitwright.checkpoint.demo import DEMO_LICENSE, DEMO_MODEL
+from bitwright.doctor.model import Model
 from bitwright.evaluate.verify import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
 
-TAKEN_OVER = ("license", "license_name", "license_link", "language", "base_model")  # from the source's own card
+TAKEN_OVER = ("license", "license_name", "license_link", "language")  # from the source's own card
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+PLAIN = re.compile(r"[\w.:/ -]+")  # a licence, a language, a link
 
 
 def card(report: Report, source: str, directory: Path) -> str:
@@ -25,8 +29,8 @@ def card(report: Report, source: str, directory: Path) -> str:
 def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
     """The hub's metadata: what it was made from, under which licence, and how it measures."""
     known = {"license": DEMO_LICENSE, "base_model": DEMO_MODEL} if source == "demo" else _of_source(directory)
-    if hub := _hub_id(source, directory):
-        known["base_model"] = hub
+    if _is_hub_id(source):
+        known["base_model"] = source
     found, held_out = report.result.divergence, report.provenance["held_out"]
     name = Path(report.out).name
     text: dict[str, Any] = {
@@ -59,28 +63,27 @@ def _of_source(directory: Path) -> dict[str, Any]:
         known = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # noqa: BLE001 - a card that cannot be read says nothing; the card is no reason to lose a run
         return {}
-    return {name: known[name] for name in TAKEN_OVER if name in known}
+    found = {name: _words(known.get(name)) for name in TAKEN_OVER}
+    return {name: words for name, words in found.items() if words}
 
 
-def _hub_id(source: str, directory: Path) -> str | None:
-    """``owner/name`` where the source was one, or where its config remembers one."""
-    if source != "demo" and _looks_like_id(source) and not Path(source).expanduser().exists():
-        return source
-    config = directory / "config.json"
-    remembered = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path") if config.is_file() else None
-    if isinstance(remembered, str) and _looks_like_id(remembered) and not Path(remembered).exists():
-        return remembered
-    return None
+def _words(value: Any) -> str | list[str] | None:
+    """Plain words of a card, or none: what else stands there is not ours to repeat."""
+    if isinstance(value, list):
+        found = [word for word in map(_words, value) if isinstance(word, str)]
+        return found or None
+    if value is False:
+        return "no"  # Norwegian, as YAML reads it
+    return value if isinstance(value, str) and PLAIN.fullmatch(value) else None
 
 
-def _looks_like_id(text: str) -> bool:
-    return text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith((".gguf", "/"))
+def _is_hub_id(source: str) -> bool:
+    """Whether ``source`` is the hub's ``owner/name`` and not a path. What a config remembers is often a parent, or a path."""
+    return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
 def _is_chat(directory: Path) -> bool:
-    config = directory / "tokenizer_config.json"
-    inline = config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
-    return inline or (directory / "chat_template.jinja").is_file()
+    return Model(directory).template is not None
 
 
 def _text(report: Report, data: ModelCardData, chat: bool) -> str:

@@ -6,6 +6,7 @@ screen readers, and the page shows it where the pointer is.
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil, floor, inf, log10
 from typing import Any
 
@@ -18,7 +19,6 @@ from bitwright.report.report import Report
 Spec = dict[str, Any]
 WIDTH, HEIGHT = 700, 300
 FACET_COLUMNS, FACET_HEIGHT = 4, 110
-FORMAT_COLOURS = 6  # --format-0 (fewest bits) to --format-5 (16 bit)
 MORE, LESS, USUAL = "more bits", "fewer bits", "usual format"
 DIVERGENCE = "KL divergence, nats per token"
 WIDER, MARGIN = 1.25, 1.3  # how far the axes go beyond what was measured
@@ -28,7 +28,7 @@ INK, MUTED, ACCENT, SECOND = "var(--ink)", "var(--muted)", "var(--accent)", "var
 
 def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     """Bytes against damage: what is predicted for every budget and every single format, and what was measured."""
-    entries = [entry for entry in report.verdict.entries if entry.divergence.kl > 0]  # a logarithm shows no zero
+    entries = [entry for entry in report.verdict.entries if _shows(entry.divergence.kl, entry.divergence.kl_high)]
     contenders = [entry for entry in entries if entry.label != NOISE_FLOOR]
     largest = WIDER * max((entry.nbytes for entry in contenders), default=report.plan.nbytes)
     line: list[Spec] = [
@@ -94,15 +94,15 @@ def damages(report: Report, sensitivity: Sensitivity) -> Spec:
 
 def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
     """Which format each weight got: roles by blocks."""
-    bits = _bits_of(sensitivity)
+    bits, names = _bits_of(sensitivity), _roles(sensitivity)
     order = sorted({choice.format for choice in report.plan.choices}, key=lambda name: (bits[name], name))
     cells = [
-        {"block": w.block, "role": w.role, "format": c.format,
+        {"block": w.block, "role": names[w.name], "format": c.format,
          "text": f"{w.name.removesuffix('.weight')}: {c.format}, {c.nbytes / 1e6:.2f} MB"}
         for w, c in _pairs(report, sensitivity)
     ]  # fmt: skip
-    colours = [f"var(--format-{_step(i, len(order))})" for i in range(len(order))]
-    roles = list(dict.fromkeys(w.role for w in sensitivity.weights))
+    colours = [_between(i / max(1, len(order) - 1)) for i in range(len(order))]
+    roles = list(dict.fromkeys(names.values()))
     n_blocks = max(w.block for w in sensitivity.weights) + 1
     return _framed({
         "data": {"values": cells}, "width": WIDTH, "height": 22 * len(roles),
@@ -130,7 +130,7 @@ def predictions(report: Report) -> Spec:
         "predicted": report.plan.check_nats, "measured": check, "name": "result, predicting fold", "text": "predicting fold",
         "label": f"result: predicted {report.plan.check_nats:.4f}, measured {check:.4f} nats on the predicting fold",
     })  # fmt: skip
-    points = [point for point in points if point["predicted"] > 0 and point["measured"] > 0]
+    points = [point for point in points if _shows(point["predicted"], point["measured"])]
     values = [float(point[key]) for point in points for key in ("predicted", "measured")]
     low, high = _around(values)
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
@@ -151,14 +151,15 @@ def predictions(report: Report) -> Spec:
 def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) -> Spec:
     """Small multiples: one panel a role, blocks along, the figure up, in the plan's usual format."""
     usual, bits = report.plan.default_format, _bits_of(sensitivity)
+    names = _roles(sensitivity)
     points: list[Spec] = []
     for weight, choice in _pairs(report, sensitivity):
         row = _usual_row(weight, usual)
         value = getattr(row, figure) if row else 0
-        if row and value > 0:
+        if row and _shows(value):
             kept = _compared(choice, row, bits)
             text = f"{weight.name.removesuffix('.weight')} in {row.format}: {value:.3g}; stored in {choice.format}"
-            points.append({"block": weight.block, "role": weight.role, "value": value, "kept": kept, "text": text})
+            points.append({"block": weight.block, "role": names[weight.name], "value": value, "kept": kept, "text": text})
     roles = list(dict.fromkeys(point["role"] for point in points))
     kinds = [kind for kind in (USUAL, MORE, LESS) if any(point["kept"] == kind for point in points)]
     looks = {USUAL: (MUTED, "circle", 22), MORE: (ACCENT, "triangle-up", 62), LESS: (SECOND, "triangle-down", 62)}
@@ -216,8 +217,21 @@ def _compared(choice: Choice, row: Row, bits: dict[str, float]) -> str:
     return MORE if bits.get(choice.format, inf) > bits[row.format] else LESS
 
 
-def _step(i: int, count: int) -> int:
-    return round(i * (FORMAT_COLOURS - 1) / max(1, count - 1)) if count > 1 else 0
+def _between(share: float) -> str:
+    """A colour from that of few bits (0) to that of many (1); the page has both ends and the middle."""
+    low, high, part = ("few", "some", 2 * share) if share < 0.5 else ("some", "many", 2 * share - 1)
+    return f"color-mix(in oklab, var(--{high}) {100 * part:.0f}%, var(--{low}))"
+
+
+def _roles(sensitivity: Sensitivity) -> dict[str, str]:
+    """Weight -> role; where two weights of a block share one, with the module before it (GPT-2's attn.c_proj, mlp.c_proj)."""
+    counts = Counter((weight.block, weight.role) for weight in sensitivity.weights)
+    shared = {role for (_, role), count in counts.items() if count > 1}
+    names = {}
+    for weight in sensitivity.weights:
+        path = weight.name.removesuffix(".weight").split(".")
+        names[weight.name] = ".".join(path[-2:]) if weight.role in shared else weight.role
+    return names
 
 
 def _linear(field: str, title: str) -> Spec:
@@ -232,6 +246,11 @@ def _log(field: str, title: str, values: list[float]) -> Spec:
     short = "datum.value < 0.001 ? format(datum.value, '.0e') : format(datum.value, '~g')"
     axis = {"labelExpr": short, "values": round_numbers(low, high)}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def _shows(*values: float) -> bool:
+    """Whether a logarithmic axis has a place for ``values``."""
+    return all(0 < value < inf for value in values)
 
 
 def _around(values: list[float]) -> tuple[float, float]:

@@ -133,7 +133,7 @@ def _provenance(report: Report) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
         "choice": gap,
         "prediction": f"{plan.check_nats:.4f} ± {plan.check_stderr:.4f} nats, measured {report.check.kl:.4f} on the same text",
-        "cost": "; ".join(costs),
+        "cost, of this process": "; ".join(costs),
     }
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f"<h2>Calibration and provenance</h2>\n<dl>{items}</dl>"
@@ -146,7 +146,8 @@ def _command(report: Report) -> str:
 
 def _table(titles: list[str], rows: list[str]) -> str:
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{body}</div>'
 
 
 def _row(cells: list[str], kind: str = "") -> str:

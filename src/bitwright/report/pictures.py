@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from bitwright.formats.format import SIXTEEN_BIT
 from bitwright.measure.sensitivity import Sensitivity
 from bitwright.report import charts
 from bitwright.report.draw import svg
@@ -13,6 +14,8 @@ from bitwright.report.report import Report
 def pictures(report: Report, sensitivity: Sensitivity) -> str:
     """All charts, each under its heading and above its caption, as HTML."""
     usual = report.plan.default_format
+    if usual == SIXTEEN_BIT.name:
+        usual = "its smallest format"
     marked = "Triangles mark what is stored with more bits than that (up) or fewer (down)."
     frontier = (
         "Dots with bars were written to disk and measured on held-out text. The dashed line is the least damage that each "
@@ -42,7 +45,5 @@ def pictures(report: Report, sensitivity: Sensitivity) -> str:
 
 def _picture(title: str, spec: charts.Spec, caption: str, kind: str = "") -> str:
     drawing = svg(spec).replace('class="marks"', f'class="marks {kind}" aria-label="{escape(title)}"', 1)
-    return (
-        f'<h2>{escape(title)}</h2>\n<figure><div class="scroll" tabindex="0">{drawing}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    frame = f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">{drawing}</div>'
+    return f"<h2>{escape(title)}</h2>\n<figure>{frame}<figcaption>{escape(caption)}</figcaption></figure>"

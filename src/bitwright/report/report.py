@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoint.workdir import finite
 from bitwright.clock import Stage
 from bitwright.errors import fail
 from bitwright.evaluate.figures import Divergence
@@ -56,7 +57,8 @@ class Report:
         return self.plan.check_nats / max(self.check.kl, LEAST_NATS)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        """For JSON; figures that are no numbers are null."""
+        found: dict[str, Any] = finite({
             "schema": SCHEMA,
             "out": self.out,
             "sentences": list(sentences(self)),
@@ -72,7 +74,8 @@ class Report:
             "stages": {name: asdict(stage) for name, stage in self.stages.items()},
             "provenance": self.provenance,
             "command": list(self.command),
-        }
+        })  # fmt: skip
+        return found
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -99,11 +102,10 @@ def sentences(report: Report) -> tuple[str, str, str]:
     """What was gained for what, what was done, and how far to trust it."""
     result, stock, plan = report.result, report.verdict.entry(report.verdict.stock), report.plan
     change = 100 * (result.nbytes / stock.nbytes - 1)
-    factor = stock.divergence.kl / max(result.divergence.kl, LEAST_NATS)
     size = f"{result.nbytes / 1e6:.1f} MB, {abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label} and "
-    gained = f"{size}{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model; its divergence from the 16-bit "
-    gained += f"model is {factor:.1f} times smaller than that of {stock.label} ({result.divergence.kl:.4f} against "
-    gained += f"{stock.divergence.kl:.4f} nats per token)."
+    share = f"{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model"
+    figures = f"({result.divergence.kl:.4f} against {stock.divergence.kl:.4f} nats per token)"
+    gained = f"{size}{share}; its divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}."
     formats = Counter(choice.format for choice in plan.choices)
     shares = ", ".join(f"{n} in {f}" for f, n in formats.most_common())
     done = (
@@ -116,3 +118,13 @@ def sentences(report: Report) -> tuple[str, str, str]:
     )
     trust += f"{report.verdict.gate}."
     return gained, done, trust
+
+
+def _compared(report: Report) -> str:
+    """The result's divergence beside stock's, in words that fit either way."""
+    own, theirs = report.result.divergence.kl, report.verdict.entry(report.verdict.stock).divergence.kl
+    if own <= LEAST_NATS:
+        return "too small to measure beside"
+    if not theirs > LEAST_NATS:
+        return "to be set against"
+    return f"{theirs / own:.1f} times smaller than" if own <= theirs else f"{own / theirs:.1f} times larger than"

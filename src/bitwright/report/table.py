@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verify import NOISE_FLOOR, Entry
+from bitwright.report.report import LEAST_NATS
 
 
 def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
@@ -23,11 +25,11 @@ def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
         size = "" if stock is None or entry.label == NOISE_FLOOR else f"{100 * (entry.nbytes / stock.nbytes - 1):+.1f} %"
         if entry.bits_per_weight:
             size = f"{entry.bits_per_weight:.2f}"
-        ratio = "" if stock is None else f"{d.kl / stock.divergence.kl:.3f}"
+        ratio = "" if stock is None else f"{d.kl / max(stock.divergence.kl, LEAST_NATS):.3f}"
         continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
-        view.add_row(entry.label, f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
+        view.add_row(escape(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
         for domain in d.domains:
-            view.add_row(f"  {domain.label}", "", "", *_cells(domain, ""))
+            view.add_row(f"  {escape(domain.label)}", "", "", *_cells(domain, ""))
     return view
 
 
@@ -47,6 +49,12 @@ def task_table(entries: tuple[Entry, ...]) -> Table:
         for s in entry.tasks:
             apart = ["", ""] if entry is entries[0] else [f"{100 * s.difference:+.1f} %", f"{100 * s.difference_stderr:.1f}"]
             view.add_row(
-                entry.label, s.task, s.metric, f"{100 * s.value:.1f} %", f"{100 * s.stderr:.1f}", *apart, str(s.n_questions)
+                escape(entry.label),
+                escape(s.task),
+                s.metric,
+                f"{100 * s.value:.1f} %",
+                f"{100 * s.stderr:.1f}",
+                *apart,
+                str(s.n_questions),
             )
     return view
