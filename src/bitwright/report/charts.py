@@ -123,16 +123,21 @@ def predictions(report: Report) -> Spec:
     points: list[Spec] = [
         {"predicted": e.predicted_nats, "measured": e.divergence.kl, "name": e.label, "text": "held-out",
          "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text"}
-        for e in report.verdict.entries if e.predicted_nats is not None
+        for e in report.verdict.entries if e.predicted_nats is not None and e.label != report.verdict.shipped
     ]  # fmt: skip
-    check = report.check.kl
-    points.append({
-        "predicted": report.plan.check_nats, "measured": check, "name": "result, predicting fold", "text": "predicting fold",
-        "label": f"result: predicted {report.plan.check_nats:.4f}, measured {check:.4f} nats on the predicting fold",
-    })  # fmt: skip
+    for text, name, measured in (
+        ("held-out", "", report.result.divergence.kl),
+        ("predicting fold", f"{report.verdict.shipped}, predicting fold", report.check.kl),
+    ):
+        words = f"result: predicted {report.plan.check_nats:.4f}, measured {measured:.4f} nats on {text} text"
+        points.append(
+            {"predicted": report.plan.check_nats, "measured": measured, "name": name, "text": text, "label": words}
+        )  # fmt: skip
     points = [point for point in points if _shows(point["predicted"], point["measured"])]
     values = [float(point[key]) for point in points for key in ("predicted", "measured")]
     low, high = _around(values)
+    for point in points:  # its name stands where there is room
+        point["side"] = "left" if point["predicted"] ** 2 < low * high else "right"
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
     return _framed({
@@ -142,8 +147,12 @@ def predictions(report: Report) -> Spec:
              "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]}, "encoding": {"x": x, "y": y}},
             {"data": {"values": points}, "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
              "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "label", "type": "nominal"}}},
-            {"data": {"values": points}, "mark": {"type": "text", "align": "right", "dx": -9, "fontSize": 12},
-             "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}},
+            *[
+                {"data": {"values": [point for point in points if point["side"] == side]},
+                 "mark": {"type": "text", "align": side, "dx": dx, "dy": dy, "fontSize": 12},
+                 "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}}
+                for side, dx, dy in (("left", 9, 0), ("right", -9, 0))
+            ],
         ],
     })  # fmt: skip
 

@@ -145,7 +145,8 @@ def _command(report: Report) -> str:
 
 
 def _table(titles: list[str], rows: list[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    kinds = {title: ' class="text"' if title in ("reason", "treatment") else "" for title in titles}
+    head = "".join(f'<th scope="col"{kinds[title]}>{escape(title)}</th>' for title in titles)
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="scroll" tabindex="0" role="group" aria-label="table">{body}</div>'
 
