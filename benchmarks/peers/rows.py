@@ -31,6 +31,7 @@ ROWS = (
     Row("mlx-lm dynamic_quant 4.75 bits, 16 sequences", "mlx", "mlx", {"method": "dynamic", "bits": 4.75, "sequences": 16}),
     Row("GPTQModel g64", "gptqmodel", "gptqmodel", {"group_size": 64}),
     Row("llm-compressor GPTQ g64", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 64}),
+    Row("llm-compressor GPTQ g32", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 32}),
     Row("llm-compressor AWQ g64", "llmcompressor", "llmcompressor", {"method": "awq", "group_size": 64}),
     Row("ModelOpt auto_quantize, int4 g64 and int8", "modelopt", "modelopt", {"bits": 4.6, "group_size": 64}),
     Row("AutoRound RTN g64", "autoround", "common", {"iters": 0, "group_size": 64}),

@@ -157,6 +157,7 @@ BROKEN: list[tuple[str, Break]] = [
     ("template/double-bos", change(
         "tokenizer.json", post_processor={"type": "Sequence", "processors": [{"type": "x"}, BOS_FIRST]})),
     ("template/double-bos", change("tokenizer_config.json", add_bos_token=True)),
+    ("family/gemma-bos", change("config.json", model_type="gemma3_text")),
     ("generation/end-of-turn", change("generation_config.json", eos_token_id=2)),
     ("generation/end-of-turn", both(
         change("generation_config.json", eos_token_id=None), change("config.json", eos_token_id=2))),
@@ -218,6 +219,18 @@ def test_no_value_makes_it_crash(tmp_path: Path, value: Any) -> None:
         for key in data:
             (sound(tmp_path) / name).write_text(json.dumps(data | {key: value}))
             examine(tmp_path)
+
+
+def test_llama_31_without_its_scaling(tmp_path: Path) -> None:
+    sound(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    plain = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072, "rope_parameters": None}
+    change("config.json", **plain)(tmp_path)
+    assert "family/llama3-rope" in found(tmp_path)
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 8192}  # fmt: skip
+    change("config.json", rope_parameters=scaled)(tmp_path)
+    assert "family/llama3-rope" not in found(tmp_path)
 
 
 def test_the_gravest_come_first_and_decide_the_exit_code(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from bitwright.cli.common import guarded
 def run(
     model: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")] = "",
     weights: Annotated[bool, typer.Option("--weights", help="Read every weight once, too.")] = False,
+    fix: Annotated[str, typer.Option(help="Write a corrected copy here: what can be put right without a guess.")] = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print what every check looks for, and why.")] = False,
     json_: common.Json = False,
 ) -> None:
@@ -31,6 +33,13 @@ def run(
     path = Path(model)
     named = path if path.suffix == ".gguf" and path.is_file() else local_directory(model)
     findings = examine(named, weights, Reporter(quiet=json_))
+    if fix:
+        from bitwright.doctor.fix import fixed_copy
+
+        changes = fixed_copy(named, Path(fix))
+        for name, value in changes.items():
+            print(f"{fix}/{name}: {'left out' if value is None else 'corrected'}", file=sys.stderr)
+        findings = examine(Path(fix), weights, Reporter(quiet=json_))
     if json_:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:

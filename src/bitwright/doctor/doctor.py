@@ -57,6 +57,11 @@ def rules() -> dict[str, str]:
     return {module.__name__.rsplit(".", 1)[-1]: (module.__doc__ or "").strip() for module in modules}
 
 
+def check_modules() -> tuple[ModuleType, ...]:
+    """The checks over a directory's texts and headers; one that has a ``fix`` can correct what it finds."""
+    return _modules(checks)
+
+
 @cache
 def _modules(folder: ModuleType) -> tuple[ModuleType, ...]:
     names = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))

@@ -13,6 +13,8 @@ from bitwright.errors import BitwrightError, Finding
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
+Correction = dict[str, dict[str, Any] | None]  # file -> its new JSON object; None: it is left out
+
 
 class Model:
     """A model directory. What cannot be read counts as empty, and stands in ``unreadable``."""
@@ -112,6 +114,10 @@ class Model:
             value = value.get("content")
         return value if isinstance(value, str) else None
 
+    def adds(self, token: str) -> bool:
+        """Whether the tokenizer puts ``token`` before a text by itself."""
+        return bool(self.tokenizer_config.get("add_bos_token")) or _opens_with(self.tokenizer.get("post_processor"), token)
+
     @property
     def embedding(self) -> TensorRef | None:
         return self._ending(EMBEDDINGS)
@@ -129,6 +135,18 @@ class Model:
         """Whether head and embedding are one matrix, as transformers decides it."""
         own = self.config.get("tie_word_embeddings")
         return bool(self.text_config.get("tie_word_embeddings", True) if own is None else own)
+
+
+def _opens_with(processor: Any, token: str) -> bool:
+    """Whether a post-processor of tokenizer.json puts ``token`` before a single text."""
+    if not isinstance(processor, dict):
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_opens_with(part, token) for part in dicts_of(processor.get("processors")))
+    single = processor.get("single")
+    first = single[0] if isinstance(single, list) and single else None
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    return isinstance(special, dict) and special.get("id") == token
 
 
 def dicts_of(value: Any) -> list[dict[str, Any]]:

@@ -9,17 +9,16 @@ Source: https://github.com/deepseek-ai/DeepSeek-R1/issues/151, https://github.co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from bitwright.doctor.conversation import Rendered, render
-from bitwright.doctor.model import Model, dicts_of
+from bitwright.doctor.model import Model
 from bitwright.errors import Finding
 
 
 def check(model: Model) -> Iterator[Finding]:
     bos = model.token("bos")
     found = render(model) if model.template is not None and bos else None
-    if bos and isinstance(found, Rendered) and found.asked.lstrip().startswith(bos) and _adds(model, bos):
+    if bos and isinstance(found, Rendered) and found.asked.lstrip().startswith(bos) and model.adds(bos):
         yield Finding(
             "template/double-bos", "chat_template", f"it writes {bos!r}, and the tokenizer adds it too", "one of the two",
             "tokenize rendered conversations with add_special_tokens=False", "note" if _usual(model) else "warning",
@@ -29,19 +28,3 @@ def check(model: Model) -> Iterator[Finding]:
 def _usual(model: Model) -> bool:
     """Families in which both are meant, because plain text needs the token as well."""
     return str(model.config.get("model_type", "")).startswith(("gemma", "llama"))
-
-
-def _adds(model: Model, bos: str) -> bool:
-    return bool(model.tokenizer_config.get("add_bos_token")) or _opens_with(model.tokenizer.get("post_processor"), bos)
-
-
-def _opens_with(processor: Any, bos: str) -> bool:
-    """Whether a post-processor of tokenizer.json puts ``bos`` before a single text."""
-    if not isinstance(processor, dict):
-        return False
-    if processor.get("type") == "Sequence":
-        return any(_opens_with(part, bos) for part in dicts_of(processor.get("processors")))
-    single = processor.get("single")
-    first = single[0] if isinstance(single, list) and single else None
-    special = first.get("SpecialToken") if isinstance(first, dict) else None
-    return isinstance(special, dict) and special.get("id") == bos

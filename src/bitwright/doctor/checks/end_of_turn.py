@@ -12,26 +12,37 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.conversation import Rendered, render
-from bitwright.doctor.model import Model, ids_of
+from bitwright.doctor.model import Correction, Model, ids_of
 from bitwright.errors import Finding
 
 
 def check(model: Model) -> Iterator[Finding]:
+    if missing := _missing(model):
+        name, ends, token = missing
+        wanted = [*ends, model.token_ids[token]]
+        yield Finding(
+            "generation/end-of-turn", name, f"eos_token_id {ends[0] if len(ends) == 1 else ends}",
+            f"the template's end of turn {token!r}, id {model.token_ids[token]}, among the ends",
+            f'set "eos_token_id": {wanted}', "warning",
+        )  # fmt: skip
+
+
+def fix(model: Model) -> Correction:
+    """The end of turn as one more end of generation."""
+    if missing := _missing(model):
+        _, ends, token = missing
+        return {"generation_config.json": {**model.generation, "eos_token_id": [*ends, model.token_ids[token]]}}
+    return {}
+
+
+def _missing(model: Model) -> tuple[str, list[int], str] | None:
+    """The file that decides, its ends, and the token that is not among them."""
     found = render(model) if model.template is not None else None
     if not isinstance(found, Rendered) or not model.token_ids:
-        return
+        return None
     special = {token["content"] for token in model.added_tokens if token.get("special")}
     after = found.answered_tail.strip()
     last = next((token for token in sorted(special, key=len, reverse=True) if token and after.startswith(token)), None)
-    if last is None:
-        return
-    settings = model.generation if "eos_token_id" in model.generation else model.text_config
-    ends = ids_of(settings.get("eos_token_id"))
-    if ends and model.token_ids[last] not in ends:
-        name = "generation_config.json" if settings is model.generation else "config.json"
-        wanted = [*ends, model.token_ids[last]]
-        yield Finding(
-            "generation/end-of-turn", name, f"eos_token_id {ends[0] if len(ends) == 1 else ends}",
-            f"the template's end of turn {last!r}, id {model.token_ids[last]}, among the ends", f'set "eos_token_id": {wanted}',
-            "warning",
-        )  # fmt: skip
+    decides = "generation_config.json" if "eos_token_id" in model.generation else "config.json"
+    ends = ids_of((model.generation if decides != "config.json" else model.text_config).get("eos_token_id"))
+    return (decides, ends, last) if last is not None and ends and model.token_ids[last] not in ends else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.headers import INDEX_NAME, SINGLE_NAME
-from bitwright.doctor.model import Model
+from bitwright.doctor.model import Correction, Model
 from bitwright.errors import Finding
 
 
@@ -34,3 +34,17 @@ def check(model: Model) -> Iterator[Finding]:
             wanted = "one copy of the weights" if alone else "every shard is in the index"
             help = f"delete {path.name}" if alone else f"delete {path.name}, or save the model into an empty folder"
             yield Finding("files/unlisted", path.name, "not in the index", wanted, help, "warning")
+
+
+def fix(model: Model) -> Correction:
+    """The true sum; files that the index does not name are left out."""
+    if not model.index or not model.refs:
+        return {}
+    held = sum(ref.nbytes for ref in model.refs.values())
+    metadata = model.index.get("metadata")
+    stated = metadata if isinstance(metadata, dict) else {}
+    changes: Correction = {}
+    if stated.get("total_size", held) != held:
+        changes[INDEX_NAME] = {**model.index, "metadata": {**stated, "total_size": held}}
+    listed = {ref.file.name for ref in model.refs.values()}
+    return changes | {path.name: None for path in model.directory.glob("*.safetensors") if path.name not in listed}

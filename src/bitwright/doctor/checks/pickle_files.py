@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitwright.doctor.model import Model
+from bitwright.doctor.model import Correction, Model
 from bitwright.errors import Finding
 
 SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def check(model: Model) -> Iterator[Finding]:
-    for path in sorted(model.directory.iterdir()) if model.directory.is_dir() else []:
-        if path.suffix in SUFFIXES:
-            yield Finding(
-                "files/pickle", path.name, "a pickle", "weights in safetensors alone", f"delete {path.name}", "warning"
-            )
+    for name in _pickles(model):
+        yield Finding("files/pickle", name, "a pickle", "weights in safetensors alone", f"delete {name}", "warning")
+
+
+def fix(model: Model) -> Correction:
+    """Left out where the weights are there without them."""
+    return dict.fromkeys(_pickles(model)) if model.refs else {}
+
+
+def _pickles(model: Model) -> list[str]:
+    found = model.directory.iterdir() if model.directory.is_dir() else ()
+    return sorted(path.name for path in found if path.suffix in SUFFIXES)
