@@ -6,13 +6,13 @@ import os
 
 import typer
 
-from bitwright.cli import allocate, doctor, evaluate, measure, push, quantize, report
+from bitwright.cli import allocate, doctor, estimate, evaluate, measure, push, quantize, report
 
 app = typer.Typer(
     help="Spend a memory budget on a language model's weights where it matters.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False,
 )  # fmt: skip
-for verb in (quantize, measure, allocate, evaluate, report, push, doctor):
+for verb in (quantize, measure, allocate, evaluate, report, push, doctor, estimate):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 
 

@@ -1,0 +1,49 @@
+"""bitwright estimate MODEL"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded, size_nbytes, wide_console
+
+
+@guarded
+def run(
+    model: Annotated[str, typer.Argument(help="A model directory, a config.json, or a hub id (only its config is fetched).")],
+    memory: Annotated[str, typer.Option(help="Memory of the device, such as 8GB: what fits, and how long a context.")] = "",
+    context: Annotated[int, typer.Option(min=1, help="Tokens whose keys and values are kept.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 1,
+    cache_bits: Annotated[float, typer.Option(min=1, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
+    json_: common.Json = False,
+) -> None:
+    """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
+    from rich.table import Table
+
+    from bitwright.estimate.estimate import estimate, read_config
+
+    found = estimate(
+        read_config(model), memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits
+    )  # fmt: skip
+    if json_:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    titles = ["", "disk GB", "cache GB", "workspace GB", "memory GB", *(["fits", "longest context"] if memory else [])]
+    for title in titles:
+        view.add_column(title, justify="right" if title else "left")
+    for line in found.lines:
+        sizes = (line.disk_nbytes, line.cache_nbytes, line.workspace_nbytes, line.memory_nbytes)
+        verdict = ["yes" if line.fits else "no", f"{line.longest_context:,}"] if memory else []
+        view.add_row(line.format, *(f"{size / 1e9:.2f}" for size in sizes), *verdict)
+    console = wide_console()
+    active = "" if found.n_active == found.n_parameters else f", {found.n_active / 1e9:.2f} active in a token"
+    console.print(f"{found.n_parameters / 1e9:.3f} billion parameters{active}; context {context:,}, batch {batch}")
+    console.print(view)
+    if memory:
+        best = found.best
+        console.print(f"best choice within {memory}: {best.format}" if best else f"nothing fits into {memory} at this context")

@@ -1,0 +1,90 @@
+"""Bytes of a model's tensors in well-known formats, from their shapes (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from bitwright.estimate.shapes import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, Part
+from bitwright.export.gguf_recipes import Matrix, recipe
+from bitwright.formats.ggml import GGML_FORMATS
+
+SIXTEEN, PLAIN_4_BIT = "BF16 / FP16", "NF4 (bitsandbytes)"
+NF4_BLOCK, GPTQ_GROUP = 64, 128
+NF4_EXTRAS = 16 * 4 + 90  # the map of levels and the JSON record of each weight
+DYNAMIC = 1.10  # what a dynamic 4-bit checkpoint takes over plain NF4
+
+Parts = tuple[Part, ...]
+
+
+def stored_nbytes(parts: Parts, config: dict[str, Any]) -> dict[str, int]:
+    """Format -> bytes of all tensors; a format that these shapes cannot be counted in is absent."""
+    found = {name: count(parts) for name, count in COUNTS.items()}
+    found["dynamic 4 bit, +10 %"] = round(DYNAMIC * found[PLAIN_4_BIT])
+    if config.get("model_type") not in DENSE_EXCEPTIONS and all(part.name for part in parts if part.role == LINEAR):
+        found |= {name: _gguf(parts, config, name) for name in ("Q4_0", "Q4_K_M")}
+    return found
+
+
+def _every(bits: int) -> Callable[[Parts], int]:
+    return lambda parts: sum(part.n_parameters for part in parts) * bits // 8
+
+
+def _linears(of_one: Callable[[int, int], int]) -> Callable[[Parts], int]:
+    """Matrices of the blocks in the format, everything else in 16 bit."""
+
+    def count(parts: Parts) -> int:
+        return sum(
+            part.count * of_one(*part.shape) if part.role in (LINEAR, EXPERT) else 2 * part.n_parameters for part in parts
+        )
+
+    return count
+
+
+def _int8(n_rows: int, n_cols: int) -> int:
+    """LLM.int8 (arXiv 2208.07339): a byte a weight and a float32 scale a row."""
+    return n_rows * n_cols + 4 * n_rows
+
+
+def _nf4(n_rows: int, n_cols: int) -> int:
+    """Two weights a byte, a float32 scale for each block of 64."""
+    n = n_rows * n_cols
+    return -(-n // 2) + 4 * -(-n // NF4_BLOCK) + NF4_EXTRAS
+
+
+def _gptq(n_rows: int, n_cols: int) -> int:
+    """AutoGPTQ's layout: 4-bit codes and zero points, float16 scales, the group of each column in 32 bit."""
+    groups = -(-n_cols // GPTQ_GROUP)
+    return n_rows * n_cols // 2 + groups * n_rows * 2 + groups * n_rows // 2 + 4 * n_cols
+
+
+def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
+    """Under llama.cpp's recipe ``name``; vectors in 32 bit, what sees in a file of its own in 16 bit."""
+    matrices = [Matrix(part.name, part.shape[1]) for part in parts if part.role in (LINEAR, EMBEDDING, HEAD)]
+    heads = int(config["num_attention_heads"])
+    group = heads // int(config.get("num_key_value_heads") or heads)
+    tied = not any(part.role == HEAD for part in parts)
+    chosen = recipe(name, matrices, int(config["num_hidden_layers"]), group, tied)
+    total = 0
+    for part in parts:
+        if part.role == VISION:
+            total += 2 * part.n_parameters
+        elif part.name not in chosen:
+            total += 4 * part.n_parameters
+        elif chosen[part.name] == "16bit":
+            total += 2 * part.n_parameters
+        else:
+            format = GGML_FORMATS[chosen[part.name]]
+            total += prod(part.shape) // format.record * format.record_nbytes
+    return total
+
+
+DENSE_EXCEPTIONS = ("phi3",)  # stores q, k and v as one matrix, and gate and up as one
+COUNTS: dict[str, Callable[[Parts], int]] = {
+    "FP32": _every(32),
+    SIXTEEN: _every(16),
+    "INT8 (bitsandbytes)": _linears(_int8),
+    PLAIN_4_BIT: _linears(_nf4),
+    "GPTQ g128": _linears(_gptq),
+}

@@ -1,0 +1,68 @@
+"""The cache's formula against the caches that transformers fills, and its inverse."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from bitwright.doctor.model import Model
+from bitwright.estimate.cache import cache_nbytes, longest_context
+from tests.conftest import Build
+
+
+def kept(directory: Path, n_tokens: int) -> int:
+    """Bytes of the keys and values that the model holds after ``n_tokens``."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        cache = model(torch.ones(1, n_tokens, dtype=torch.long), use_cache=True).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("n_tokens", [1, 40])
+def test_full_attention_keeps_every_token(build: Build, architecture: str, n_tokens: int) -> None:
+    directory = build(architecture)
+    assert cache_nbytes(Model(directory).config, n_tokens) == kept(directory, n_tokens)
+
+
+def test_a_sliding_layer_keeps_its_window(build: Build) -> None:
+    config = Model(build("gemma3_text")).config  # one sliding layer of 24, one full
+    per_token = cache_nbytes(config, 1) // 2
+    assert cache_nbytes(config, 24) == 48 * per_token
+    assert cache_nbytes(config, 100) == (24 + 100) * per_token
+
+
+def grouped(kind: str, layers: int, hidden: int, heads: int, shared: int) -> dict[str, Any]:
+    return {"model_type": kind, "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
+            "num_key_value_heads": shared}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "nbytes"), [
+    ({"model_type": "deepseek_v3", "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 70_272),
+    (grouped("qwen2", 80, 8192, 64, 8), 327_680), (grouped("llama", 126, 16384, 128, 8), 516_096),
+], ids=["DeepSeek-V3", "Qwen2.5-72B", "Llama-3.1-405B"])  # fmt: skip
+def test_published_bytes_a_token(config: dict[str, Any], nbytes: int) -> None:
+    """Table 1 of "Insights into DeepSeek-V3", arXiv 2505.09343."""
+    assert cache_nbytes(config, 1) == nbytes
+
+
+CONFIGS: list[dict[str, Any]] = [
+    {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {"model_type": "gemma2", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "sliding_window": 16},
+    {"model_type": "qwen2", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "sliding_window": 16,
+     "use_sliding_window": True, "max_window_layers": 3},
+]  # fmt: skip
+
+
+@given(st.sampled_from(CONFIGS), st.integers(0, 10**8), st.integers(1, 4), st.sampled_from([16, 8, 4.5]))
+def test_the_longest_context_fits_and_one_more_token_does_not(
+    config: dict[str, Any], room: int, batch: int, bits: float
+) -> None:
+    config = config | {"max_position_embeddings": 4096}
+    longest = longest_context(config, room, batch, bits)
+    assert cache_nbytes(config, longest, batch, bits) <= room
+    assert longest == 4096 or cache_nbytes(config, longest + 1, batch, bits) > room
