@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,3 +152,15 @@ def test_gpu_run_beats_stock(build: Build, tmp_path: Path) -> None:
 def test_import_is_light() -> None:
     code = "import sys, bitwright; assert 'torch' not in sys.modules; assert bitwright.Plan and 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_that_needs_its_own_code_is_refused_before_anything_slow(build: Build, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(build("llama"), source)
+    config = json.loads((source / "config.json").read_text()) | {"auto_map": {"AutoConfig": "code.Config"}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "code.py").write_text("from transformers import LlamaConfig as Config\n")
+    with pytest.raises(BitwrightError) as caught:
+        bitwright.quantize(source, tmp_path / "out", settings=replace(SMALL, trust_remote_code=True), reporter=QUIET)
+    assert caught.value.finding.rule == "source/code"
+    assert not (tmp_path / "out").exists()

@@ -109,6 +109,7 @@ def measure_model(
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     if preflight is not None:  # a verdict will follow: its text is looked at before anything slow
         require_held_out(tokenizer, settings)
+        _require_own_class(container, checkpoint.config, settings)
     device, dtype = device_of(settings.device), _dtype(settings)
     stock = {name: quantized(format) for name, format in container.stock(skeleton.spec).items()}
     importance = read_imatrix(Path(settings.imatrix), skeleton) if settings.imatrix else {}
@@ -189,6 +190,16 @@ def require_held_out(tokenizer: Any, settings: Settings) -> None:
             help="name another file, or leave --held-out out",
         )  # fmt: skip
     held_out_domains(tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+
+
+def _require_own_class(container: Container, config: dict[str, Any], settings: Settings) -> None:
+    """Raise where the written checkpoint would need code of the source, which it never carries."""
+    if settings.trust_remote_code and "auto_map" in config and not container.suffix:
+        raise fail(
+            "source/code", "config.json", saw="auto_map: the model is built by code that it brings along",
+            wanted="a class that transformers has, since a written checkpoint carries no code",
+            help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
+        )  # fmt: skip
 
 
 def _doctor_notes(directory: Path) -> list[str]:
