@@ -16,9 +16,11 @@ from bitwright.cli.main import app
 from bitwright.doctor.model import Model
 from bitwright.estimate.estimate import estimate, read_config
 from bitwright.estimate.shapes import parts
+from bitwright.estimate.sketch import sketch
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN, stored_nbytes
 from bitwright.export.gguf import GGUF
 from bitwright.models.skeleton import build_skeleton
+from bitwright.plan import Plan
 from tests.conftest import Build
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
@@ -101,3 +103,44 @@ def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
         with pytest.raises(BitwrightError) as caught:
             read_config(str(model))
         assert caught.value.finding.rule == "estimate/config"
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (("7B", 32, 4096), 7.0e9), (("8B", 32, 4096, 32, 8), 8.0e9), (("350M", 24, 1024, 16, 16, 0, 50_000, True), 3.5e8)
+])  # fmt: skip
+def test_a_sketch_has_the_parameters_that_were_asked_for(words: tuple[Any, ...], expected: float) -> None:
+    config = sketch(*words)
+    assert sum(part.n_parameters for part in parts(config)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("words", "rule"), [
+    (("many", 32, 4096), "estimate/params"), (("1B", 32, 8192), "estimate/sketch"), (("", 1, 1), "estimate/params")
+])  # fmt: skip
+def test_a_sketch_that_cannot_be(words: tuple[Any, ...], rule: str) -> None:
+    with pytest.raises(BitwrightError) as caught:
+        sketch(*words)
+    assert caught.value.finding.rule == rule
+
+
+def test_a_plan_is_one_more_line(tmp_path: Path) -> None:
+    plan = Plan("x", "bitsandbytes", "nf4-b32-dq", "+10%", None, 5 * 10**9, 0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    words = [
+        "estimate",
+        "--params",
+        "8B",
+        "--kv-heads",
+        "8",
+        "--memory",
+        "8GB",
+        "--plan",
+        str(tmp_path / "plan.json"),
+        "--json",
+    ]
+    told = json.loads(CliRunner().invoke(app, words).stdout)
+    assert told["lines"][-1]["format"].endswith("plan.json")
+    assert told["lines"][-1]["disk_nbytes"] == 5 * 10**9
+    for wrong in (["estimate"], ["estimate", "x", "--params", "7B"]):
+        done = CliRunner().invoke(app, wrong)
+        assert done.exit_code == 2
+        assert "error[estimate/model]" in done.stderr

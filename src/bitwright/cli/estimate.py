@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,20 +15,41 @@ from bitwright.cli.common import guarded, size_nbytes, wide_console
 
 @guarded
 def run(
-    model: Annotated[str, typer.Argument(help="A model directory, a config.json, or a hub id (only its config is fetched).")],
+    model: Annotated[
+        str, typer.Argument(help="A model directory, a config.json, or a hub id (only its config is fetched).")
+    ] = "",
     memory: Annotated[str, typer.Option(help="Memory of the device, such as 8GB: what fits, and how long a context.")] = "",
     context: Annotated[int, typer.Option(min=1, help="Tokens whose keys and values are kept.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 1,
     cache_bits: Annotated[float, typer.Option(min=1, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
+    plan: Annotated[list[Path] | None, typer.Option(help="A plan.json of bitwright allocate, as one more line.")] = None,
+    params: Annotated[str, typer.Option(help="Instead of MODEL: a dense llama of so many parameters, such as 7B.")] = "",
+    layers: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 32,
+    hidden: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 4096,
+    heads: Annotated[int, typer.Option(min=0, help="Of that sketch; 0: 128 wide each.")] = 0,
+    kv_heads: Annotated[int, typer.Option(min=0, help="Of that sketch; 0: as many as heads.")] = 0,
+    inner: Annotated[int, typer.Option(min=0, help="Feed-forward width of that sketch; 0: what makes the sum right.")] = 0,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 128_256,
+    tied: Annotated[bool, typer.Option("--tied", help="Its embedding is its head.")] = False,
     json_: common.Json = False,
 ) -> None:
     """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
     from rich.table import Table
 
+    from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate, read_config
+    from bitwright.estimate.sketch import sketch
+    from bitwright.plan import Plan
 
+    if bool(model) == bool(params):
+        raise fail(
+            "estimate/model", "MODEL", saw="both" if model else "neither", wanted="a model, or --params",
+            help="bitwright estimate --params 7B --layers 32 --hidden 4096",
+        )  # fmt: skip
+    config = read_config(model) if model else sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
+    plans = {str(path): Plan.load(path).nbytes for path in plan or ()}
     found = estimate(
-        read_config(model), memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits
+        config, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans
     )  # fmt: skip
     if json_:
         print(json.dumps(asdict(found), indent=1))

@@ -53,16 +53,18 @@ class Estimate:
 
 
 def estimate(
-    config: dict[str, Any], *, memory: int | None = None, context: int = 4096, batch: int = 1, cache_bits: float = 16
-) -> Estimate:
+    config: dict[str, Any], *, memory: int | None = None, context: int = 4096, batch: int = 1, cache_bits: float = 16,
+    plans: dict[str, int] | None = None,
+) -> Estimate:  # fmt: skip
     """Count the model that ``config`` describes. Raises BitwrightError for a family without a row.
 
-    ``memory``: bytes of the device, for what fits and the longest context that does.
+    ``memory``: bytes of the device, for what fits and the longest context that does. ``plans``: further lines, by the bytes
+    of their tensors.
     """
     text, found = text_config(config), parts(config)
     cache, workspace = cache_nbytes(config, context, batch, cache_bits), workspace_nbytes(text, batch)
     lines = []
-    for name, nbytes in stored_nbytes(found, text).items():
+    for name, nbytes in (stored_nbytes(found, text) | (plans or {})).items():
         room = None if memory is None else memory - nbytes - workspace
         longest = None if room is None else longest_context(config, max(0, room), batch, cache_bits) if room > 0 else 0
         lines.append(Line(name, nbytes, cache, workspace, longest, None if room is None else room >= cache))
