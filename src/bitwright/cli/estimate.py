@@ -31,6 +31,12 @@ def run(
     inner: Annotated[int, typer.Option(min=0, help="Feed-forward width of that sketch; 0: what makes the sum right.")] = 0,
     vocabulary: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 128_256,
     tied: Annotated[bool, typer.Option("--tied", help="Its embedding is its head.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Also what training takes, on texts of --context tokens.")] = False,
+    rank: Annotated[int, typer.Option(min=1, help="Of LoRA's factors.")] = 16,
+    optimizer: Annotated[str, typer.Option(help="mixed, 16bit or 8bit AdamW.")] = "mixed",
+    keep_activations: Annotated[
+        bool, typer.Option("--keep-activations", help="No recomputation in the backward pass.")
+    ] = False,
     json_: common.Json = False,
 ) -> None:
     """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
@@ -38,7 +44,9 @@ def run(
 
     from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate, read_config
+    from bitwright.estimate.shapes import parts, text_config
     from bitwright.estimate.sketch import sketch
+    from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, TrainingLine, training
     from bitwright.plan import Plan
 
     if bool(model) == bool(params):
@@ -51,8 +59,21 @@ def run(
     found = estimate(
         config, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans
     )  # fmt: skip
+    lines: tuple[TrainingLine, ...] = ()
+    if train:
+        stored = {line.format: line.disk_nbytes for line in found.lines}
+        names = {"mixed": MIXED, "16bit": PURE_16, "8bit": EIGHT_BIT}
+        if optimizer not in names:
+            raise fail(
+                "estimate/optimizer", f"--optimizer {optimizer}", saw=optimizer, wanted=f"one of {', '.join(names)}",
+                help="--optimizer mixed",
+            )  # fmt: skip
+        lines = training(
+            parts(config), text_config(config), stored, n_tokens=context, batch=batch, rank=rank, optimizer=names[optimizer],
+            activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),
+        )  # fmt: skip
     if json_:
-        print(json.dumps(asdict(found), indent=1))
+        print(json.dumps(asdict(found) | {"training": [asdict(line) for line in lines]}, indent=1))
         return
     view = Table(box=None, header_style="bold", pad_edge=False)
     titles = ["", "disk GB", "cache GB", "workspace GB", "memory GB", *(["fits", "longest context"] if memory else [])]
@@ -69,3 +90,14 @@ def run(
     if memory:
         best = found.best
         console.print(f"best choice within {memory}: {best.format}" if best else f"nothing fits into {memory} at this context")
+    if lines:
+        ways = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("", "weights GB", "trained GB", "activations GB", "memory GB", *(["fits"] if memory else [])):
+            ways.add_column(title, justify="right" if title else "left")
+        for way in lines:
+            amounts = (way.weights_nbytes, way.trained_nbytes, way.activations_nbytes, way.memory_nbytes)
+            ways.add_row(
+                way.method, *(f"{size / 1e9:.2f}" for size in amounts), *([("yes" if way.fits else "no")] if memory else [])
+            )
+        console.print()
+        console.print(ways)

@@ -8,6 +8,7 @@ from typing import Any
 from bitwright.errors import fail
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+RECORD, BLOCK, SMALL = 256, 32, 2048  # widths are multiples of these; below SMALL a record would be a coarse step
 HEAD_WIDTH, VOCABULARY, CONTEXT = 128, 128_256, 131_072  # Llama 3's
 
 
@@ -31,7 +32,8 @@ def sketch(
     total = float(match[1]) * UNITS[match[2].upper()]
     a_layer = 2 * (heads + shared) * width * hidden + 2 * hidden
     known = (1 if tied else 2) * vocabulary * hidden + hidden + layers * a_layer
-    inner = inner or round((total - known) / (3 * layers * hidden))
+    step = RECORD if hidden >= SMALL else BLOCK  # as real models have it, and block formats need it
+    inner = inner or round((total - known) / (3 * layers * hidden) / step) * step
     if inner < 1:
         raise fail(
             "estimate/sketch", f"--params {n_parameters}", saw=f"embeddings and attention alone take {known / 1e9:.2f} billion",
