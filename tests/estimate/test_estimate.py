@@ -14,7 +14,7 @@ from bitwright import BitwrightError
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.cli.main import app
 from bitwright.doctor.model import Model
-from bitwright.estimate.estimate import estimate, read_config
+from bitwright.estimate.estimate import estimate, parts_of, read_config
 from bitwright.estimate.shapes import parts
 from bitwright.estimate.sketch import sketch
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN, stored_nbytes
@@ -145,3 +145,21 @@ def test_a_plan_is_one_more_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, wrong)
         assert done.exit_code == 2
         assert "error[estimate/model]" in done.stderr
+
+
+def test_a_family_without_a_row_is_counted_from_its_headers(build: Build, tmp_path: Path) -> None:
+    known = build("llama")
+    by_row = parts_of(str(known), read_config(str(known)))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in known.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    config = read_config(str(known)) | {"model_type": "floppy"}
+    (copy / "config.json").write_text(json.dumps(config))
+    by_headers = parts_of(str(copy), config)
+    rows, headers = stored_nbytes(by_row, config), stored_nbytes(by_headers, config)
+    assert {name: headers[name] for name in headers} == {name: rows[name] for name in headers}
+    assert estimate(config, found=by_headers).lines[0].cache_nbytes == estimate(read_config(str(known))).lines[0].cache_nbytes
+    with pytest.raises(BitwrightError) as caught:
+        parts_of(str(copy / "config.json"), config)
+    assert caught.value.finding.rule == "estimate/family"

@@ -43,7 +43,7 @@ def run(
     from rich.table import Table
 
     from bitwright.errors import fail
-    from bitwright.estimate.estimate import estimate, read_config
+    from bitwright.estimate.estimate import estimate, parts_of, read_config
     from bitwright.estimate.shapes import parts, text_config
     from bitwright.estimate.sketch import sketch
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, TrainingLine, training
@@ -56,8 +56,10 @@ def run(
         )  # fmt: skip
     config = read_config(model) if model else sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
     plans = {str(path): Plan.load(path).nbytes for path in plan or ()}
+    counted = parts_of(model, config) if model else parts(config)
     found = estimate(
-        config, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans
+        config, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans,
+        found=counted,
     )  # fmt: skip
     lines: tuple[TrainingLine, ...] = ()
     if train:
@@ -69,7 +71,7 @@ def run(
                 help="--optimizer mixed",
             )  # fmt: skip
         lines = training(
-            parts(config), text_config(config), stored, n_tokens=context, batch=batch, rank=rank, optimizer=names[optimizer],
+            counted, text_config(config), stored, n_tokens=context, batch=batch, rank=rank, optimizer=names[optimizer],
             activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),
         )  # fmt: skip
     if json_:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoint.headers import read_headers
 from bitwright.errors import fail
 from bitwright.estimate.cache import cache_nbytes, longest_context
-from bitwright.estimate.shapes import parts, text_config
+from bitwright.estimate.shapes import FAMILIES, Part, parts, parts_of_headers, text_config
 from bitwright.estimate.storage import SIXTEEN, stored_nbytes
 
 CHUNK_TOKENS = 512  # of a prompt that are worked on at once
@@ -54,14 +55,14 @@ class Estimate:
 
 def estimate(
     config: dict[str, Any], *, memory: int | None = None, context: int = 4096, batch: int = 1, cache_bits: float = 16,
-    plans: dict[str, int] | None = None,
+    plans: dict[str, int] | None = None, found: tuple[Part, ...] | None = None,
 ) -> Estimate:  # fmt: skip
     """Count the model that ``config`` describes. Raises BitwrightError for a family without a row.
 
     ``memory``: bytes of the device, for what fits and the longest context that does. ``plans``: further lines, by the bytes
-    of their tensors.
+    of their tensors. ``found``: the parts, where they are known from a checkpoint.
     """
-    text, found = text_config(config), parts(config)
+    text, found = text_config(config), found or parts(config)
     cache, workspace = cache_nbytes(config, context, batch, cache_bits), workspace_nbytes(text, batch)
     lines = []
     for name, nbytes in (stored_nbytes(found, text) | (plans or {})).items():
@@ -96,6 +97,14 @@ def read_config(model: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _no_config(model, type(config).__name__)
     return config
+
+
+def parts_of(model: str, config: dict[str, Any]) -> tuple[Part, ...]:
+    """The parts of a known family by its row, of any other by the tensor headers of the directory ``model``."""
+    directory = Path(model).expanduser()
+    if str(text_config(config).get("model_type")) not in FAMILIES and directory.is_dir():
+        return parts_of_headers({name: ref.shape for name, ref in read_headers(directory).items()})
+    return parts(config)
 
 
 def _no_config(model: str, saw: str) -> Exception:

@@ -68,9 +68,28 @@ def parts(config: Config) -> tuple[Part, ...]:
     return (*_text(text, _family(text)), *_vision(config))
 
 
+def parts_of_headers(shapes: dict[str, tuple[int, ...]]) -> tuple[Part, ...]:
+    """The same from the tensors of a checkpoint that is here, by their names; for families without a row."""
+    return tuple(Part(_role(name, shape), shape) for name, shape in shapes.items())
+
+
+def _role(name: str, shape: tuple[int, ...]) -> str:
+    words = name.lower()
+    if any(word in words for word in ("vision", "visual", "multi_modal", "mm_projector")):
+        return VISION
+    if len(shape) != 2 and not (len(shape) == 3 and "expert" in words):
+        return BIAS if words.endswith("bias") else NORM
+    if any(word in words for word in ("embed_tokens", "wte", "word_embeddings", "embed_in", "wpe")):
+        return EMBEDDING
+    if any(words.endswith(word) for word in ("lm_head.weight", "embed_out.weight", "output.weight")):
+        return HEAD
+    return EXPERT if ".experts." in words else LINEAR
+
+
 def head_dim(config: Config) -> int:
     """Width of one attention head."""
-    given = config.get("head_dim") or _family(config).head_dim
+    known = FAMILIES.get(str(config.get("model_type")))
+    given = config.get("head_dim") or (known.head_dim if known else None)
     return int(given or config["hidden_size"] // config["num_attention_heads"])
 
 
@@ -79,7 +98,7 @@ def _family(config: Config) -> Family:
     if kind not in FAMILIES:
         raise fail(
             "estimate/family", "config.json", saw=f"model_type {kind}", wanted=f"one of {', '.join(sorted(FAMILIES))}",
-            help="name a directory or a .gguf file: with its tensor headers every family can be counted",
+            help="name a directory with the weights: from its tensor headers every family can be counted",
         )  # fmt: skip
     return FAMILIES[kind]
 

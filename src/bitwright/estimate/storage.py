@@ -36,7 +36,10 @@ def _linears(of_one: Callable[[int, int], int]) -> Callable[[Parts], int]:
 
     def count(parts: Parts) -> int:
         return sum(
-            part.count * of_one(*part.shape) if part.role in (LINEAR, EXPERT) else 2 * part.n_parameters for part in parts
+            part.count * of_one(prod(part.shape[:-1]), part.shape[-1])
+            if part.role in (LINEAR, EXPERT)
+            else 2 * part.n_parameters
+            for part in parts
         )
 
     return count
