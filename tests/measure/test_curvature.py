@@ -9,6 +9,7 @@ from bitwright.measure.curvature import (
     blend_into,
     damage,
     draw,
+    drawn_at,
     fisher_scores,
     relative_output_errors,
     relative_weight_error,
@@ -92,3 +93,17 @@ def test_draws_follow_the_softmax(n_entries: int) -> None:
     assert counts[3] == 0
     edges = draw(logits.expand(2, -1), torch.tensor([[0.0], [1.0]]))
     assert ((edges >= 0) & (edges < n_entries)).all()
+
+
+@pytest.mark.parametrize("n_entries", [7, 256, 1000])
+def test_several_points_of_one_distribution(n_entries: int) -> None:
+    mass = torch.rand(5, n_entries, generator=torch.Generator().manual_seed(3))
+    mass[:, ::3] = 0
+    shares = torch.tensor([[1e-6, 0.1, 0.5, 0.9, 1.0]]).expand(5, -1)
+    found = drawn_at(mass, shares)
+    upto = mass.double().cumsum(-1)
+    for row in range(5):
+        assert bool((mass[row, found[row]] > 0).all()), "nothing without mass is drawn"
+        for share, at in zip(shares[row].double() * upto[row, -1], found[row].tolist(), strict=True):
+            assert upto[row, at] >= share * (1 - 1e-6)
+            assert at == 0 or upto[row, at - 1] <= share * (1 + 1e-6)

@@ -11,7 +11,7 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import run_worker
 from bitwright.versions import versions
 
-LAYOUT = 1  # of the kept references; another number makes the old ones unknown
+LAYOUT = 2  # of the kept references; another number makes the old ones unknown
 
 
 @dataclass(frozen=True)

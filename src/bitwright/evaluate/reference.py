@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bitwright.measure.curvature import drawn_at
+
 LIKELIEST = 256  # tokens kept exactly; a vocabulary of no more is kept whole
 SAMPLES = 32  # tokens drawn from the tail
 
@@ -53,18 +55,18 @@ def condense(logits: Tensor, next_ids: Tensor, likeliest: int = LIKELIEST, sampl
     of_next = scores[: len(next_ids)].gather(1, next_ids[:, None])[:, 0]
     top = scores.topk(min(likeliest, vocabulary), -1)
     tail = (scores if scores is not logits else scores.clone()).scatter_(1, top.indices, -torch.inf)
-    of_tail = tail.logsumexp(-1)
+    largest = tail.amax(-1, keepdim=True).nan_to_num(neginf=0.0)  # -inf where the vocabulary is kept whole
+    mass = tail.sub_(largest).exp_()
+    of_tail = mass.sum(-1).log() + largest[:, 0]
     total = torch.logaddexp(top.values.logsumexp(-1), of_tail)
     nll = torch.full((n_tokens,), torch.nan, device=scores.device)
     nll[: len(next_ids)] = total[: len(next_ids)] - of_next
     drawn = torch.zeros((n_tokens, samples if likeliest < vocabulary else 0), dtype=torch.long, device=scores.device)
     of_drawn = torch.zeros(drawn.shape, device=scores.device)
     if drawn.numel():
-        mass = tail.sub_(of_tail[:, None]).exp_().cumsum(-1)
         offset = torch.rand(n_tokens, 1, generator=torch.Generator().manual_seed(0)).to(scores.device)
-        points = (offset + torch.arange(samples, device=scores.device)) / samples * mass[:, -1:]
-        drawn = torch.searchsorted(mass, points, right=True).clamp_(max=vocabulary - 1)
-        of_drawn = tail.gather(1, drawn).log() + of_tail[:, None]
+        drawn = drawn_at(mass, (offset + torch.arange(samples, device=scores.device)) / samples)
+        of_drawn = mass.gather(1, drawn).log() + largest
     log_p, log_drawn = top.values - total[:, None], of_drawn - total[:, None]
     kept = (top.indices.int(), log_p, of_tail - total, drawn.int(), log_drawn, nll)
     return Reference(*[tensor.cpu() for tensor in kept])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,32 @@ from bitwright.evaluate.reference import save as save_reference
 from bitwright.evaluate.runtime import greedy_of, load, logits_of
 from bitwright.progress import Reporter
 
+WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
 PROMPT_TOKENS = 64  # of each sequence, continued greedily
 
 
 def condense_sequence(parts: Iterable[Tensor], ids: Tensor) -> Reference:
     """``condense`` part by part, so that the vocabulary never lives in float32 for a whole sequence."""
-    kept: list[Reference] = []
-    at = 0
-    for part in parts:
-        kept.append(condense(part, ids[at + 1 : at + 1 + len(part)].to(part.device)))
-        at += len(part)
+    kept = [condense(part, following.to(part.device)) for part, _, following in _pieces(parts, ids)]
     return Reference.join(kept)
 
 
 def compare_sequence(reference: Reference, parts: Iterable[Tensor], ids: Tensor) -> TokenFigures:
     """``compare`` part by part."""
-    figures: list[TokenFigures] = []
+    figures = [
+        compare(reference.part(where).to(part.device), part, following.to(part.device))
+        for part, where, following in _pieces(parts, ids)
+    ]
+    return TokenFigures.join(figures)
+
+
+def _pieces(parts: Iterable[Tensor], ids: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
+    """The parts of a sequence's logits in pieces of WORK_ENTRIES, where each lies, and the ids that follow its tokens."""
     at = 0
     for part in parts:
-        known = reference.part(slice(at, at + len(part))).to(part.device)
-        figures.append(compare(known, part, ids[at + 1 : at + 1 + len(part)].to(part.device)))
-        at += len(part)
-    return TokenFigures.join(figures)
+        for piece in part.split(max(1, WORK_ENTRIES // part.shape[1])):
+            yield piece, slice(at, at + len(piece)), ids[at + 1 : at + 1 + len(piece)]
+            at += len(piece)
 
 
 def run(job: dict[str, Any]) -> list[Divergence]:
