@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.rows import ROWS
 from bitwright.report.draw import svg
 
 HERE = Path(__file__).parent
@@ -31,8 +32,9 @@ this page and its plots from that file, and a test fails where they differ.
   and head stay in 16 bit for all. GGUF files quantize them too and are compared with our GGUF files, by the bytes of the file.
 - **Ours** has the peer's calibration tokens and no more bytes than the peer took, in a bitsandbytes checkpoint that stock
   transformers loads.
-- **Cost** is from a loaded interpreter to saved files, on two cores without a GPU with other work beside it: read ratios.
-  Ours counts measuring, choosing and writing; one measurement serves all budgets.
+- **Cost** is from a loaded interpreter to saved files, without a GPU. Some lines had two cores, others (AutoRound, AWQ, GPTQ in groups
+  of 32, GGUF, all of gemma, and ours beside them) one, with other work beside: read the ratios of one line. Ours counts
+  measuring, choosing and writing; one measurement serves all budgets.
 """
 
 
@@ -132,7 +134,9 @@ def _table(lines: list[Line]) -> str:
         if own := [line["ours"] for line in lines if measured(line) and line["gguf"] == gguf]:
             seconds, processors, peak = (own[0][key] for key in ("seconds", "processor_seconds", "peak_nbytes"))
             text += f" Our {name}: {seconds:.0f} s ({processors:.0f} s of processors), peak {peak / 1e9:.1f} GB."
-    return text + ("\n\nDid not come to their end:\n\n" + "\n".join(broken) if broken else "")
+    missing = [row.label for row in ROWS if row.label not in {line["label"] for line in lines}]
+    text += "\n\nDid not come to their end:\n\n" + "\n".join(broken) if broken else ""
+    return text + (f"\n\nNot run on this model: {'; '.join(missing)}." if missing else "")
 
 
 def _figures(side: Line) -> list[str]:
