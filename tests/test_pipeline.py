@@ -29,8 +29,12 @@ MODEL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
 
 
 def digest(directory: Path) -> dict[str, str]:
-    """Hash of every file that must come out the same (the report holds seconds)."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.stem != "report"}
+    """Hash of every file that must come out the same: the report holds seconds, the card the directory's name."""
+    own = f"{directory.name}".encode()
+    return {
+        p.name: hashlib.sha256(p.read_bytes().replace(own, b"OUT") if p.name == "README.md" else p.read_bytes()).hexdigest()
+        for p in directory.iterdir() if p.stem != "report"
+    }  # fmt: skip
 
 
 def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) -> None:

@@ -103,13 +103,14 @@ def measure_model(
     container = container_of(settings.container)
     _require_loadable(container, settings.formats)
     checkpoint = open_checkpoint(source)
+    if preflight is not None:
+        _require_own_class(container, checkpoint.config, settings)
     skeleton = build_skeleton(checkpoint, settings.trust_remote_code, container.stores_vocabulary)
     container.require(skeleton)
     return_large_blocks(skeleton.spec)
     tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
     if preflight is not None:  # a verdict will follow: its text is looked at before anything slow
         require_held_out(tokenizer, settings)
-        _require_own_class(container, checkpoint.config, settings)
     device, dtype = device_of(settings.device), _dtype(settings)
     stock = {name: quantized(format) for name, format in container.stock(skeleton.spec).items()}
     importance = read_imatrix(Path(settings.imatrix), skeleton) if settings.imatrix else {}
