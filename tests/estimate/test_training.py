@@ -1,6 +1,7 @@
 """Training: states of a real optimizer, factors of LoRA, activations, and the verb."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_the_order_of_the_methods(build: Build) -> None:
                              activations=CHECKPOINTED, memory=None)
     }  # fmt: skip
     assert lines["QLoRA, rank 4"].memory_nbytes < lines["LoRA, rank 4"].memory_nbytes < lines["full"].memory_nbytes
-    assert lines["QAT"] == lines["full"].__class__("QAT", *list(vars(lines["full"]).values())[1:])
+    assert lines["QAT"] == replace(lines["full"], method="QAT")
     assert lines["LoRA, rank 4"].trained_nbytes == 16 * adapter_parameters(found, 4)
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, size_nbytes, wide_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bitwright.estimate.estimate import Line
+    from bitwright.estimate.training import TrainingLine
 
 
 @guarded
@@ -40,13 +46,11 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
-    from rich.table import Table
-
     from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate, parts_of, read_config
     from bitwright.estimate.shapes import parts, text_config
     from bitwright.estimate.sketch import sketch
-    from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, TrainingLine, training
+    from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
     from bitwright.plan import Plan
 
     if bool(model) == bool(params):
@@ -77,29 +81,45 @@ def run(
     if json_:
         print(json.dumps(asdict(found) | {"training": [asdict(line) for line in lines]}, indent=1))
         return
-    view = Table(box=None, header_style="bold", pad_edge=False)
-    titles = ["", "disk GB", "cache GB", "workspace GB", "memory GB", *(["fits", "longest context"] if memory else [])]
-    for title in titles:
-        view.add_column(title, justify="right" if title else "left")
-    for line in found.lines:
-        sizes = (line.disk_nbytes, line.cache_nbytes, line.workspace_nbytes, line.memory_nbytes)
-        verdict = ["yes" if line.fits else "no", f"{line.longest_context:,}"] if memory else []
-        view.add_row(line.format, *(f"{size / 1e9:.2f}" for size in sizes), *verdict)
     console = wide_console()
     active = "" if found.n_active == found.n_parameters else f", {found.n_active / 1e9:.2f} active in a token"
     console.print(f"{found.n_parameters / 1e9:.3f} billion parameters{active}; context {context:,}, batch {batch}")
-    console.print(view)
+    console.print(_formats(found.lines, bool(memory)))
     if memory:
         best = found.best
         console.print(f"best choice within {memory}: {best.format}" if best else f"nothing fits into {memory} at this context")
     if lines:
-        ways = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("", "weights GB", "trained GB", "activations GB", "memory GB", *(["fits"] if memory else [])):
-            ways.add_column(title, justify="right" if title else "left")
-        for way in lines:
-            amounts = (way.weights_nbytes, way.trained_nbytes, way.activations_nbytes, way.memory_nbytes)
-            ways.add_row(
-                way.method, *(f"{size / 1e9:.2f}" for size in amounts), *([("yes" if way.fits else "no")] if memory else [])
-            )
         console.print()
-        console.print(ways)
+        console.print(_methods(lines, bool(memory)))
+
+
+def _formats(lines: tuple[Line, ...], judged: bool) -> Table:
+    titles = ["", "disk GB", "cache GB", "workspace GB", "memory GB", *(["fits", "longest context"] if judged else [])]
+    rows = []
+    for line in lines:
+        sizes = (line.disk_nbytes, line.cache_nbytes, line.workspace_nbytes, line.memory_nbytes)
+        verdict = ["yes" if line.fits else "no", f"{line.longest_context:,}"] if judged else []
+        rows.append([line.format, *(f"{size / 1e9:.2f}" for size in sizes), *verdict])
+    return _table(titles, rows)
+
+
+def _methods(lines: tuple[TrainingLine, ...], judged: bool) -> Table:
+    titles = ["", "weights GB", "trained GB", "activations GB", "memory GB", *(["fits"] if judged else [])]
+    rows = []
+    for line in lines:
+        sizes = (line.weights_nbytes, line.trained_nbytes, line.activations_nbytes, line.memory_nbytes)
+        verdict = ["yes" if line.fits else "no"] if judged else []
+        rows.append([line.method, *(f"{size / 1e9:.2f}" for size in sizes), *verdict])
+    return _table(titles, rows)
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    view = Table(box=None, header_style="bold", pad_edge=False)
+    for title in titles:
+        view.add_column(title, justify="right" if title else "left")
+    for first, *others in rows:
+        view.add_row(escape(first), *others)
+    return view

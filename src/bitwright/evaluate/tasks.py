@@ -36,6 +36,8 @@ def score(
             "tasks/names", "--tasks", saw=", ".join(names), wanted="tasks and files of different names", help="rename a file"
         )
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
+    if not candidates and all(task["questions"] for task in tasks):
+        return []  # nothing that only the harness knows
     job = {
         "candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet
     }  # fmt: skip

@@ -90,9 +90,7 @@ def _text(report: Report, data: ModelCardData, chat: bool) -> str:
     gained, done, trust = sentences(report)
     of = f" of {data.base_model}" if data.base_model else ""
     formats = Counter(choice.format for choice in report.plan.choices)
-    rows = "\n".join(
-        f"| {name} | {count} |" for name, count in formats.most_common()
-    )  # fmt: skip
+    rows = "\n".join(f"| {name} | {count} |" for name, count in formats.most_common())
     return f"""# {Path(report.out).name}
 
 A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/bitwright/). {gained}
@@ -113,7 +111,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 |---|---|
 {rows}
 
-`{_beside(report, "report.html")}` shows every weight, what each format would have cost it and why it got the one it has;
+`{_beside(report, "report.html")}` shows every weight, the format it got and why;
 `{_beside(report, "report.json")}` holds the same figures for programs. Calibrated on {report.provenance["calibration"]}
 ({report.provenance["sequences"]} sequences of {report.provenance["length"]} tokens, seed {report.provenance["seed"]}).
 
