@@ -1,18 +1,21 @@
-"""A stand-in of the model hub's HTTP interface, as far as an upload needs it; it keeps what it was sent."""
+"""A stand-in of the model hub's HTTP interface, as far as uploads and downloads need it; it keeps what it was sent."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_" + "a1B2c3D4e5" * 4
+COMMIT = "0" * 40
 REGULAR_BYTES = 10_000  # larger files go through large-file storage, as text files of the hub over 10 MB
 
 
@@ -25,6 +28,8 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     storage: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    published: dict[str, dict[str, bytes]] = field(default_factory=dict)  # what can be fetched
+    n_sent: int = 0  # bytes of it that were
     writable: bool = True
 
 
@@ -45,8 +50,49 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_HEAD(self) -> None:
+        self._file(body=False)
+
+    def _file(self, body: bool) -> bool:
+        """Answer a request for a file of a published model, or for a part of it; False where the path is none."""
+        path = urlsplit(self.path).path
+        repository, found, rest = path[1:].partition("/resolve/")
+        if not found:
+            return False
+        data = self.hub.published.get(repository, {}).get(unquote(rest.split("/", 1)[-1]))
+        if data is None:
+            missing = "EntryNotFound" if repository in self.hub.published else "RepoNotFound"
+            self.send_response(404)
+            self.send_header("X-Error-Code", missing)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return True
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        start = int(asked[1]) if asked else 0
+        part = data[start : int(asked[2]) + 1 if asked and asked[2] else None]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if body:
+            self.hub.n_sent += len(part)
+            self.wfile.write(part)
+        return True
+
+    def _revision(self) -> bool:
+        """Answer what a published model consists of."""
+        path = urlsplit(self.path).path.removeprefix("/api/models/")
+        files = self.hub.published.get(path.split("/revision/")[0])
+        if files is None:
+            return False
+        self._answer(200, {"id": "x/y", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sorted(files)]})
+        return True
+
     def do_GET(self) -> None:
         self.hub.requests.append(f"GET {self.path}")
+        if self._file(body=True) or self._revision():
+            return
         known = self.hub.repositories.get(self.path.removeprefix("/api/models/").split("?")[0])
         if known is None:
             self._answer(404)

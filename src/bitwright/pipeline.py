@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitwright.allocate.allocate import allocate
 from bitwright.checkpoint.headers import read_headers
-from bitwright.checkpoint.open import cache_dir, local_directory, open_checkpoint
+from bitwright.checkpoint.open import local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
 from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
 from bitwright.clock import Clock
@@ -23,7 +23,7 @@ from bitwright.export.container import container_of
 from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
 from bitwright.measure.sensitivity import Sensitivity
 from bitwright.measurement import Measurement, Settings, device_of, measure_model
-from bitwright.places import without_place
+from bitwright.places import cache_dir, without_place
 from bitwright.progress import Reporter
 from bitwright.proof import RESULT, Proof, rivals_of, write
 from bitwright.report.card import card

@@ -1,8 +1,15 @@
-"""Paths as they may be published (no torch)."""
+"""Where things are kept, and paths as they may be published (no torch)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where converted and downloaded models are kept: $BITWRIGHT_CACHE, or bitwright/ in the user's cache directory."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitwright"
+    return Path(os.environ.get("BITWRIGHT_CACHE", default))
 
 
 def without_place(word: str) -> str:

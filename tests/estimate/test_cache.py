@@ -5,28 +5,38 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bitwright.doctor.model import Model
 from bitwright.estimate.cache import cache_nbytes, longest_context
+from bitwright.estimate.families import FAMILIES
+from bitwright.estimate.settings import BOTH, FULL, layer_kinds, text_config
 from tests.conftest import Build
+from tests.estimate.test_families import CASES, TEXT
+from tests.estimate.test_families import given as settings
 
 
-def kept(directory: Path, n_tokens: int) -> int:
-    """Bytes of the keys and values that the model holds after ``n_tokens``."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+def kept(model: PreTrainedModel, n_tokens: int) -> int:
+    """Bytes of the keys, values and states that ``model`` holds after ``n_tokens``."""
     with torch.no_grad():
-        cache = model(torch.ones(1, n_tokens, dtype=torch.long), use_cache=True).past_key_values
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        layers = model(torch.ones(1, n_tokens, dtype=torch.long), use_cache=True).past_key_values.layers
+    states = [s for layer in layers for name in ("conv_states", "recurrent_states") for s in getattr(layer, name, {}).values()]
+    keys = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in states + keys if tensor is not None)
+
+
+def of_directory(directory: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
 @pytest.mark.parametrize("n_tokens", [1, 40])
 def test_full_attention_keeps_every_token(build: Build, architecture: str, n_tokens: int) -> None:
     directory = build(architecture)
-    assert cache_nbytes(Model(directory).config, n_tokens) == kept(directory, n_tokens)
+    assert cache_nbytes(Model(directory).config, n_tokens) == kept(of_directory(directory), n_tokens)
 
 
 def test_a_sliding_layer_keeps_its_window(build: Build) -> None:
@@ -34,6 +44,35 @@ def test_a_sliding_layer_keeps_its_window(build: Build) -> None:
     per_token = cache_nbytes(config, 1) // 2
     assert cache_nbytes(config, 24) == 48 * per_token
     assert cache_nbytes(config, 100) == (24 + 100) * per_token
+
+
+def runs(kind: str, options: dict[str, Any]) -> bool:
+    """Whether the class of a recurrent family answers: it wants one layer that attends, or none to be able to."""
+    kinds = layer_kinds(text_config({"model_type": kind, **settings(TEXT | options)}))
+    return FAMILIES[kind].recurrent is not None and (kind.startswith("mamba") or FULL in kinds or BOTH in kinds)
+
+
+RECURRENT = [case for case in CASES if runs(*case)]
+
+
+@pytest.mark.parametrize(("kind", "options"), RECURRENT)
+@pytest.mark.parametrize("n_tokens", [10, 40])
+def test_a_recurrent_layer_keeps_a_state(kind: str, options: dict[str, Any], n_tokens: int) -> None:
+    config = transformers.AutoConfig.for_model(kind, **settings(TEXT | options))
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    assert cache_nbytes(config.to_dict(), n_tokens) == kept(model, n_tokens)
+
+
+def test_the_state_does_not_grow_and_is_not_quantized() -> None:
+    config = {"model_type": "mamba2"}
+    assert cache_nbytes(config, 1) == cache_nbytes(config, 10**6) == cache_nbytes(config, 1, bits=4)
+    assert cache_nbytes(config, 1, batch=3) == 3 * cache_nbytes(config, 1)
+    assert longest_context(config, cache_nbytes(config, 1) - 1) == 0
+
+
+def test_layers_that_attend_to_a_picture_keep_no_text() -> None:
+    config = {"model_type": "mllama"}  # 40 layers, 8 of which do
+    assert cache_nbytes(config, 10) == 10 * 32 * 2 * 8 * 128 * 2
 
 
 def grouped(kind: str, layers: int, hidden: int, heads: int, shared: int) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from bitwright import BitwrightError
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.cli.main import app
 from bitwright.doctor.model import Model
-from bitwright.estimate.estimate import estimate, parts_of, read_config
-from bitwright.estimate.shapes import parts
+from bitwright.estimate.estimate import Estimate
+from bitwright.estimate.estimate import estimate as of_source
+from bitwright.estimate.families import parts
 from bitwright.estimate.sketch import sketch
+from bitwright.estimate.source import Source
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN, stored_nbytes
 from bitwright.export.gguf import GGUF
 from bitwright.models.skeleton import build_skeleton
@@ -24,6 +26,10 @@ from bitwright.plan import Plan
 from tests.conftest import Build
 
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
+
+
+def estimate(config: dict[str, Any], **options: Any) -> Estimate:
+    return of_source(Source(config, parts(config)), **options)
 
 
 def sizes(directory: Path) -> dict[str, int]:
@@ -51,7 +57,7 @@ def test_nf4_is_what_bitsandbytes_writes(build: Build, tmp_path: Path, architect
     assert sizes(directory)[PLAIN_4_BIT] == pytest.approx(written(tmp_path / "out"), rel=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "phi3", "gemma3_text"])
 @pytest.mark.parametrize("recipe", ["Q4_0", "Q4_K_M"])
 def test_gguf_is_what_the_recipe_writes(build: Build, architecture: str, recipe: str) -> None:
     directory = build(architecture, **WIDE)
@@ -95,15 +101,6 @@ def test_the_verb_answers_without_torch_in_words_and_json(tmp_path: Path) -> Non
     assert told["n_parameters"] == 8_030_261_248
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
-def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    for model in (tmp_path, tmp_path / "config.json", tmp_path / "missing"):
-        with pytest.raises(BitwrightError) as caught:
-            read_config(str(model))
-        assert caught.value.finding.rule == "estimate/config"
-
-
 @pytest.mark.parametrize(("words", "expected"), [
     (("7B", 32, 4096), 7.0e9), (("8B", 32, 4096, 32, 8), 8.0e9), (("350M", 24, 1024, 16, 16, 0, 50_000, True), 3.5e8)
 ])  # fmt: skip
@@ -144,21 +141,3 @@ def test_a_plan_is_one_more_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, wrong)
         assert done.exit_code == 2
         assert "error[estimate/model]" in done.stderr
-
-
-def test_a_family_without_a_row_is_counted_from_its_headers(build: Build, tmp_path: Path) -> None:
-    known = build("llama")
-    by_row = parts_of(str(known), read_config(str(known)))
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in known.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    config = read_config(str(known)) | {"model_type": "floppy"}
-    (copy / "config.json").write_text(json.dumps(config))
-    by_headers = parts_of(str(copy), config)
-    rows, headers = stored_nbytes(by_row, config), stored_nbytes(by_headers, config)
-    assert {name: headers[name] for name in headers} == {name: rows[name] for name in headers}
-    assert estimate(config, found=by_headers).lines[0].cache_nbytes == estimate(read_config(str(known))).lines[0].cache_nbytes
-    with pytest.raises(BitwrightError) as caught:
-        parts_of(str(copy / "config.json"), config)
-    assert caught.value.finding.rule == "estimate/family"

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from bitwright.cli.main import app
 from bitwright.doctor.model import Model
-from bitwright.estimate.shapes import LINEAR, parts
+from bitwright.estimate.families import parts
+from bitwright.estimate.parts import LINEAR
 from bitwright.estimate.storage import stored_nbytes
 from bitwright.estimate.training import (
     CHECKPOINTED,

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 @guarded
 def run(
     model: Annotated[
-        str, typer.Argument(help="A model directory, a config.json, or a hub id (only its config is fetched).")
+        str, typer.Argument(help="A model directory, a config.json, a .gguf file, or a hub id (of which headers are fetched).")
     ] = "",
     memory: Annotated[str, typer.Option(help="Memory of the device, such as 8GB: what fits, and how long a context.")] = "",
     context: Annotated[int, typer.Option(min=1, help="Tokens whose keys and values are kept.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 1,
     cache_bits: Annotated[float, typer.Option(min=1, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
+    overhead: Annotated[str, typer.Option(help="What the runtime takes beside the model: about 0.5GB with CUDA.")] = "",
     plan: Annotated[list[Path] | None, typer.Option(help="A plan.json of bitwright allocate, as one more line.")] = None,
     params: Annotated[str, typer.Option(help="Instead of MODEL: a dense llama of so many parameters, such as 7B.")] = "",
     layers: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 32,
@@ -47,9 +48,11 @@ def run(
 ) -> None:
     """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
     from bitwright.errors import fail
-    from bitwright.estimate.estimate import estimate, parts_of, read_config
-    from bitwright.estimate.shapes import parts, text_config
+    from bitwright.estimate.estimate import estimate
+    from bitwright.estimate.families import parts
+    from bitwright.estimate.settings import text_config
     from bitwright.estimate.sketch import sketch
+    from bitwright.estimate.source import Source, read_source
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
     from bitwright.plan import Plan
 
@@ -58,12 +61,15 @@ def run(
             "estimate/model", "MODEL", saw="both" if model else "neither", wanted="a model, or --params",
             help="bitwright estimate --params 7B --layers 32 --hidden 4096",
         )  # fmt: skip
-    config = read_config(model) if model else sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
+    if model:
+        source = read_source(model)
+    else:
+        config = sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
+        source = Source(config, parts(config))
     plans = {str(path): Plan.load(path).nbytes for path in plan or ()}
-    counted = parts_of(model, config) if model else parts(config)
     found = estimate(
-        config, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans,
-        found=counted,
+        source, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans,
+        overhead=size_nbytes(overhead) or 0,
     )  # fmt: skip
     lines: tuple[TrainingLine, ...] = ()
     if train:
@@ -75,8 +81,8 @@ def run(
                 help="--optimizer mixed",
             )  # fmt: skip
         lines = training(
-            counted, text_config(config), stored, n_tokens=context, batch=batch, rank=rank, optimizer=names[optimizer],
-            activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),
+            source.parts, text_config(source.config), stored, n_tokens=context, batch=batch, rank=rank,
+            optimizer=names[optimizer], activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),
         )  # fmt: skip
     if json_:
         print(json.dumps(asdict(found) | {"training": [asdict(line) for line in lines]}, indent=1))
@@ -84,6 +90,10 @@ def run(
     console = wide_console()
     active = "" if found.n_active == found.n_parameters else f", {found.n_active / 1e9:.2f} active in a token"
     console.print(f"{found.n_parameters / 1e9:.3f} billion parameters{active}; context {context:,}, batch {batch}")
+    if len(found.n_by_role) > 1:
+        console.print(", ".join(f"{role} {count / 1e9:.3f}" for role, count in found.n_by_role.items()))
+    for note in found.notes:
+        console.print(f"note: {note}")
     console.print(_formats(found.lines, bool(memory)))
     if memory:
         best = found.best

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from bitwright.estimate.shapes import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, Part
+from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, VISION_LINEAR, Part
 from bitwright.export.gguf_recipes import Matrix, recipe
 from bitwright.formats.ggml import GGML_FORMATS
 
 SIXTEEN, PLAIN_4_BIT = "BF16 / FP16", "NF4 (bitsandbytes)"
 NF4_BLOCK, GPTQ_GROUP = 64, 128
 NF4_EXTRAS = 16 * 4 + 90  # the map of levels and the JSON record of each weight
+SCALE_BLOCK, NF4_DOUBLE_EXTRAS = 256, 256 * 4 + 60  # scales that share one, and their map of levels with its record
 DYNAMIC = 1.10  # what a dynamic 4-bit checkpoint takes over plain NF4
 
 Parts = tuple[Part, ...]
@@ -21,8 +22,9 @@ Parts = tuple[Part, ...]
 def stored_nbytes(parts: Parts, config: dict[str, Any]) -> dict[str, int]:
     """Format -> bytes of all tensors; a format that these shapes cannot be counted in is absent."""
     found = {name: count(parts) for name, count in COUNTS.items()}
-    found["dynamic 4 bit, +10 %"] = round(DYNAMIC * found[PLAIN_4_BIT])
-    if config.get("model_type") not in DENSE_EXCEPTIONS and all(part.name for part in parts if part.role == LINEAR):
+    found["dynamic 4 bit, +10 %"] = min(found[SIXTEEN], round(DYNAMIC * found[PLAIN_4_BIT]))
+    blocks = [part for part in parts if part.role in (LINEAR, EXPERT)]
+    if blocks and all(part.name.startswith("blk.") and part.role == LINEAR for part in blocks):
         found |= {name: _gguf(parts, config, name) for name in ("Q4_0", "Q4_K_M")}
     return found
 
@@ -31,14 +33,12 @@ def _every(bits: int) -> Callable[[Parts], int]:
     return lambda parts: sum(part.n_parameters for part in parts) * bits // 8
 
 
-def _linears(of_one: Callable[[int, int], int]) -> Callable[[Parts], int]:
-    """Matrices of the blocks in the format, everything else in 16 bit."""
+def _linears(of_one: Callable[[int, int], int], roles: tuple[str, ...]) -> Callable[[Parts], int]:
+    """Matrices of these roles in the format, everything else in 16 bit."""
 
     def count(parts: Parts) -> int:
         return sum(
-            part.count * of_one(prod(part.shape[:-1]), part.shape[-1])
-            if part.role in (LINEAR, EXPERT)
-            else 2 * part.n_parameters
+            part.count * of_one(prod(part.shape[:-1]), part.shape[-1]) if part.role in roles else 2 * part.n_parameters
             for part in parts
         )
 
@@ -56,6 +56,13 @@ def _nf4(n_rows: int, n_cols: int) -> int:
     return -(-n // 2) + 4 * -(-n // NF4_BLOCK) + NF4_EXTRAS
 
 
+def _nf4_double(n_rows: int, n_cols: int) -> int:
+    """The same with scales in 8 bit, and a float32 scale for 256 of them (QLoRA, arXiv 2305.14314)."""
+    n = n_rows * n_cols
+    scales = -(-n // NF4_BLOCK)
+    return -(-n // 2) + scales + 4 * -(-scales // SCALE_BLOCK) + NF4_EXTRAS + NF4_DOUBLE_EXTRAS
+
+
 def _gptq(n_rows: int, n_cols: int) -> int:
     """AutoGPTQ's layout: 4-bit codes and zero points, float16 scales, the group of each column in 32 bit."""
     groups = -(-n_cols // GPTQ_GROUP)
@@ -71,7 +78,7 @@ def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
     chosen = recipe(name, matrices, int(config["num_hidden_layers"]), group, tied)
     total = 0
     for part in parts:
-        if part.role == VISION:
+        if part.role in (VISION, VISION_LINEAR):
             total += 2 * part.n_parameters
         elif part.name not in chosen:
             total += 4 * part.n_parameters
@@ -83,11 +90,13 @@ def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
     return total
 
 
-DENSE_EXCEPTIONS = ("phi3",)  # stores q, k and v as one matrix, and gate and up as one
+LAYERS = (LINEAR, VISION_LINEAR)  # what bitsandbytes converts: linear layers, and no stacked experts
+WEIGHTS = (LINEAR, EXPERT)  # what GPTQ is applied to
 COUNTS: dict[str, Callable[[Parts], int]] = {
     "FP32": _every(32),
     SIXTEEN: _every(16),
-    "INT8 (bitsandbytes)": _linears(_int8),
-    PLAIN_4_BIT: _linears(_nf4),
-    "GPTQ g128": _linears(_gptq),
+    "INT8 (bitsandbytes)": _linears(_int8, LAYERS),
+    PLAIN_4_BIT: _linears(_nf4, LAYERS),
+    "NF4, double quantized": _linears(_nf4_double, LAYERS),
+    "GPTQ g128": _linears(_gptq, WEIGHTS),
 }

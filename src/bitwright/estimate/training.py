@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.estimate.shapes import LINEAR, Part
+from bitwright.estimate.parts import LINEAR, Part
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN
 
 MIXED, PURE_16, EIGHT_BIT = "AdamW, mixed precision", "AdamW, 16 bit", "AdamW, 8 bit"

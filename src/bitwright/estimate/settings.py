@@ -1,0 +1,145 @@
+"""The settings of a configuration as transformers completes them: what config.json leaves out is the class's default.
+
+Published files state only what differs from the defaults of their class. ``defaults.json`` holds those defaults; the tests
+compare it with transformers, and ``python -m tests.estimate.defaults`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from bitwright.estimate.parts import Config
+
+FULL, SLIDING, RECURRENT, CONVOLUTION, BOTH, NONE = "full", "sliding", "recurrent", "convolution", "both", "none"
+KINDS = {  # what configurations call a layer that mixes tokens
+    "full_attention": FULL, "attention": FULL, "cross_attention": FULL, "sliding_attention": SLIDING,
+    "chunked_attention": SLIDING, "linear_attention": RECURRENT, "mamba": RECURRENT, "conv": CONVOLUTION, "hybrid": BOTH,
+    "mlp": NONE, "moe": NONE,
+}  # fmt: skip
+LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """model_type -> settings of its class; "models": those of models that see -> the types of their two halves."""
+    data: dict[str, Any] = json.loads(files("bitwright.estimate").joinpath("defaults.json").read_text(encoding="utf-8"))
+    return data
+
+
+def text_config(config: Config) -> Config:
+    """All settings of the language model, which stand in a part of their own in models that also see."""
+    model = str(config.get("model_type"))
+    halves = defaults()["models"].get(model)
+    part = config.get("text_config", config.get("llm_config"))
+    stated = part if isinstance(part, dict) else config
+    kind = str(stated.get("model_type") or (halves or {}).get("text") or model)
+    kind = halves["text"] if halves and kind == model else kind  # written before the two were kept apart
+    text = _completed(kind, stated) | {"model_type": kind}
+    if halves:
+        tied = config.get("tie_word_embeddings", stated.get("tie_word_embeddings"))
+        text["tie_word_embeddings"] = halves["tie_word_embeddings"] if tied is None else tied
+    return text
+
+
+def vision_config(config: Config) -> Config | None:
+    """All settings of the vision tower; None in a model that does not see."""
+    halves = defaults()["models"].get(str(config.get("model_type")))
+    stated = config.get("vision_config")
+    if not isinstance(stated, dict):
+        return dict(defaults().get(halves["vision"], {})) if halves else None
+    kind = str(stated.get("model_type") or "")
+    kind = kind if kind in defaults() or not halves else halves["vision"]
+    return _completed(kind, stated)
+
+
+def _completed(kind: str, stated: Config) -> Config:
+    """``stated`` over the defaults of its class, each setting by the name that the class gives it."""
+    own = dict(defaults().get(kind, {}))
+    names = own.pop("attribute_map", {})
+    return {**own, **{names.get(name, name): value for name, value in stated.items()}}
+
+
+def head_dim(text: Config) -> int:
+    """Width of one attention head."""
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
+def shared_heads(text: Config) -> int:
+    """Heads of keys and values."""
+    return int(text.get("num_key_value_heads") or text["num_attention_heads"])
+
+
+def stated_types(text: Config) -> list[str] | None:
+    """The name of every layer, where the configuration lists them."""
+    pattern = text.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return [LETTERS.get(letter, "mlp") for letter in pattern]
+    stated = text.get("layer_types") or text.get("layers_block_type")
+    return [str(kind) for kind in stated] if isinstance(stated, list) and stated else None
+
+
+def n_layers(text: Config) -> int:
+    stated = stated_types(text)
+    return int(text.get("num_hidden_layers") or len(stated or ()))
+
+
+def layer_kinds(text: Config) -> list[str]:
+    """What mixes tokens in every layer."""
+    stated, count = stated_types(text), n_layers(text)
+    if stated and len(stated) == count:
+        return [KINDS.get(kind, FULL) for kind in stated]
+    rule = RULES.get(str(text.get("model_type")))
+    if rule:
+        return [rule(text, layer) for layer in range(count)]
+    slides = text.get("sliding_window") and text.get("use_sliding_window", True)
+    if slides and (pattern := text.get("sliding_window_pattern")):
+        return [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(count)]
+    return [SLIDING if slides else FULL] * count
+
+
+def _jamba(text: Config, layer: int) -> str:
+    return FULL if layer % text["attn_layer_period"] == text["attn_layer_offset"] else RECURRENT
+
+
+def _bamba(text: Config, layer: int) -> str:
+    return FULL if layer in (text.get("attn_layer_indices") or ()) else RECURRENT
+
+
+def _every_fourth(text: Config, layer: int) -> str:
+    return FULL if (layer + 1) % int(text.get("full_attention_interval") or 4) == 0 else RECURRENT
+
+
+def _lfm2(text: Config, layer: int) -> str:
+    attends = text.get("full_attn_idxs")
+    return FULL if attends is None or layer in attends else CONVOLUTION
+
+
+def _qwen2(text: Config, layer: int) -> str:
+    slides = text.get("use_sliding_window") and text.get("sliding_window")
+    return SLIDING if slides and layer >= int(text.get("max_window_layers", n_layers(text))) else FULL
+
+
+def _alternating(text: Config, layer: int) -> str:
+    return SLIDING if layer % 2 == 0 and text.get("sliding_window") else FULL
+
+
+def _gemma3(text: Config, layer: int) -> str:
+    pattern = int(text.get("sliding_window_pattern") or 6)
+    return SLIDING if (layer + 1) % pattern and text.get("sliding_window") else FULL
+
+
+def _olmo3(text: Config, layer: int) -> str:
+    return SLIDING if (layer + 1) % 4 else FULL
+
+
+RULES = {
+    "jamba": _jamba, "bamba": _bamba, "qwen3_next": _every_fourth, "qwen3_5_text": _every_fourth,
+    "qwen3_5_moe_text": _every_fourth, "lfm2": _lfm2, "gemma2": _alternating, "gpt_oss": _alternating,
+    "gemma3_text": _gemma3, "olmo3": _olmo3, "falcon_h1": lambda text, layer: BOTH,
+    "granitemoehybrid": lambda text, layer: RECURRENT, "mamba": lambda text, layer: RECURRENT,
+    "mamba2": lambda text, layer: RECURRENT,
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_vl_text", "qwen2_5_vl_text"), _qwen2),
+}  # fmt: skip

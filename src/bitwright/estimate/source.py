@@ -1,0 +1,124 @@
+"""What is known of a model before it is loaded: a directory, a config.json, a .gguf file or a hub id (no torch)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.checkpoint import hub
+from bitwright.checkpoint.demo import demo_gguf
+from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.checkpoint.headers import INDEX_NAME, PLAIN_BYTES, SINGLE_NAME, TensorRef, read_headers
+from bitwright.errors import BitwrightError, fail
+from bitwright.estimate.families import parts, parts_of_headers
+from bitwright.estimate.gguf_settings import gguf_config
+from bitwright.estimate.parts import Config, Part
+from bitwright.estimate.settings import text_config
+from bitwright.places import cache_dir
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Weights as they lie there."""
+
+    format: str
+    nbytes: int  # of all tensors
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's configuration and tensors."""
+
+    config: Config
+    parts: tuple[Part, ...]
+    stored: Stored | None = None  # None: only the configuration is known
+    notes: tuple[str, ...] = ()
+
+
+def read_source(model: str) -> Source:
+    """Configuration and tensor headers of ``model``; of a hub id nothing else is fetched.
+
+    A family with a row is counted as transformers builds it, any other from its headers. Raises BitwrightError where
+    neither is possible.
+    """
+    path = demo_gguf(cache_dir()) if model == "demo" else Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _of_gguf(path)
+    if hub.is_hub_id(model):
+        return _of_headers(_json(hub.one_file(model, "config.json"), model), hub.headers(model))
+    held = any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
+    config = _json(path / "config.json" if path.is_dir() else path, model)
+    return _of_headers(config, read_headers(path) if held else None)
+
+
+def _of_headers(config: Config, refs: dict[str, TensorRef] | None) -> Source:
+    if refs is None:
+        return Source(config, parts(config))
+    stored = Stored(_formats((ref.dtype, ref.nbytes) for ref in refs.values()), sum(ref.nbytes for ref in refs.values()))
+    plain = "quantization_config" not in config and all(ref.dtype in PLAIN_BYTES for ref in refs.values())
+    try:
+        counted = parts(config)
+    except BitwrightError:
+        if not plain:
+            raise
+        text = text_config(config)
+        shapes = {name: ref.shape for name, ref in refs.items()}
+        return Source(config, parts_of_headers(shapes, text.get("num_experts_per_tok")), stored)
+    held = sum(_size(ref.shape) for ref in refs.values() if ref.dtype in FLOATS) if plain else None
+    return Source(config, counted, stored, tuple(_difference(counted, held)))
+
+
+def _difference(counted: tuple[Part, ...], held: int | None) -> Iterable[str]:
+    more = 0 if held is None else held - sum(part.n_parameters for part in counted)
+    if more:
+        words = f"{abs(more) / 1e6:,.2f} million numbers {'more' if more > 0 else 'fewer'}"
+        yield f"the file holds {words} than transformers builds from this configuration"
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _of_gguf(path: Path) -> Source:
+    header = read_gguf_header(path)
+    config = gguf_config(header)
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    tensors = header.tensors.values()
+    stored = Stored(_formats((tensor.type.upper(), tensor.nbytes) for tensor in tensors), sum(t.nbytes for t in tensors))
+    return Source(config, parts_of_headers(shapes, text_config(config).get("num_experts_per_tok")), stored)
+
+
+def _formats(tensors: Iterable[tuple[str, int]]) -> str:
+    """The formats that take most of the bytes, the largest first."""
+    sizes: Counter[str] = Counter()
+    for name, nbytes in tensors:
+        sizes[name] += nbytes
+    total = sum(sizes.values())
+    large = [name for name, nbytes in sizes.most_common(3) if nbytes > total / 20]
+    return " + ".join(large) or "empty"
+
+
+def _json(path: Path, model: str) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_config(model, type(error).__name__) from None
+    if not isinstance(config, dict):
+        raise _no_config(model, type(config).__name__)
+    return config
+
+
+def _no_config(model: str, saw: str) -> BitwrightError:
+    return fail(
+        "estimate/config", model, saw=saw, wanted="a model directory, a config.json, a .gguf file or a hub id",
+        help="bitwright estimate DIRECTORY",
+    )  # fmt: skip
