@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from safetensors.torch import load_file, save_file
 
 TOKEN = "hf_" + "a1B2c3D4e5" * 4
 COMMIT = "0" * 40
@@ -83,9 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _revision(self) -> bool:
         """Answer what a published model consists of."""
         path = urlsplit(self.path).path.removeprefix("/api/models/")
-        files = self.hub.published.get(path.split("/revision/")[0])
+        files = self.hub.published.get("/".join(path.split("/")[:2]))
         if files is None:
             return False
+        if "/tree/" in path:
+            self._answer(200, [{"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in sorted(files.items())])
+            return True
         self._answer(200, {"id": "x/y", "sha": COMMIT, "siblings": [{"rfilename": name} for name in sorted(files)]})
         return True
 
@@ -165,3 +174,28 @@ def stand_in() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def on_hub(address: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """bitwright in a fresh process that knows no other hub."""
+    environ = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    environ |= {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    code = "import sys; from bitwright.cli.main import app; app(sys.argv[1:])"
+    return subprocess.run([sys.executable, "-c", code, *words], env=environ, capture_output=True, text=True, check=False)
+
+
+def published(directory: Path, sharded: bool) -> dict[str, bytes]:
+    """The files of a model as a hub serves them, in one shard or in two."""
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    if not sharded:
+        return files
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    del files["model.safetensors"]
+    scratch = directory.parent / "half.safetensors"
+    for shard, held in halves.items():
+        save_file({name: tensors[name] for name in held}, scratch)
+        files[shard] = scratch.read_bytes()
+    index = {"metadata": {}, "weight_map": {name: shard for shard, held in halves.items() for name in held}}
+    return files | {"model.safetensors.index.json": json.dumps(index).encode()}

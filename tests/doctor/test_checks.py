@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitwright.checkpoint.headers import INDEX_NAME
+from bitwright.doctor.checks.mistral_split import RIGHT, WRONG
 from bitwright.doctor.doctor import examine, exit_code, rules
 from bitwright.errors import Finding
 
@@ -113,6 +114,36 @@ def without(end: str) -> Break:
     return apply
 
 
+def duplicated_tensor(directory: Path) -> None:
+    name = next(iter(WEIGHTS))
+    save_file(WEIGHTS, directory / "model-00002-of-00002.safetensors")
+    assert name in json.loads((directory / INDEX_NAME).read_text())["weight_map"]
+
+
+def overlapping(directory: Path) -> None:
+    """The second tensor of a shard begins within the first."""
+    path = directory / "model-00002-of-00002.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    (first, second), size = list(WEIGHTS)[1:3], raw[8 + length :]
+    start = header[first]["data_offsets"][0] + 2
+    held = header[second]["data_offsets"]
+    header[second]["data_offsets"] = [start, start + held[1] - held[0]]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + size)
+
+
+def mistral(pattern: str) -> Break:
+    """A tokenizer of Mistral's that splits by ``pattern``."""
+    step = {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}}, {"type": "ByteLevel"}]}
+    vocabulary = {"a": 4, "b": 5, "[INST]": 6, "[AVAILABLE_TOOLS]": 7}
+    return change("tokenizer.json", model={"type": "BPE", "vocab": vocabulary}, pre_tokenizer=step)
+
+
+TURN = "<|turn|>{% if add_generation_prompt %}<|assistant|>{% endif %}"
+YARN = CONFIG["rope_parameters"]
+NOTHING_ADDED = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}]}
 BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
 BROKEN: list[tuple[str, Break]] = [
     ("files/pickle", lambda d: (d / "training_args.bin").write_bytes(b"x") and None),
@@ -161,6 +192,31 @@ BROKEN: list[tuple[str, Break]] = [
     ("generation/end-of-turn", change("generation_config.json", eos_token_id=2)),
     ("generation/end-of-turn", both(
         change("generation_config.json", eos_token_id=None), change("config.json", eos_token_id=2))),
+    ("family/gemma-bos", both(change("config.json", model_type="gemma"), template("{{ messages[0].content }}" + TURN))),
+    ("family/gemma3-float16", both(
+        change("config.json", model_type="gemma3_text", dtype="float16"), change("tokenizer.json", post_processor=BOS_FIRST),
+        change("tokenizer_config.json", chat_template=TEMPLATE.replace("{{ bos_token }}", "")),
+        weights({name: tensor.half() for name, tensor in WEIGHTS.items()}))),
+    ("config/rope-theta-twice", change("config.json", rope_theta=1e4, rope_parameters=YARN | {"rope_theta": 1e6})),
+    ("tokenizer/truncation", change("tokenizer.json", truncation={"max_length": 512, "strategy": "LongestFirst"})),
+    ("tokenizer/padding", change("tokenizer.json", padding={"strategy": {"Fixed": 77}})),
+    ("tokenizer/class", both(
+        change("config.json", model_type="llama"), change("tokenizer.json", pre_tokenizer={"type": "ByteLevel"}),
+        change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"))),
+    ("tokenizer/class", both(
+        change("config.json", model_type="deepseek_v3"), change("tokenizer_config.json", tokenizer_class="LlamaTokenizer"),
+        change("tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "x"}, {"type": "ByteLevel"}]}))),
+    ("family/mistral-split", both(change("config.json", model_type="mistral"), mistral(WRONG))),
+    ("tokenizer/added-tokens", both(
+        change("tokenizer_config.json", add_eos_token=True), change("tokenizer.json", post_processor=NOTHING_ADDED))),
+    ("quantization/router", both(
+        change("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        weights(WEIGHTS | {"model.layers.0.mlp.gate.qweight": torch.zeros(2, 2, dtype=torch.int32)}))),
+    ("template/base-model", change("config.json", _name_or_path="someone/tiny-1B-Base")),
+    ("template/base-model", change("config.json", _name_or_path="someone/tiny-1b-pt")),
+    ("checkpoint/duplicate", duplicated_tensor), ("checkpoint/malformed", overlapping),
+    ("checkpoint/index", lambda d: (d / INDEX_NAME).write_text(
+        (d / INDEX_NAME).read_text().replace("k_proj.weight", "other.weight")) and None),
     ("quantization/no-config", both(packed(), change("config.json", quantization_config=None))),
     ("quantization/skip-list", packed(llm_int8_skip_modules=["vision_tower"])),
     ("quantization/statistics", both(packed(), without(".absmax"))),
@@ -199,6 +255,15 @@ def test_every_check_is_documented() -> None:
     change("config.json", layer_types=None, sliding_window=None), change("config.json", dtype=None, torch_dtype="bfloat16"),
     change("tokenizer_config.json", chat_template=[
         {"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}]),
+    both(change("config.json", model_type="mistral"), mistral(RIGHT)), mistral(WRONG),
+    change("tokenizer.json", truncation=None, padding={"strategy": "BatchLongest"}),
+    both(change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
+         change("tokenizer.json", pre_tokenizer={"type": "Metaspace"})),
+    both(change("config.json", architectures=["BertModel"]), change("tokenizer.json", truncation={"max_length": 512})),
+    both(change("tokenizer_config.json", add_eos_token=True), change("tokenizer.json", post_processor={
+        "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}]})),
+    change("config.json", rope_theta=1e6, rope_parameters=YARN | {"rope_theta": 1e6}),
+    change("config.json", _name_or_path="someone/database-chat"),
     change("config.json", text_config={"vocab_size": 16}), change("tokenizer_config.json", chat_template=None),
 ])  # fmt: skip
 def test_other_sound_models(tmp_path: Path, change_: Break) -> None:
@@ -231,6 +296,33 @@ def test_llama_31_without_its_scaling(tmp_path: Path) -> None:
               "original_max_position_embeddings": 8192}  # fmt: skip
     change("config.json", rope_parameters=scaled)(tmp_path)
     assert "family/llama3-rope" not in found(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "vocabulary", "base"), [
+    ("llama", 128_256, 500_000), ("qwen2", 152_064, 1_000_000), ("qwen3", 151_936, 1_000_000)
+])  # fmt: skip
+def test_a_base_that_was_lost(tmp_path: Path, kind: str, vocabulary: int, base: int) -> None:
+    sound(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    rules_at = {}
+    for theta in (None, 10_000, base):
+        change("config.json", model_type=kind, vocab_size=vocabulary, rope_theta=theta)(tmp_path)
+        rules_at[theta] = "family/rope-theta" in found(tmp_path)
+    assert rules_at == {None: True, 10_000: True, base: False}
+    change("config.json", rope_theta=None, rope_parameters=YARN | {"rope_theta": base})(tmp_path)
+    assert "family/rope-theta" not in found(tmp_path)
+
+
+def test_gemma_with_a_template_that_begins_its_texts(tmp_path: Path) -> None:
+    change("config.json", model_type="gemma3_text")(sound(tmp_path))
+    assert [(f.rule, f.severity) for f in examine(tmp_path)] == [("family/gemma-bos", "note")]
+
+
+def test_routers_in_eight_bits_are_a_note(tmp_path: Path) -> None:
+    sound(tmp_path)
+    change("config.json", quantization_config={"quant_method": "gptq", "bits": 8})(tmp_path)
+    weights(WEIGHTS | {"model.layers.0.mlp.gate.qweight": torch.zeros(2, 2, dtype=torch.int32)})(tmp_path)
+    assert [(f.rule, f.severity) for f in examine(tmp_path)] == [("quantization/router", "note")]
 
 
 def test_the_gravest_come_first_and_decide_the_exit_code(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from bitwright.doctor.doctor import examine
 from bitwright.doctor.fix import fixed_copy
 from tests.doctor.test_checks import BROKEN, Break, found, sound
 
-FIXED = ("files/pickle", "files/index-size", "files/unlisted", "config/dtype", "generation/end-of-turn")
+FIXED = (
+    "files/pickle", "files/index-size", "files/unlisted", "config/dtype", "generation/end-of-turn", "tokenizer/truncation",
+    "tokenizer/padding", "tokenizer/class", "family/mistral-split",
+)  # fmt: skip
 
 
 def digests(directory: Path) -> dict[str, str]:

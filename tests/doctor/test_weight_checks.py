@@ -42,6 +42,13 @@ def tied(change: float) -> dict[str, torch.Tensor]:
     return weights | {HEAD: weights[EMBEDDING] + change}
 
 
+def alike(name: str, one: int, other: int) -> dict[str, torch.Tensor]:
+    """Two tokens with one row, in the embedding or in a head of its own."""
+    weights = tied(0.5) if name == HEAD else tensors()
+    weights[name][other] = weights[name][one]
+    return weights
+
+
 def nan() -> dict[str, torch.Tensor]:
     weights = tensors()
     weights[LINEAR][3, 5] = torch.nan
@@ -61,6 +68,9 @@ BROKEN = [
     ({"tokens/untrained"}, with_row(EMBEDDING, 4, 0.0)),
     ({"tokens/untrained"}, with_row(EMBEDDING, 0, 1e-4)),
     ({"tokens/untrained", "tokens/untrained-in-template"}, with_row(EMBEDDING, 3, 0.0)),
+    ({"tokens/untrained", "tokens/untrained-in-template"}, alike(EMBEDDING, 3, 4)),
+    ({"tokens/untrained"}, alike(EMBEDDING, 0, 5)),
+    ({"weights/tied-twice", "weights/tied-differ", "tokens/untrained"}, alike(HEAD, 0, 5)),
 ]  # fmt: skip
 
 
@@ -73,6 +83,11 @@ def test_each_mistake_is_found_and_nothing_else(tmp_path: Path, rules: set[str],
     assert {finding.rule for finding in examine(saved(tmp_path, weights), weights=True)} == rules
     by_headers = {finding.rule for finding in examine(tmp_path)}
     assert by_headers == rules & {"weights/tied-twice"}, "weights are read on request alone"
+
+
+def test_rows_beyond_the_tokens_are_padding(tmp_path: Path) -> None:
+    assert examine(saved(tmp_path, with_row(EMBEDDING, 9, 0.0)), weights=True) == []
+    assert examine(saved(tmp_path, alike(EMBEDDING, 9, 10)), weights=True) == []
 
 
 def test_the_place_of_a_nan_is_named(tmp_path: Path) -> None:
@@ -101,6 +116,7 @@ def test_statistics_are_those_of_the_whole(
     assert found.n_subnormal == int(dtype != torch.float64)
     assert found.largest == np.abs(whole).max()
     assert np.allclose(found.row_norms, np.sqrt((whole**2).mean(1)))
+    assert len(found.row_hashes) == len(set(found.row_hashes.tolist())) == 11
     vector = measure(refs["v"])
     assert vector is not None
     assert (vector.n_entries, vector.largest) == (7, np.abs(whole[0]).max())

@@ -1,10 +1,7 @@
 """Where the numbers come from: directories, files and a hub, of which no weight is read."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from bitwright.estimate.source import Source, read_source
 from bitwright.estimate.storage import SIXTEEN
 from tests.conftest import Build
 from tests.export.test_gguf import write
-from tests.hub import stand_in
+from tests.hub import on_hub, published, stand_in
 
 
 def stored_line(source: Source) -> tuple[str, int]:
@@ -122,13 +119,6 @@ def test_a_gguf_file_counts_as_its_directory(build: Build, tmp_path: Path, archi
     assert lines["Q4_K_M"] == pytest.approx(known["Q4_K_M"], rel=1e-3)
 
 
-def on_hub(address: str, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
-    environ |= {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
-    code = "import sys; from bitwright.cli.main import app; app(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *words], env=environ, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("sharded", [False, True])
 def test_of_a_hub_model_headers_are_fetched_and_no_weight(build: Build, tmp_path: Path, sharded: bool) -> None:
     directory = build("llama", hidden_size=512, num_attention_heads=8)
@@ -147,20 +137,3 @@ def test_of_a_hub_model_headers_are_fetched_and_no_weight(build: Build, tmp_path
     weights = sum(len(data) for name, data in files.items() if name.endswith(".safetensors"))
     assert weights > 3_000_000
     assert hub.n_sent < 300_000, "headers, the configuration, and no weights"
-
-
-def published(directory: Path, sharded: bool) -> dict[str, bytes]:
-    """The files of a model as a hub serves them, in one shard or in two."""
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
-    if not sharded:
-        return files
-    tensors = load_file(directory / "model.safetensors")
-    names = sorted(tensors)
-    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    del files["model.safetensors"]
-    scratch = directory.parent / "half.safetensors"
-    for shard, held in halves.items():
-        save_file({name: tensors[name] for name in held}, scratch)
-        files[shard] = scratch.read_bytes()
-    index = {"metadata": {}, "weight_map": {name: shard for shard, held in halves.items() for name in held}}
-    return files | {"model.safetensors.index.json": json.dumps(index).encode()}

@@ -1,7 +1,6 @@
 """Training: states of a real optimizer, factors of LoRA, activations, and the verb."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from bitwright.estimate.parts import LINEAR
 from bitwright.estimate.storage import stored_nbytes
 from bitwright.estimate.training import (
     CHECKPOINTED,
+    FAKE_NBYTES,
     KEPT,
     MIXED,
     OPTIMIZERS,
@@ -54,8 +54,31 @@ def test_adapters_are_two_factors_for_every_linear(build: Build) -> None:
 
 def test_recomputation_costs_one_input_a_layer() -> None:
     text = {"hidden_size": 10, "num_hidden_layers": 4, "vocab_size": 3}
-    assert activation_nbytes(text, 7, 2, KEPT) == 34 * 7 * 2 * 10 * 4 + 8 * 14 * 3
-    assert activation_nbytes(text, 7, 2, CHECKPOINTED) == (2 * 4 + 34) * 7 * 2 * 10 + 8 * 14 * 3
+    assert activation_nbytes(text, 7, 2, KEPT) == 34 * 7 * 2 * 10 * 4 + 16 * 14 * 3
+    assert activation_nbytes(text, 7, 2, CHECKPOINTED) == (2 * 4 + 34) * 7 * 2 * 10 + 16 * 14 * 3
+
+
+def test_quantization_aware_training_keeps_a_copy_and_a_mask() -> None:
+    """What the backward pass of a linear layer over a rounded weight keeps more than over the weight itself."""
+
+    def kept(rounds: bool) -> int:
+        weight = torch.randn(96, 64, dtype=torch.bfloat16, requires_grad=True)
+        x = torch.randn(8, 64, dtype=torch.bfloat16, requires_grad=True)
+        saved: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
+                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            scale, zero = torch.full((96,), 0.2), torch.zeros(96, dtype=torch.int32)
+            used = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -8, 7) if rounds else weight
+            y = torch.nn.functional.linear(x, used)
+        y.sum().backward()
+        return sum(saved.values())
+
+    assert kept(True) - kept(False) == FAKE_NBYTES * 96 * 64
 
 
 def test_the_order_of_the_methods(build: Build) -> None:
@@ -67,7 +90,9 @@ def test_the_order_of_the_methods(build: Build) -> None:
                              activations=CHECKPOINTED, memory=None)
     }  # fmt: skip
     assert lines["QLoRA, rank 4"].memory_nbytes < lines["LoRA, rank 4"].memory_nbytes < lines["full"].memory_nbytes
-    assert lines["QAT"] == replace(lines["full"], method="QAT")
+    linears = sum(part.n_parameters for part in found if part.role == LINEAR)
+    copies = lines["QAT"].activations_nbytes - lines["full"].activations_nbytes
+    assert copies == 3 * linears // config["num_hidden_layers"]
     assert lines["LoRA, rank 4"].trained_nbytes == 16 * adapter_parameters(found, 4)
 
 

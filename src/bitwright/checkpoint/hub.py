@@ -69,6 +69,14 @@ def one_file(repo: str, name: str) -> Path:
 
 
 @_reached
+def file_names(repo: str) -> list[str]:
+    """Names of all files."""
+    from huggingface_hub import HfApi
+
+    return [sibling.rfilename for sibling in HfApi(library_name="bitwright").model_info(repo).siblings or ()]
+
+
+@_reached
 def headers(repo: str) -> dict[str, TensorRef] | None:
     """Every tensor by the headers of its shards, for which a part of each file is requested and no weight is read.
 

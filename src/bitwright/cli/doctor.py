@@ -15,14 +15,17 @@ from bitwright.cli.common import guarded
 
 @guarded
 def run(
-    model: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")] = "",
+    model: Annotated[
+        str, typer.Argument(help="A model directory, a .gguf file, demo, or a hub id (of which texts and headers are fetched).")
+    ] = "",
     weights: Annotated[bool, typer.Option("--weights", help="Read every weight once, too.")] = False,
     fix: Annotated[str, typer.Option(help="Write a corrected copy here: what can be put right without a guess.")] = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print what every check looks for, and why.")] = False,
     json_: common.Json = False,
 ) -> None:
     """Look for silent mistakes in MODEL's configuration, tokenizer and headers. Exit code 0, 1 (warnings) or 2 (errors)."""
-    from bitwright.doctor.doctor import examine, exit_code, rules
+    from bitwright.checkpoint.hub import is_hub_id
+    from bitwright.doctor.doctor import examine, examine_on_hub, exit_code, rules
 
     if explain or not model:
         print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
@@ -30,9 +33,12 @@ def run(
     from bitwright.checkpoint.open import local_directory
     from bitwright.progress import Reporter
 
-    path = Path(model)
-    named = path if path.suffix == ".gguf" and path.is_file() else local_directory(model)
-    findings = examine(named, weights, Reporter(quiet=json_))
+    path = Path(model).expanduser()
+    if is_hub_id(model) and not weights and not fix:
+        findings = examine_on_hub(model)
+    else:
+        named = path if path.suffix == ".gguf" and path.is_file() else local_directory(model)
+        findings = examine(named, weights, Reporter(quiet=json_))
     if fix:
         from bitwright.doctor.fix import fixed_copy
 

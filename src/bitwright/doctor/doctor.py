@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from bitwright.checkpoint import hub
 from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.doctor import checks, gguf_checks, weight_checks
 from bitwright.doctor.model import Model
@@ -25,16 +26,32 @@ def examine(path: Path, weights: bool = False, reporter: Reporter | None = None)
     ``weights``: read every weight of a directory once, too.
     """
     found = _of_gguf(path) if path.is_file() else _of_directory(path, weights, reporter or Reporter(quiet=True))
+    return _ordered(found)
+
+
+def examine_on_hub(repo: str) -> list[Finding]:
+    """The same of the hub's model ``repo``, of which texts and tensor headers are fetched and no weight is."""
+    held, names = hub.headers(repo), hub.file_names(repo)
+    model = Model(hub.texts(repo), None if held is None else (held, names), repo)
+    return _ordered(_found(model))
+
+
+def _ordered(found: list[Finding]) -> list[Finding]:
     return sorted(dict.fromkeys(found), key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+
+
+def _found(model: Model) -> list[Finding]:
+    found = [finding for module in _modules(checks) for finding in module.check(model)]
+    return found + model.unreadable
 
 
 def _of_directory(directory: Path, weights: bool, reporter: Reporter) -> list[Finding]:
     model = Model(directory)
-    found = [finding for module in _modules(checks) for finding in module.check(model)]
+    found = _found(model)
     if weights:
         statistics = list(_statistics(model, reporter))
         found += [finding for module in _modules(weight_checks) for finding in module.check(model, statistics)]
-    return found + model.unreadable
+    return found
 
 
 def _of_gguf(path: Path) -> list[Finding]:
@@ -69,8 +86,8 @@ def _modules(folder: ModuleType) -> tuple[ModuleType, ...]:
 
 
 def _statistics(model: Model, reporter: Reporter) -> Iterator[Statistics]:
-    """One pass over all weights; of the embedding the size of every row is kept."""
+    """One pass over all weights; of embedding and head the size of every row is kept."""
     for ref in reporter.track(model.refs.values(), "weights", len(model.refs)):
-        found = measure(ref, rows_too=ref is model.embedding)
+        found = measure(ref, rows_too=ref in (model.embedding, model.head))
         if found is not None:
             yield found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,32 @@ from bitwright.errors import BitwrightError, Finding
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
 Correction = dict[str, dict[str, Any] | None]  # file -> its new JSON object; None: it is left out
 
 
 class Model:
-    """A model directory. What cannot be read counts as empty, and stands in ``unreadable``."""
+    """A model directory. What cannot be read counts as empty, and stands in ``unreadable``.
 
-    def __init__(self, directory: Path) -> None:
+    ``remote``: the tensor headers and the names of all files of a model on the hub, of which ``directory`` holds the texts;
+    ``called``: its name there.
+    """
+
+    def __init__(
+        self, directory: Path, remote: tuple[dict[str, TensorRef], Iterable[str]] | None = None, called: str = ""
+    ) -> None:
         self.directory = directory
         self.unreadable: list[Finding] = []
+        self.called = called or directory.absolute().name
+        self._remote = remote
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Names of the model's files."""
+        if self._remote is not None:
+            return sorted(self._remote[1])
+        return sorted(path.name for path in self.directory.iterdir()) if self.directory.is_dir() else []
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in ``name``; empty where there is no such file."""
@@ -70,6 +89,8 @@ class Model:
     @cached_property
     def refs(self) -> dict[str, TensorRef]:
         """Tensor headers; empty, with the reason in ``unreadable``, where they are not sound."""
+        if self._remote is not None:
+            return self._remote[0]
         try:
             return read_headers(self.directory)
         except BitwrightError as error:
@@ -116,7 +137,38 @@ class Model:
 
     def adds(self, token: str) -> bool:
         """Whether the tokenizer puts ``token`` before a text by itself."""
-        return bool(self.tokenizer_config.get("add_bos_token")) or _opens_with(self.tokenizer.get("post_processor"), token)
+        return bool(self.tokenizer_config.get("add_bos_token")) or self.begins(token)
+
+    def begins(self, token: str) -> bool:
+        """Whether tokenizer.json puts ``token`` before a text."""
+        return _adds(self.tokenizer.get("post_processor"), token, 0)
+
+    def ends(self, token: str) -> bool:
+        """Whether tokenizer.json puts ``token`` after a text."""
+        return _adds(self.tokenizer.get("post_processor"), token, -1)
+
+    @cached_property
+    def name(self) -> str:
+        """What the model is called, in small letters, without its owner."""
+        return str(self.config.get("_name_or_path") or self.called).lower().rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model generates text, by the names of its classes."""
+        architectures = self.config.get("architectures")
+        return isinstance(architectures, list) and any(
+            "CausalLM" in str(name) or "Generation" in str(name) for name in architectures
+        )
+
+    @cached_property
+    def usual_dtype(self) -> str | None:
+        """The number format of most bytes of the matrices, as config.json calls it; None where it is no such format."""
+        stored: Counter[str] = Counter()
+        for ref in self.refs.values():
+            if len(ref.shape) >= 2:
+                stored[ref.dtype] += ref.nbytes
+        usual = stored.most_common(1)[0][0] if stored else None
+        return next((name for name, code in DTYPES.items() if code == usual), None)
 
     @property
     def embedding(self) -> TensorRef | None:
@@ -137,15 +189,18 @@ class Model:
         return bool(self.text_config.get("tie_word_embeddings", True) if own is None else own)
 
 
-def _opens_with(processor: Any, token: str) -> bool:
-    """Whether a post-processor of tokenizer.json puts ``token`` before a single text."""
+def _adds(processor: Any, token: str, place: int) -> bool:
+    """Whether a post-processor of tokenizer.json puts ``token`` at the ``place``, first or last, of a single text."""
     if not isinstance(processor, dict):
         return False
     if processor.get("type") == "Sequence":
-        return any(_opens_with(part, token) for part in dicts_of(processor.get("processors")))
+        return any(_adds(part, token, place) for part in dicts_of(processor.get("processors")))
+    if processor.get("type") in ("BertProcessing", "RobertaProcessing"):
+        added = processor.get("sep" if place else "cls")
+        return isinstance(added, list) and bool(added) and added[0] == token
     single = processor.get("single")
-    first = single[0] if isinstance(single, list) and single else None
-    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    outer = single[place] if isinstance(single, list) and single else None
+    special = outer.get("SpecialToken") if isinstance(outer, dict) else None
     return isinstance(special, dict) and special.get("id") == token
 
 

@@ -34,13 +34,14 @@ class Statistics:
     n_zero_rows: int = 0
     n_constant_rows: int = 0  # of one value other than zero
     row_norms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # root mean square, where asked for
+    row_hashes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # equal for equal rows, likewise
 
 
 def measure(ref: TensorRef, rows_too: bool = False) -> Statistics | None:
-    """Statistics of a tensor of floating-point numbers; None for any other. ``rows_too``: keep the size of every row."""
+    """Statistics of a tensor of floating-point numbers; None for any other. ``rows_too``: keep size and hash of every row."""
     if ref.dtype not in FLOATS or not ref.nbytes:
         return None
-    found, norms, at = Statistics(ref), [], 0
+    found, norms, hashes, at = Statistics(ref), [], [], 0
     for block in _blocks(ref):
         finite = np.isfinite(block)
         if not finite.all():
@@ -56,10 +57,11 @@ def measure(ref: TensorRef, rows_too: bool = False) -> Statistics | None:
         found.n_constant_rows += int((constant & (block[:, 0] != 0)).sum()) if block.shape[1] > 1 else 0
         if rows_too:
             norms.append(np.sqrt(np.square(block, dtype=np.float64).mean(1)))
+            hashes.append(np.array([hash(row.tobytes()) for row in block], dtype=np.int64))
         found.n_entries += block.size
         at += block.size
     if rows_too:
-        found.row_norms = np.concatenate(norms)
+        found.row_norms, found.row_hashes = np.concatenate(norms), np.concatenate(hashes)
     return found
 
 

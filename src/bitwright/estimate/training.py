@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.estimate.parts import LINEAR, Part
+from bitwright.estimate.parts import EXPERT, LINEAR, Part
+from bitwright.estimate.settings import n_layers
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN
 
 MIXED, PURE_16, EIGHT_BIT = "AdamW, mixed precision", "AdamW, 16 bit", "AdamW, 8 bit"
@@ -14,6 +15,8 @@ OPTIMIZERS = {  # bytes a trained parameter: weight, gradient, both moments
     PURE_16: 2 + 2 + 4,
     EIGHT_BIT: 2 + 2 + 2,
 }
+LOGIT_NBYTES = 2 + 4 + 4 + 4 + 2  # a logit in 16 and in 32 bit, its logarithm, the gradients of both
+FAKE_NBYTES = 2 + 1  # of a weight that quantization-aware training has rounded
 CHECKPOINTED, KEPT = "recomputed", "kept"
 
 
@@ -38,22 +41,25 @@ def training(
 ) -> tuple[TrainingLine, ...]:  # fmt: skip
     """Full training, LoRA on 16 bit, QLoRA on NF4 and quantization-aware training, on ``batch`` texts of ``n_tokens``.
 
-    QAT trains all weights; its quantized copies of one block at a time are small beside that. ``optimizer`` is one of
-    OPTIMIZERS, ``activations`` CHECKPOINTED or KEPT.
+    QAT trains all weights, and keeps for the backward pass a quantized copy of each in 16 bit with a mask of what was not
+    clipped, of one layer at a time where activations are recomputed. ``optimizer`` is one of OPTIMIZERS, ``activations``
+    CHECKPOINTED or KEPT.
     """
     total, adapters = sum(part.n_parameters for part in parts), adapter_parameters(parts, rank)
     cost, work = OPTIMIZERS[optimizer], activation_nbytes(text, n_tokens, batch, activations)
+    copies = FAKE_NBYTES * sum(part.n_parameters for part in parts if part.role in (LINEAR, EXPERT))
+    copies = copies // n_layers(text) if activations == CHECKPOINTED else copies
     ways = {
-        "full": (0, total * cost),
-        f"LoRA, rank {rank}": (stored[SIXTEEN], adapters * cost),
-        f"QLoRA, rank {rank}": (stored[PLAIN_4_BIT], adapters * cost),
-        "QAT": (0, total * cost),
+        "full": (0, total * cost, work),
+        f"LoRA, rank {rank}": (stored[SIXTEEN], adapters * cost, work),
+        f"QLoRA, rank {rank}": (stored[PLAIN_4_BIT], adapters * cost, work),
+        "QAT": (0, total * cost, work + copies),
     }
     lines = []
-    for name, (weights, trained) in ways.items():
-        line = TrainingLine(name, weights, trained, work, None)
+    for name, (weights, trained, kept) in ways.items():
+        line = TrainingLine(name, weights, trained, kept, None)
         fits = None if memory is None else line.memory_nbytes <= memory
-        lines.append(TrainingLine(name, weights, trained, work, fits))
+        lines.append(TrainingLine(name, weights, trained, kept, fits))
     return tuple(lines)
 
 
@@ -63,12 +69,12 @@ def adapter_parameters(parts: tuple[Part, ...], rank: int) -> int:
 
 
 def activation_nbytes(text: dict[str, Any], n_tokens: int, batch: int, activations: str) -> int:
-    """Activations that the backward pass needs, in 16 bit, and the logits with their gradient in 32.
+    """Activations that the backward pass needs, in 16 bit, and what transformers' loss keeps of the logits.
 
     A layer keeps 34 s b h bytes where attention's own matrices are never stored (Korthikanti et al., arXiv 2205.05198,
     equation 2 without its second term); with recomputation every layer keeps its input, 2 s b h, and one at a time all of it.
     """
-    hidden, layers = int(text["hidden_size"]), int(text["num_hidden_layers"])
+    hidden, layers = int(text["hidden_size"]), n_layers(text)
     one = n_tokens * batch * hidden
     of_layers = {KEPT: 34 * one * layers, CHECKPOINTED: 2 * one * layers + 34 * one}[activations]
-    return of_layers + 8 * n_tokens * batch * int(text["vocab_size"])
+    return of_layers + LOGIT_NBYTES * n_tokens * batch * int(text["vocab_size"])

@@ -20,10 +20,10 @@ TALKS = ("instruct", "chat", "-it")
 
 def check(model: Model) -> Iterator[Finding]:
     if model.template is None:
-        name = str(model.config.get("_name_or_path") or model.directory.name).lower()
-        if any(name.endswith(word) or f"{word}-" in name for word in TALKS) and model.tokenizer_config:
+        if any(model.name.endswith(word) or f"{word}-" in model.name for word in TALKS) and model.tokenizer_config:
             yield Finding(
-                "template/missing", "tokenizer_config.json", f"no chat template, the model is called {name}", "a chat template",
+                "template/missing", "tokenizer_config.json", f"no chat template, the model is called {model.name}",
+                "a chat template",
                 "copy chat_template.jinja from the original model", "warning",
             )  # fmt: skip
         return

@@ -8,17 +8,14 @@ Source: transformers' from_pretrained, where `dtype="auto"` reads this setting.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
-from bitwright.doctor.model import Correction, Model
+from bitwright.doctor.model import DTYPES, Correction, Model
 from bitwright.errors import Finding
-
-NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
 def check(model: Model) -> Iterator[Finding]:
-    stated, right = _stated(model), _stored(model)
+    stated, right = _stated(model), model.usual_dtype
     if stated and right and stated != right:
         yield Finding(
             "config/dtype", "config.json", f"dtype {stated}, weights in {right}", "the format of the weights",
@@ -31,20 +28,10 @@ def fix(model: Model) -> Correction:
     if not any(check(model)):
         return {}
     config = {name: value for name, value in model.config.items() if name != "torch_dtype"}
-    return {"config.json": {**config, "dtype": _stored(model)}}
+    return {"config.json": {**config, "dtype": model.usual_dtype}}
 
 
 def _stated(model: Model) -> str | None:
     stated = model.config.get("dtype", model.config.get("torch_dtype"))
     name = stated.removeprefix("torch.") if isinstance(stated, str) and "quantization_config" not in model.config else None
-    return name if name in NAMES else None
-
-
-def _stored(model: Model) -> str | None:
-    """The format of most bytes of the matrices."""
-    stored: Counter[str] = Counter()
-    for ref in model.refs.values():
-        if len(ref.shape) >= 2:
-            stored[ref.dtype] += ref.nbytes
-    usual = stored.most_common(1)[0][0] if stored else None
-    return next((name for name, code in NAMES.items() if code == usual), None)
+    return name if name in DTYPES else None

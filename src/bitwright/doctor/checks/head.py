@@ -16,11 +16,7 @@ from bitwright.errors import Finding
 
 
 def check(model: Model) -> Iterator[Finding]:
-    architectures = model.config.get("architectures")
-    speaks = isinstance(architectures, list) and any(
-        "CausalLM" in str(name) or "Generation" in str(name) for name in architectures
-    )
-    if not speaks or model.embedding is None:
+    if not model.speaks or model.embedding is None:
         return
     if model.head is None and not model.ties_embeddings:
         yield Finding(

@@ -28,12 +28,12 @@ def check(model: Model) -> Iterator[Finding]:
             f"set metadata.total_size to {held}", "warning",
         )  # fmt: skip
     listed = {ref.file.name for ref in model.refs.values()}
-    for path in sorted(model.directory.glob("*.safetensors")):
-        if path.name not in listed:
-            alone = path.name == SINGLE_NAME
+    for name in model.files:
+        if name.endswith(".safetensors") and name not in listed:
+            alone = name == SINGLE_NAME
             wanted = "one copy of the weights" if alone else "every shard is in the index"
-            help = f"delete {path.name}" if alone else f"delete {path.name}, or save the model into an empty folder"
-            yield Finding("files/unlisted", path.name, "not in the index", wanted, help, "warning")
+            help = f"delete {name}" if alone else f"delete {name}, or save the model into an empty folder"
+            yield Finding("files/unlisted", name, "not in the index", wanted, help, "warning")
 
 
 def fix(model: Model) -> Correction:
@@ -47,4 +47,5 @@ def fix(model: Model) -> Correction:
     if stated.get("total_size", held) != held:
         changes[INDEX_NAME] = {**model.index, "metadata": {**stated, "total_size": held}}
     listed = {ref.file.name for ref in model.refs.values()}
-    return changes | {path.name: None for path in model.directory.glob("*.safetensors") if path.name not in listed}
+    unlisted = [name for name in model.files if name.endswith(".safetensors") and name not in listed]
+    return changes | dict.fromkeys(unlisted)

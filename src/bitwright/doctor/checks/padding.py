@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from bitwright.doctor.model import Model
 from bitwright.errors import Finding
 
-SPARE = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<unk>")
+SPARE = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|dummy_87|>", "<unk>")
 
 
 def check(model: Model) -> Iterator[Finding]:

@@ -27,5 +27,4 @@ def fix(model: Model) -> Correction:
 
 
 def _pickles(model: Model) -> list[str]:
-    found = model.directory.iterdir() if model.directory.is_dir() else ()
-    return sorted(path.name for path in found if path.suffix in SUFFIXES)
+    return [name for name in model.files if name.endswith(SUFFIXES)]
