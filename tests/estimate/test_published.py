@@ -139,3 +139,19 @@ def test_the_row_of_mistral_cannot_be_of_one_context() -> None:
     """Cache and overhead cancel in the differences of a row, 8 and 4 GB; those of the weights are 7.0 and 3.4."""
     lines = {line.format: line.disk_nbytes for line in estimate(Source(MISTRAL_7B, parts(MISTRAL_7B))).lines}
     assert [round((a - b) / GB, 1) for a, b in pairwise(lines[format] for format in FORMATS)] == [7.0, 3.4]
+
+
+QWEN3_30B = {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+             "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+             "moe_intermediate_size": 768, "vocab_size": 151936, "tie_word_embeddings": False}  # fmt: skip
+MIXTRAL_8X22B = {"model_type": "mixtral", "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56,
+                 "num_attention_heads": 48, "num_key_value_heads": 8}  # fmt: skip
+FILES = [("Qwen3-30B-A3B", QWEN3_30B, 18_556_685_824, 5e-4), ("Mixtral-8x22B", MIXTRAL_8X22B, 85_580_000_000, 2e-3)]
+
+
+@pytest.mark.parametrize(("name", "config", "published", "tokenizer"), FILES)
+def test_mixtures_of_experts_as_gguf(name: str, config: dict[str, Any], published: int, tokenizer: float) -> None:
+    """Files in Q4_K_M that their authors published; with the tokenizer, which is not counted here."""
+    lines = {line.format: line.disk_nbytes for line in estimate(Source(config, parts(config))).lines}
+    assert lines["Q4_K_M"] == pytest.approx(published, rel=tokenizer)
+    documented(name, f"{published / GB:.2f}", f"{lines['Q4_K_M'] / GB:.2f}")

@@ -132,7 +132,7 @@ def parts_of_headers(shapes: dict[str, tuple[int, ...]], chosen: int | None = No
         found[key] = found.get(key, 0) + many
     return tuple(
         Part(role, shape, count, min(count, chosen) if chosen and key in routed else None,
-             name if role in (LINEAR, EMBEDDING, HEAD) else "")
+             name if role in (LINEAR, EXPERT, EMBEDDING, HEAD) else "")
         for key, count in found.items() for role, shape, name in (key,)
     )  # fmt: skip
 

@@ -6,11 +6,12 @@ from bitwright.estimate.parts import EXPERT, OTHER, Config, Part, Parts, linear
 from bitwright.estimate.settings import stated_types
 
 
-def gated(text: Config, layer: int, inner: int | None = None) -> Parts:
+def gated(text: Config, layer: int, inner: int | None = None, kind: str = "") -> Parts:
+    """``kind``: what GGUF files add to the names."""
     hidden, width, bias = int(text["hidden_size"]), int(inner or text["intermediate_size"]), text.get("mlp_bias")
     for role in ("gate", "up"):
-        yield from linear(width, hidden, bias=bias, name=f"blk.{layer}.ffn_{role}.weight")
-    yield from linear(hidden, width, bias=bias, name=f"blk.{layer}.ffn_down.weight")
+        yield from linear(width, hidden, bias=bias, name=f"blk.{layer}.ffn_{role}{kind}.weight")
+    yield from linear(hidden, width, bias=bias, name=f"blk.{layer}.ffn_down{kind}.weight")
 
 
 def fused(text: Config, layer: int) -> Parts:
@@ -28,9 +29,10 @@ def plain(text: Config, layer: int, inner: int | None = None, bias: object = Non
     yield from linear(hidden, width, bias=bias, name=f"blk.{layer}.ffn_down.weight")
 
 
-def _experts(hidden: int, inner: int, count: int, chosen: int, gates: int = 1) -> Parts:
-    yield Part(EXPERT, (inner, hidden), (1 + gates) * count, (1 + gates) * chosen)
-    yield Part(EXPERT, (hidden, inner), count, chosen)
+def _experts(layer: int, hidden: int, inner: int, count: int, chosen: int, gate: bool = True) -> Parts:
+    for role in ("gate", "up") if gate else ("up",):
+        yield Part(EXPERT, (inner, hidden), count, chosen, f"blk.{layer}.ffn_{role}_exps.weight")
+    yield Part(EXPERT, (hidden, inner), count, chosen, f"blk.{layer}.ffn_down_exps.weight")
 
 
 def _router(text: Config, count: int) -> Parts:
@@ -47,7 +49,7 @@ def _chosen(text: Config) -> int:
 
 def mixtral(text: Config, layer: int) -> Parts:
     count = _n_experts(text)
-    yield from _experts(text["hidden_size"], text["intermediate_size"], count, _chosen(text))
+    yield from _experts(layer, text["hidden_size"], text["intermediate_size"], count, _chosen(text))
     yield from _router(text, count)
 
 
@@ -62,11 +64,11 @@ def qwen_moe(text: Config, layer: int) -> Parts:
         yield from gated(text, layer)
         return
     hidden = text["hidden_size"]
-    yield from _experts(hidden, text["moe_intermediate_size"], count, _chosen(text))
+    yield from _experts(layer, hidden, text["moe_intermediate_size"], count, _chosen(text))
     yield from _router(text, count)
     if shared := text.get("shared_expert_intermediate_size"):
-        yield from gated(text, layer, shared)
-        yield from linear(1, hidden)
+        yield from gated(text, layer, shared, "_shexp")
+        yield from linear(1, hidden, name=f"blk.{layer}.ffn_gate_inp_shexp.weight")
 
 
 def deepseek(text: Config, layer: int) -> Parts:
@@ -74,15 +76,15 @@ def deepseek(text: Config, layer: int) -> Parts:
         yield from gated(text, layer)
         return
     inner, count = text["moe_intermediate_size"], _n_experts(text)
-    yield from _experts(text["hidden_size"], inner, count, _chosen(text))
+    yield from _experts(layer, text["hidden_size"], inner, count, _chosen(text))
     yield from _router(text, count)
     if shared := text.get("n_shared_experts"):
-        yield from gated(text, layer, shared * inner)
+        yield from gated(text, layer, shared * inner, "_shexp")
 
 
 def gpt_oss(text: Config, layer: int) -> Parts:
     hidden, inner, count, chosen = text["hidden_size"], text["intermediate_size"], _n_experts(text), _chosen(text)
-    yield from _experts(hidden, inner, count, chosen)
+    yield from _experts(layer, hidden, inner, count, chosen)
     yield from _router(text, count)
     yield Part(OTHER, (count,))
     yield Part(OTHER, (2 * inner,), count, chosen)
@@ -107,7 +109,7 @@ def nemotron_h(text: Config, layer: int) -> Parts:
         return
     hidden, count = int(text["hidden_size"]), int(text["n_routed_experts"])
     latent = text.get("moe_latent_size")
-    yield from _experts(latent or hidden, text["moe_intermediate_size"], count, _chosen(text), gates=0)
+    yield from _experts(layer, latent or hidden, text["moe_intermediate_size"], count, _chosen(text), gate=False)
     yield from _router(text, count)
     yield from plain(text, layer, text["moe_shared_expert_intermediate_size"])
     if latent:

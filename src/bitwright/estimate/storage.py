@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, VISION_LINEAR, Part
+from bitwright.estimate.settings import n_layers
 from bitwright.export.gguf_recipes import Matrix, recipe
 from bitwright.formats.ggml import GGML_FORMATS
 
@@ -24,7 +25,7 @@ def stored_nbytes(parts: Parts, config: dict[str, Any]) -> dict[str, int]:
     found = {name: count(parts) for name, count in COUNTS.items()}
     found["dynamic 4 bit, +10 %"] = min(found[SIXTEEN], round(DYNAMIC * found[PLAIN_4_BIT]))
     blocks = [part for part in parts if part.role in (LINEAR, EXPERT)]
-    if blocks and all(part.name.startswith("blk.") and part.role == LINEAR for part in blocks):
+    if blocks and all(part.name.startswith("blk.") for part in blocks):
         found |= {name: _gguf(parts, config, name) for name in ("Q4_0", "Q4_K_M")}
     return found
 
@@ -71,11 +72,12 @@ def _gptq(n_rows: int, n_cols: int) -> int:
 
 def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
     """Under llama.cpp's recipe ``name``; vectors in 32 bit, what sees in a file of its own in 16 bit."""
-    matrices = [Matrix(part.name, part.shape[1]) for part in parts if part.role in (LINEAR, EMBEDDING, HEAD)]
+    matrices = [Matrix(part.name, part.shape[1]) for part in parts if part.role in (LINEAR, EXPERT, EMBEDDING, HEAD)]
     heads = int(config["num_attention_heads"])
     group = heads // int(config.get("num_key_value_heads") or heads)
     tied = not any(part.role == HEAD for part in parts)
-    chosen = recipe(name, matrices, int(config["num_hidden_layers"]), group, tied)
+    experts = max((part.count for part in parts if part.role == EXPERT), default=0)
+    chosen = recipe(name, matrices, n_layers(config), group, tied, experts)
     total = 0
     for part in parts:
         if part.role in (VISION, VISION_LINEAR):
@@ -86,7 +88,7 @@ def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
             total += 2 * part.n_parameters
         else:
             format = GGML_FORMATS[chosen[part.name]]
-            total += prod(part.shape) // format.record * format.record_nbytes
+            total += part.n_parameters // format.record * format.record_nbytes
     return total
 
 

@@ -1,6 +1,6 @@
 """The mixtures of formats that llama.cpp's own quantizer knows by name, as it would apply them to a model (no torch).
 
-Source: llama-quant.cpp of llama.cpp. Only dense models: the rules for experts are left out, as are Falcon's and those of 70 B.
+Source: llama-quant.cpp of llama.cpp. The rules for Falcon and for 70 B are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ NARROW = {  # where rows are no multiple of 256
 }  # fmt: skip
 
 
+MIXTRAL_EXPERTS = 8  # for which attention, shared by all experts, gets more bits
+EIGHT_EXPERTS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("attn_k", "attn_v"), dict.fromkeys(BASES, "q8_0")),
+    "attn_output": dict.fromkeys(("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M"), "q5_k"),
+}
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A tensor that the recipe chooses a format for."""
@@ -27,12 +34,14 @@ class Matrix:
     n_cols: int
 
 
-def recipe(name: str, matrices: Iterable[Matrix], n_blocks: int, n_group: int, tied: bool) -> dict[str, str]:
+def recipe(
+    name: str, matrices: Iterable[Matrix], n_blocks: int, n_group: int, tied: bool, n_experts: int = 0
+) -> dict[str, str]:
     """GGUF tensor name -> format under the recipe ``name``; ``n_group`` is the number of query heads per key head."""
-    return {matrix.name: _choice(name, matrix, n_blocks, n_group, tied) for matrix in matrices}
+    return {matrix.name: _choice(name, matrix, n_blocks, n_group, tied, n_experts) for matrix in matrices}
 
 
-def _choice(name: str, matrix: Matrix, n_blocks: int, n_group: int, tied: bool) -> str:
+def _choice(name: str, matrix: Matrix, n_blocks: int, n_group: int, tied: bool, n_experts: int) -> str:
     base = BASES[name]
     if matrix.name == "output.weight" or (tied and matrix.name == "token_embd.weight"):
         wide = matrix.n_cols % GGML_FORMATS[base].record == 0
@@ -41,7 +50,8 @@ def _choice(name: str, matrix: Matrix, n_blocks: int, n_group: int, tied: bool) 
         chosen = base
     else:
         _, index, part, *_ = matrix.name.split(".")
-        chosen = _block_choice(name, base, part, int(index), n_blocks, n_group)
+        eight = EIGHT_EXPERTS.get(part, {}).get(name) if n_experts == MIXTRAL_EXPERTS else None
+        chosen = eight or _block_choice(name, base, part, int(index), n_blocks, n_group)
     if matrix.n_cols % GGML_FORMATS[chosen].record:
         chosen = NARROW.get(chosen, chosen)
     return chosen if matrix.n_cols % GGML_FORMATS[chosen].record == 0 else "16bit"
@@ -58,7 +68,7 @@ def _block_choice(name: str, base: str, part: str, index: int, n_blocks: int, n_
             "Q4_K_S": "q5_k" if index < 4 else base, "IQ4_NL": "q5_k" if n_group >= 4 else base,
             "IQ4_XS": "q5_k" if n_group >= 4 else base,
         }  # fmt: skip
-    elif part == "ffn_down":
+    elif part.startswith("ffn_down"):  # of experts, too
         rules = {
             "Q2_K": "q3_k", "Q3_K_M": "q5_k" if index < n_blocks // 16 else "q4_k", "Q3_K_L": "q5_k",
             "Q4_K_M": "q6_k" if more_bits else base, "Q5_K_M": "q6_k" if more_bits else base,
