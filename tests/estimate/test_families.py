@@ -250,6 +250,7 @@ def test_bitsandbytes_converts_towers_too(kind: str, own: dict[str, Any], text: 
      "estimate/vision"),
     ({"model_type": "llama", "hidden_size": "wide"}, "estimate/settings"),
     ({"model_type": "llama", "num_attention_heads": 0}, "estimate/settings"),
+    ({"model_type": "llama", "num_hidden_layers": 10**9}, "estimate/settings"),
     ({"model_type": "llama", **TEXT, "layer_types": ["linear_attention"] * 3}, "estimate/settings"),
 ])  # fmt: skip
 def test_what_cannot_be_counted(config: dict[str, Any], rule: str) -> None:

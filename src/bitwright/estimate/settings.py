@@ -19,6 +19,7 @@ KINDS = {  # what configurations call a layer that mixes tokens
     "chunked_attention": SLIDING, "linear_attention": RECURRENT, "mamba": RECURRENT, "conv": CONVOLUTION, "hybrid": BOTH,
     "mlp": NONE, "moe": NONE,
 }  # fmt: skip
+MOST_LAYERS = 10_000
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
 
 
@@ -82,8 +83,12 @@ def stated_types(text: Config) -> list[str] | None:
 
 
 def n_layers(text: Config) -> int:
+    """Layers of the model. Raises ValueError for a number that no model has, which would be counted for ever."""
     stated = stated_types(text)
-    return int(text.get("num_hidden_layers") or len(stated or ()))
+    count = int(text.get("num_hidden_layers") or len(stated or ()))
+    if not 0 <= count <= MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers {count}")
+    return count
 
 
 def layer_kinds(text: Config) -> list[str]:
