@@ -31,12 +31,12 @@ from benchmarks.models import reference
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.estimate.cache import cache_nbytes
 from bitwright.estimate.estimate import estimate
-from bitwright.estimate.settings import text_config
 from bitwright.estimate.source import read_source
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN
 from bitwright.estimate.training import CHECKPOINTED, KEPT, PURE_16, training
 from bitwright.evaluate import llama_cpp
 from bitwright.export.gguf import GGUF, recipe_of
+from bitwright.models.settings import text_config
 from bitwright.models.skeleton import build_skeleton
 
 CONTEXT, TRAINED_TOKENS, RECIPE = 1024, 256, "Q4_K_M"

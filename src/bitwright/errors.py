@@ -17,10 +17,16 @@ class Finding:
     severity: str = "error"
 
     def __str__(self) -> str:
-        return f"{self.severity}[{self.rule}]: {self.wanted}\n  {self.where}: {self.saw}\n  help: {self.help}"
+        where, saw, wanted, help = (_printable(part) for part in (self.where, self.saw, self.wanted, self.help))
+        return f"{self.severity}[{self.rule}]: {wanted}\n  {where}: {saw}\n  help: {help}"
 
     def to_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+def _printable(text: str) -> str:
+    """Without control characters and half characters, with which a model could write over the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class BitwrightError(Exception):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from bitwright.doctor.model import Model
 from bitwright.estimate.cache import cache_nbytes, longest_context
 from bitwright.estimate.families import FAMILIES
-from bitwright.estimate.settings import BOTH, FULL, layer_kinds, text_config
+from bitwright.models.settings import BOTH, FULL, layer_kinds, text_config
 from tests.conftest import Build
 from tests.estimate.test_families import CASES, TEXT
 from tests.estimate.test_families import given as settings

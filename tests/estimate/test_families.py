@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,9 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from bitwright import BitwrightError
 from bitwright.estimate.families import FAMILIES, parts, parts_of_headers
 from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, VISION_LINEAR, Part
-from bitwright.estimate.settings import defaults
 from bitwright.estimate.vision import TOWERS
-from tests.estimate.defaults import FILE, table
+from bitwright.models.settings import defaults
+from tests.models.defaults import FILE, table
 
 TEXT = {
     "vocab_size": 320, "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -168,7 +167,7 @@ def test_every_row_is_tested() -> None:
 
 
 def test_defaults_are_those_of_the_classes() -> None:
-    """``python -m tests.estimate.defaults`` writes the file anew, after a new release of transformers."""
+    """``python -m tests.models.defaults`` writes the file anew, after a new release of transformers."""
     assert json.loads(FILE.read_text(encoding="utf-8")) == table()
 
 
@@ -189,13 +188,9 @@ def test_two_empty_halves(kind: str, text: dict[str, Any], tower: dict[str, Any]
     assert counted(parts({"model_type": kind, **empty})) == built(on_meta(config, True))
 
 
-def flat_qwen2_vl() -> Iterator[dict[str, Any]]:
-    """As published before text settings had a part of their own."""
-    yield {**given(TEXT | MROPE), "model_type": "qwen2_vl", "vision_config": QWEN2_VL, "tie_word_embeddings": True}
-
-
 def test_settings_that_are_not_kept_apart() -> None:
-    (flat,) = flat_qwen2_vl()
+    """As published before text settings had a part of their own."""
+    flat = {**given(TEXT | MROPE), "model_type": "qwen2_vl", "vision_config": QWEN2_VL, "tie_word_embeddings": True}
     nested = {"model_type": "qwen2_vl", "tie_word_embeddings": True, "vision_config": QWEN2_VL,
               "text_config": TEXT | MROPE | {"model_type": "qwen2_vl_text"}}  # fmt: skip
     assert parts(flat) == parts(nested)
@@ -251,6 +246,7 @@ def test_bitsandbytes_converts_towers_too(kind: str, own: dict[str, Any], text: 
     ({"model_type": "llama", "hidden_size": "wide"}, "estimate/settings"),
     ({"model_type": "llama", "num_attention_heads": 0}, "estimate/settings"),
     ({"model_type": "llama", "num_hidden_layers": 10**9}, "estimate/settings"),
+    ({"model_type": "nemotron_h", "hybrid_override_pattern": "ME", "num_hidden_layers": 52}, "estimate/settings"),
     ({"model_type": "llama", **TEXT, "layer_types": ["linear_attention"] * 3}, "estimate/settings"),
 ])  # fmt: skip
 def test_what_cannot_be_counted(config: dict[str, Any], rule: str) -> None:
@@ -260,4 +256,4 @@ def test_what_cannot_be_counted(config: dict[str, Any], rule: str) -> None:
 
 
 def test_defaults_hold_every_family() -> None:
-    assert set(defaults()) >= set(FAMILIES) | {"models", "transformers"}
+    assert set(defaults()["classes"]) >= set(FAMILIES)

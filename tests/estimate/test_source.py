@@ -1,12 +1,16 @@
 """Where the numbers come from: directories, files and a hub, of which no weight is read."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 
 from bitwright import BitwrightError
@@ -137,3 +141,66 @@ def test_of_a_hub_model_headers_are_fetched_and_no_weight(build: Build, tmp_path
     weights = sum(len(data) for name, data in files.items() if name.endswith(".safetensors"))
     assert weights > 3_000_000
     assert hub.n_sent < 300_000, "headers, the configuration, and no weights"
+
+
+@pytest.mark.parametrize("names", [("n_embd", "n_head", "n_layer"), ("d_model", "n_heads", "n_layers")])
+def test_families_without_a_row_may_name_their_sizes_otherwise(copied: Path, names: tuple[str, str, str]) -> None:
+    known = json.loads((copied / "config.json").read_text())
+    kept = {key: known[key] for key in ("vocab_size", "num_key_value_heads")}
+    sizes = (known["hidden_size"], known["num_attention_heads"], known["num_hidden_layers"])
+    expected = cache_nbytes(known, 50)
+    (copied / "config.json").write_text(json.dumps({"model_type": "floppy", **kept, **dict(zip(names, sizes, strict=True))}))
+    assert cache_nbytes(read_source(str(copied)).config, 50) == expected
+    (copied / "config.json").write_text(json.dumps({"model_type": "floppy", **kept, names[0]: sizes[0]}))
+    with pytest.raises(BitwrightError) as caught:
+        estimate(read_source(str(copied)))
+    assert caught.value.finding.rule == "estimate/settings"
+
+
+ODD_VALUES = [-5, 0, 1.5, True, "x", [], {}, [None], float("nan"), float("inf"), 10**30, 10**400]
+READ = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+        "sliding_window", "max_position_embeddings", "intermediate_size", "layer_types", "kv_lora_rank",
+        "cross_attention_layers", "hybrid_override_pattern", "text_config", "vision_config", "num_experts_per_tok",
+        "quantization_config")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=[repr(v)[:8] if not isinstance(v, int) else "number" for v in ODD_VALUES])
+@pytest.mark.parametrize("family", ["llama", "mllama", "qwen3_next", "nemotron_h", "gemma3", "floppy"])
+def test_odd_values_are_refused_or_counted(copied: Path, value: Any, family: str) -> None:
+    base = json.loads((copied / "config.json").read_text()) | {"model_type": family}
+    for name in READ:
+        (copied / "config.json").write_text(json.dumps(base | {name: value}))
+        with contextlib.suppress(BitwrightError):
+            found = estimate(read_source(str(copied)), memory=10**9, context=1000)
+            assert all(line.disk_nbytes > 0 and line.cache_nbytes >= 0 for line in found.lines), name
+
+
+def test_the_most_layers_are_counted(tmp_path: Path) -> None:
+    config = {"model_type": "qwen2", "num_hidden_layers": 10_000, "layer_types": ["full_attention"] * 10_000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert estimate(read_source(str(tmp_path)), memory=10**12).lines[0].cache_nbytes > 10**11
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(BitwrightError) as caught:
+        read_source(str(tmp_path))
+    assert caught.value.finding.rule == "estimate/config"
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+def test_a_gguf_file_of_recurrent_layers(tmp_path: Path, heads: int) -> None:
+    """No heads, as for Mamba, and sizes of the states under ``ssm``."""
+    writer = GGUFWriter(tmp_path / "x.gguf", "mamba")
+    for key, value in {"embedding_length": 48, "block_count": 1, "attention.head_count": heads, "ssm.conv_kernel": 4,
+                       "ssm.inner_size": 96, "ssm.state_size": 8, "ssm.time_step_rank": 3}.items():  # fmt: skip
+        writer.add_uint32(f"mamba.{key}", value)
+    writer.add_tensor("token_embd.weight", np.ones((96, 48), dtype=np.float16))
+    writer.add_tensor("blk.0.ssm_in.weight", np.ones((192, 48), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = read_source(str(tmp_path / "x.gguf"))
+    assert estimate(source).lines[0].disk_nbytes == 2 * (96 + 192) * 48
+    assert cache_nbytes(source.config, 1000) == 96 * (2 * 4 + 4 * 8)

@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 PLAIN_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_BYTES = {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # quantized checkpoints hold them
+MAX_DIMS = 8  # of a tensor
 ITEM_BYTES = PLAIN_BYTES | PACKED_BYTES
 
 
@@ -103,6 +104,8 @@ def read_header(path: Path) -> dict[str, TensorRef]:
             help=f"download {path.name} again and compare its checksum",
         )  # fmt: skip
 
+    if not path.is_file():  # a folder, or a pipe that would be read for ever
+        raise bad("no plain file")
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         length_bytes = file.read(8)
@@ -146,12 +149,17 @@ def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> T
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        sound = all(type(d) is int and d >= 0 for d in shape) and type(begin) is int and type(end) is int
+        sound = (
+            all(type(d) is int and 0 <= d < 1 << 63 for d in shape)
+            and len(shape) <= MAX_DIMS
+            and type(begin) is int
+            and type(end) is int
+        )
     except (TypeError, KeyError, ValueError):
         raise bad(f"{name} has no dtype, shape and data_offsets") from None
     if not sound:
-        raise bad(f"{name} has shape {shape} and offsets {begin!r}, {end!r}")
-    if dtype not in ITEM_BYTES:
+        raise bad(f"{name} has shape {shape[:MAX_DIMS]!r} and offsets {begin!r}, {end!r}"[:300])
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _unknown_dtype(path, name, dtype, ITEM_BYTES)
     nbytes = prod(shape) * ITEM_BYTES[dtype]
     if begin < 0 or end - begin != nbytes or base + end > size:
@@ -161,6 +169,8 @@ def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> T
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():
+            raise ValueError("no plain file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         value = None

@@ -66,11 +66,9 @@ def size_nbytes(text: str) -> int | None:
     if not text:
         return None
     units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)b?", text.strip().lower())
     if not match or match[2] not in units:
-        raise fail(
-            "memory/syntax", f"--max-memory {text}", saw=repr(text), wanted="a size such as 8GB", help="--max-memory 8GB"
-        )
+        raise fail("memory/syntax", text[:40], saw=repr(text[:40]), wanted="a size such as 8GB", help="8GB")
     return int(float(match[1]) * units[match[2]])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def run(
     from bitwright.checkpoint.open import local_directory
     from bitwright.progress import Reporter
 
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if is_hub_id(model) and not weights and not fix:
         findings = examine_on_hub(model)
     else:

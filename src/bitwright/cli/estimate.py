@@ -11,6 +11,7 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, size_nbytes, wide_console
+from bitwright.models.settings import MOST_LAYERS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,21 +26,21 @@ def run(
         str, typer.Argument(help="A model directory, a config.json, a .gguf file, or a hub id (of which headers are fetched).")
     ] = "",
     memory: Annotated[str, typer.Option(help="Memory of the device, such as 8GB: what fits, and how long a context.")] = "",
-    context: Annotated[int, typer.Option(min=1, help="Tokens whose keys and values are kept.")] = 4096,
-    batch: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 1,
-    cache_bits: Annotated[float, typer.Option(min=1, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
+    context: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens whose keys and values are kept.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, max=10**6, help="Texts at once.")] = 1,
+    cache_bits: Annotated[float, typer.Option(min=1, max=64, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
     overhead: Annotated[str, typer.Option(help="What the runtime takes beside the model: about 0.5GB with CUDA.")] = "",
     plan: Annotated[list[Path] | None, typer.Option(help="A plan.json of bitwright allocate, as one more line.")] = None,
     params: Annotated[str, typer.Option(help="Instead of MODEL: a dense llama of so many parameters, such as 7B.")] = "",
-    layers: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 32,
-    hidden: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 4096,
-    heads: Annotated[int, typer.Option(min=0, help="Of that sketch; 0: 128 wide each.")] = 0,
-    kv_heads: Annotated[int, typer.Option(min=0, help="Of that sketch; 0: as many as heads.")] = 0,
-    inner: Annotated[int, typer.Option(min=0, help="Feed-forward width of that sketch; 0: what makes the sum right.")] = 0,
-    vocabulary: Annotated[int, typer.Option(min=1, help="Of that sketch.")] = 128_256,
+    layers: Annotated[int, typer.Option(min=1, max=MOST_LAYERS, help="Of that sketch.")] = 32,
+    hidden: Annotated[int, typer.Option(min=1, max=10**7, help="Of that sketch.")] = 4096,
+    heads: Annotated[int, typer.Option(min=0, max=10**7, help="Of that sketch; 0: 128 wide each.")] = 0,
+    kv_heads: Annotated[int, typer.Option(min=0, max=10**7, help="Of that sketch; 0: as many as heads.")] = 0,
+    inner: Annotated[int, typer.Option(min=0, max=10**7, help="Feed-forward width; 0: what makes the sum right.")] = 0,
+    vocabulary: Annotated[int, typer.Option(min=1, max=10**7, help="Of that sketch.")] = 128_256,
     tied: Annotated[bool, typer.Option("--tied", help="Its embedding is its head.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Also what training takes, on texts of --context tokens.")] = False,
-    rank: Annotated[int, typer.Option(min=1, help="Of LoRA's factors.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, max=10**6, help="Of LoRA's factors.")] = 16,
     optimizer: Annotated[str, typer.Option(help="mixed, 16bit or 8bit AdamW.")] = "mixed",
     keep_activations: Annotated[
         bool, typer.Option("--keep-activations", help="No recomputation in the backward pass.")
@@ -50,16 +51,22 @@ def run(
     from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate
     from bitwright.estimate.families import parts
-    from bitwright.estimate.settings import text_config
     from bitwright.estimate.sketch import sketch
     from bitwright.estimate.source import Source, read_source
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
+    from bitwright.models.settings import text_config
     from bitwright.plan import Plan
 
     if bool(model) == bool(params):
         raise fail(
             "estimate/model", "MODEL", saw="both" if model else "neither", wanted="a model, or --params",
             help="bitwright estimate --params 7B --layers 32 --hidden 4096",
+        )  # fmt: skip
+    names = {"mixed": MIXED, "16bit": PURE_16, "8bit": EIGHT_BIT}
+    if optimizer not in names:
+        raise fail(
+            "estimate/optimizer", f"--optimizer {optimizer}", saw=optimizer, wanted=f"one of {', '.join(names)}",
+            help="--optimizer mixed",
         )  # fmt: skip
     if model:
         source = read_source(model)
@@ -74,12 +81,6 @@ def run(
     lines: tuple[TrainingLine, ...] = ()
     if train:
         stored = {line.format: line.disk_nbytes for line in found.lines}
-        names = {"mixed": MIXED, "16bit": PURE_16, "8bit": EIGHT_BIT}
-        if optimizer not in names:
-            raise fail(
-                "estimate/optimizer", f"--optimizer {optimizer}", saw=optimizer, wanted=f"one of {', '.join(names)}",
-                help="--optimizer mixed",
-            )  # fmt: skip
         lines = training(
             source.parts, text_config(source.config), stored, n_tokens=context, batch=batch, rank=rank,
             optimizer=names[optimizer], activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +17,7 @@ from bitwright.doctor.statistics import Statistics, measure
 from bitwright.errors import BitwrightError, Finding
 from bitwright.progress import Reporter
 
+ODD = "files/odd"  # what no check expects
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -41,8 +42,19 @@ def _ordered(found: list[Finding]) -> list[Finding]:
 
 
 def _found(model: Model) -> list[Finding]:
-    found = [finding for module in _modules(checks) for finding in module.check(model)]
+    found = [finding for module in _modules(checks) for finding in _carefully(module.__name__, partial(module.check, model))]
     return found + model.unreadable
+
+
+def _carefully(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What a check finds. One that cannot cope with a file says so, and the others still speak."""
+    try:
+        return list(check())
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        saw = f"{type(error).__name__}: {str(error)[:80]}"
+        return [
+            Finding(ODD, name.rsplit(".", 1)[-1], saw, "files that this check can read", "compare them with the original model")
+        ]
 
 
 def _of_directory(directory: Path, weights: bool, reporter: Reporter) -> list[Finding]:
@@ -50,7 +62,8 @@ def _of_directory(directory: Path, weights: bool, reporter: Reporter) -> list[Fi
     found = _found(model)
     if weights:
         statistics = list(_statistics(model, reporter))
-        found += [finding for module in _modules(weight_checks) for finding in module.check(model, statistics)]
+        for module in _modules(weight_checks):
+            found += _carefully(module.__name__, partial(module.check, model, statistics))
     return found
 
 
@@ -59,7 +72,9 @@ def _of_gguf(path: Path) -> list[Finding]:
         header = read_gguf_header(path)
     except BitwrightError as error:
         return [error.finding]
-    return [finding for module in _modules(gguf_checks) for finding in module.check(header)]
+    except OSError as error:
+        return [Finding("files/closed", path.name, type(error).__name__, "a file that can be read", "correct its rights")]
+    return [f for module in _modules(gguf_checks) for f in _carefully(module.__name__, partial(module.check, header))]
 
 
 def exit_code(findings: list[Finding]) -> int:

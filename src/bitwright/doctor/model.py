@@ -11,6 +11,7 @@ from typing import Any
 
 from bitwright.checkpoint.headers import INDEX_NAME, TensorRef, read_headers
 from bitwright.errors import BitwrightError, Finding
+from bitwright.models.settings import text_config
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -24,16 +25,17 @@ class Model:
     """A model directory. What cannot be read counts as empty, and stands in ``unreadable``.
 
     ``remote``: the tensor headers and the names of all files of a model on the hub, of which ``directory`` holds the texts;
-    ``called``: its name there.
+    ``called``: its name there. ``corrected``: files that count as if they were so.
     """
 
     def __init__(
-        self, directory: Path, remote: tuple[dict[str, TensorRef], Iterable[str]] | None = None, called: str = ""
-    ) -> None:
+        self, directory: Path, remote: tuple[dict[str, TensorRef], Iterable[str]] | None = None, called: str = "",
+        corrected: Correction | None = None,
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.unreadable: list[Finding] = []
         self.called = called or directory.absolute().name
-        self._remote = remote
+        self._remote, self._corrected = remote, corrected or {}
 
     @cached_property
     def files(self) -> list[str]:
@@ -44,11 +46,13 @@ class Model:
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in ``name``; empty where there is no such file."""
+        if name in self._corrected:
+            return self._corrected[name] or {}
         path = self.directory / name
         if not path.is_file():
             return {}
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             self._note(name, f"{type(error).__name__}")
             return {}
@@ -71,12 +75,27 @@ class Model:
         return {**self.config, **part} if isinstance(part, dict) else self.config
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Those of the language model with whatever its class fills in."""
+        return text_config(self.config)
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the weights were quantized, as config.json says."""
+        said = self.config.get("quantization_config")
+        return said if isinstance(said, dict) else None
+
+    @cached_property
     def generation(self) -> dict[str, Any]:
         return self.json("generation_config.json")
 
     @cached_property
     def tokenizer_config(self) -> dict[str, Any]:
         return self.json("tokenizer_config.json")
+
+    @cached_property
+    def special_tokens(self) -> dict[str, Any]:
+        return self.json("special_tokens_map.json")
 
     @cached_property
     def tokenizer(self) -> dict[str, Any]:
@@ -95,14 +114,19 @@ class Model:
             return read_headers(self.directory)
         except BitwrightError as error:
             self.unreadable.append(error.finding)
-            return {}
+        except OSError as error:
+            self.unreadable.append(_closed(error))
+        return {}
 
     @cached_property
     def template(self) -> str | None:
         """The chat template, from its own file or the tokenizer's settings."""
         path = self.directory / "chat_template.jinja"
         if path.is_file():
-            return path.read_text(encoding="utf-8", errors="replace")
+            try:
+                return path.read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                self.unreadable.append(_closed(error))
         inline = self.tokenizer_config.get("chat_template")
         if isinstance(inline, list):  # several, by name
             inline = next((part.get("template") for part in dicts_of(inline) if part.get("name") == "default"), None)
@@ -130,10 +154,12 @@ class Model:
 
     def token(self, kind: str) -> str | None:
         """The text of the ``bos``, ``eos`` or ``pad`` token."""
-        value = self.tokenizer_config.get(f"{kind}_token")
-        if isinstance(value, dict):
-            value = value.get("content")
-        return value if isinstance(value, str) else None
+        for settings in (self.tokenizer_config, self.special_tokens):
+            value = settings.get(f"{kind}_token")
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                return value
+        return None
 
     def adds(self, token: str) -> bool:
         """Whether the tokenizer puts ``token`` before a text by itself."""
@@ -179,14 +205,15 @@ class Model:
         return self._ending(HEADS)
 
     def _ending(self, names: tuple[str, ...]) -> TensorRef | None:
-        found = (ref for name, ref in self.refs.items() for end in names if name == end or name.endswith(f".{end}"))
+        matrices = ((name, ref) for name, ref in self.refs.items() if len(ref.shape) == 2)
+        found = (ref for name, ref in matrices for end in names if name == end or name.endswith(f".{end}"))
         return next(found, None)
 
     @property
     def ties_embeddings(self) -> bool:
         """Whether head and embedding are one matrix, as transformers decides it."""
         own = self.config.get("tie_word_embeddings")
-        return bool(self.text_config.get("tie_word_embeddings", True) if own is None else own)
+        return bool(self.settings.get("tie_word_embeddings", True) if own is None else own)
 
 
 def _adds(processor: Any, token: str, place: int) -> bool:
@@ -202,6 +229,14 @@ def _adds(processor: Any, token: str, place: int) -> bool:
     outer = single[place] if isinstance(single, list) and single else None
     special = outer.get("SpecialToken") if isinstance(outer, dict) else None
     return isinstance(special, dict) and special.get("id") == token
+
+
+def _closed(error: OSError) -> Finding:
+    """A file that is there and cannot be read."""
+    where = Path(str(error.filename or "")).name or "the model directory"
+    return Finding(
+        "files/closed", where, type(error).__name__, "a file that can be read", "correct its rights, or download it again"
+    )
 
 
 def dicts_of(value: Any) -> list[dict[str, Any]]:

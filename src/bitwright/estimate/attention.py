@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bitwright.estimate.parts import LINEAR, OTHER, Config, Part, Parts, linear
-from bitwright.estimate.settings import SLIDING, head_dim, shared_heads
+from bitwright.estimate.parts import LINEAR, OTHER, Part, Parts, linear
+from bitwright.models.settings import SLIDING, Config, head_dim, shared_heads
 
 ALL = ("q", "k", "v", "o")
 

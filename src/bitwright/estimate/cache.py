@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bitwright.estimate.attention import kept_numbers
 from bitwright.estimate.families import FAMILIES
-from bitwright.estimate.parts import Config
-from bitwright.estimate.settings import BOTH, CONVOLUTION, FULL, RECURRENT, SLIDING, layer_kinds, text_config
+from bitwright.models.settings import BOTH, CONVOLUTION, FULL, RECURRENT, SLIDING, Config, layer_kinds, text_config
 
 
 def cache_nbytes(config: Config, n_tokens: int, batch: int = 1, bits: float = 16) -> int:

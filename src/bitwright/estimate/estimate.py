@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitwright.estimate.cache import cache_nbytes, longest_context
-from bitwright.estimate.parts import Config, by_role
-from bitwright.estimate.settings import text_config
+from bitwright.estimate.families import ODD, odd_settings
+from bitwright.estimate.parts import by_role
 from bitwright.estimate.source import Source
 from bitwright.estimate.storage import SIXTEEN, stored_nbytes
+from bitwright.models.settings import Config, require_sizes, text_config, unknown_types
 
 CHUNK_TOKENS = 512  # of a prompt that are worked on at once
 
@@ -62,16 +64,28 @@ def estimate(
     of their tensors. ``overhead``: bytes that the runtime takes beside the model, such as half a gigabyte of a CUDA context;
     told as workspace.
     """
-    text, config, found = text_config(source.config), source.config, source.parts
+    text = text_config(source.config)
+    try:
+        require_sizes(text)
+        lines = tuple(_lines(source, text, memory, context, batch, cache_bits, plans or {}, overhead))
+    except ODD as error:
+        raise odd_settings(text, error) from None
+    total, active = (sum(getattr(part, name) for part in source.parts) for name in ("n_parameters", "n_active"))
+    unknown = tuple(f"layers of the kind {kind!r} are counted as full attention" for kind in unknown_types(text))
+    return Estimate(total, active, by_role(source.parts), context, batch, lines, source.notes + unknown)
+
+
+def _lines(
+    source: Source, text: Config, memory: int | None, context: int, batch: int, cache_bits: float, plans: dict[str, int],
+    overhead: int,
+) -> Iterator[Line]:  # fmt: skip
+    config = source.config
     cache, workspace = cache_nbytes(config, context, batch, cache_bits), workspace_nbytes(text, batch) + overhead
     stored = {f"as it is: {source.stored.format}": source.stored.nbytes} if source.stored else {}
-    lines = []
-    for name, nbytes in (stored | stored_nbytes(found, text) | (plans or {})).items():
+    for name, nbytes in (stored | stored_nbytes(source.parts, text) | plans).items():
         room = None if memory is None else memory - nbytes - workspace
         longest = None if room is None else longest_context(config, max(0, room), batch, cache_bits) if room > 0 else 0
-        lines.append(Line(name, nbytes, cache, workspace, longest, None if room is None else room >= cache))
-    total, active = (sum(getattr(part, name) for part in found) for name in ("n_parameters", "n_active"))
-    return Estimate(total, active, by_role(found), context, batch, tuple(lines), source.notes)
+        yield Line(name, nbytes, cache, workspace, longest, None if room is None else room >= cache)
 
 
 def workspace_nbytes(text: Config, batch: int) -> int:

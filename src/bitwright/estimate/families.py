@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail
 from bitwright.estimate import feed_forward as ff
 from bitwright.estimate.attention import ALL, attention, latent_attention
-from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, OTHER, VISION, VISION_LINEAR, Config, Part, Parts
+from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, OTHER, VISION, VISION_LINEAR, Part, Parts
 from bitwright.estimate.recurrent import (
     delta_net,
     delta_net_state,
@@ -25,8 +25,19 @@ from bitwright.estimate.recurrent import (
     short_convolution,
     short_convolution_state,
 )
-from bitwright.estimate.settings import BOTH, CONVOLUTION, FULL, NONE, RECURRENT, SLIDING, layer_kinds, text_config
 from bitwright.estimate.vision import vision
+from bitwright.models.settings import (
+    BOTH,
+    CONVOLUTION,
+    FULL,
+    NONE,
+    RECURRENT,
+    SLIDING,
+    Config,
+    layer_kinds,
+    require_sizes,
+    text_config,
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +72,21 @@ def parts(config: Config) -> tuple[Part, ...]:
     text = text_config(config)
     family = family_of(text)
     try:
+        require_sizes(text)
         return (*_text(text, family), *vision(config))
-    except (KeyError, TypeError, ZeroDivisionError, ValueError) as error:
-        raise fail(
-            "estimate/settings", "config.json", saw=f"{type(error).__name__}: {error}",
-            wanted=f"the settings of a {text['model_type']} model", help="download config.json again",
-        ) from None  # fmt: skip
+    except ODD as error:
+        raise odd_settings(text, error) from None
+
+
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what arithmetic on odd settings raises
+
+
+def odd_settings(text: Config, error: Exception) -> BitwrightError:
+    """The error to raise where the settings of a configuration cannot be counted with."""
+    return fail(
+        "estimate/settings", "config.json", saw=f"{type(error).__name__}: {str(error)[:80]}",
+        wanted=f"the settings of a {text.get('model_type')} model", help="download config.json again",
+    )  # fmt: skip
 
 
 def family_of(text: Config) -> Family:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bitwright.estimate.parts import EXPERT, OTHER, Config, Part, Parts, linear
-from bitwright.estimate.settings import stated_types
+from bitwright.estimate.parts import EXPERT, OTHER, Part, Parts, linear
+from bitwright.models.settings import Config
 
 
 def gated(text: Config, layer: int, inner: int | None = None, kind: str = "") -> Parts:
@@ -102,7 +102,7 @@ def granite_hybrid(text: Config, layer: int) -> Parts:
 
 def nemotron_h(text: Config, layer: int) -> Parts:
     """Only in layers of their own: squared ReLU, experts around a narrower space where moe_latent_size says so."""
-    kind = (stated_types(text) or [])[layer]
+    kind = text["layer_types"][layer]
     if kind == "mlp":
         yield from plain(text, layer)
     if kind != "moe":

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitwright.checkpoint.gguf_header import GgufHeader
 from bitwright.errors import fail
-from bitwright.estimate.parts import Config
+from bitwright.models.settings import Config
 
 KINDS = {  # llama.cpp's name of an architecture -> transformers' name
     "gemma3": "gemma3_text", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "deepseek2": "deepseek_v2",
@@ -44,11 +44,11 @@ def gguf_config(header: GgufHeader) -> Config:
             wanted="the settings of a language model", help="name the file of the language model, not of its vision tower",
         )  # fmt: skip
     config: Config = {
-        name: _one(value) for key, name in NAMES.items() if (value := stated(key)) is not None
+        name: value for key, name in NAMES.items() if (value := _one(stated(key))) not in (None, 0)
     } | {"model_type": KINDS.get(str(kind), str(kind)), "vocab_size": embedding.shape[0],
          "tie_word_embeddings": "output.weight" not in header.tensors}  # fmt: skip
     shared = stated("attention.head_count_kv")
-    config["num_key_value_heads"] = _one(shared) if shared is not None else config["num_attention_heads"]
+    config["num_key_value_heads"] = _one(shared) or config.get("num_attention_heads")
     if isinstance(shared, array | list) and 0 in shared:  # layers without keys and values keep a state
         recurrent = "conv" if stated("shortconv.l_cache") else "linear_attention"
         config["layer_types"] = ["full_attention" if heads else recurrent for heads in shared]
@@ -57,15 +57,16 @@ def gguf_config(header: GgufHeader) -> Config:
 
 def _one(value: Any) -> Any:
     """The number, or the largest of those of the layers."""
-    return max(value) if isinstance(value, array | list) and len(value) else value
+    numbers = isinstance(value, array) or (isinstance(value, list) and all(isinstance(v, int | float) for v in value))
+    return max(value) if numbers and len(value) else value
 
 
 def _recurrent(config: Config, stated: Any) -> Config:
     """Sizes of recurrent states."""
-    kernel, inner, state = (stated(f"ssm.{key}") for key in ("conv_kernel", "inner_size", "state_size"))
-    if not kernel or not inner or not state:
+    kernel, inner, state = (_one(stated(f"ssm.{key}")) for key in ("conv_kernel", "inner_size", "state_size"))
+    heads, groups = (_one(stated(f"ssm.{key}")) or 1 for key in ("time_step_rank", "group_count"))
+    if not all(isinstance(size, int) and size > 0 for size in (kernel, inner, state, heads, groups, config["hidden_size"])):
         return {}
-    heads, groups = int(stated("ssm.time_step_rank") or 1), int(stated("ssm.group_count") or 1)
     if config["model_type"] in DELTA:
         return {
             "linear_conv_kernel_dim": kernel, "linear_num_value_heads": heads, "linear_num_key_heads": groups,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 LINEAR = "linear"  # weight of a linear layer in a block, which every quantizer takes
 EXPERT = "expert"  # matrices of a mixture of experts, which transformers 5 keeps in one stacked parameter
 EMBEDDING, HEAD = "embedding", "head"
 OTHER = "other"  # norms, biases, routers, convolutions
 VISION_LINEAR, VISION = "vision linear", "vision"  # what sees, and joins sight to language
-Config = dict[str, Any]
 
 
 @dataclass(frozen=True)

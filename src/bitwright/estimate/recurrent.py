@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from bitwright.estimate.parts import OTHER, Config, Part, Parts, linear
+from bitwright.estimate.parts import OTHER, Part, Parts, linear
+from bitwright.models.settings import Config
 
 KERNEL = 2  # bytes a number of the convolution's last inputs
 STATE = 4  # bytes a number of the state, which runtimes hold in 32 bit

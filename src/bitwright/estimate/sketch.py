@@ -21,7 +21,7 @@ def sketch(
 
     Raises BitwrightError for a number that cannot be read, and where the rest already takes more than the sum.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMBT]?)", n_parameters.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMBT]?)", n_parameters.strip(), re.IGNORECASE)
     if not match:
         raise fail(
             "estimate/params", f"--params {n_parameters}", saw=repr(n_parameters), wanted="a number such as 7B or 350M",
@@ -29,6 +29,11 @@ def sketch(
         )  # fmt: skip
     heads = heads or max(1, hidden // HEAD_WIDTH)
     shared, width = shared or heads, hidden // heads
+    if not width or heads % shared:
+        raise fail(
+            "estimate/heads", f"--heads {heads} --kv-heads {shared}", saw=f"a model {hidden} wide",
+            wanted="heads that divide among key-value heads, and a width for each", help="--heads 32 --kv-heads 8",
+        )  # fmt: skip
     total = float(match[1]) * UNITS[match[2].upper()]
     a_layer = 2 * (heads + shared) * width * hidden + 2 * hidden
     known = (1 if tied else 2) * vocabulary * hidden + hidden + layers * a_layer

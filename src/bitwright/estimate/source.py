@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from bitwright.checkpoint.headers import INDEX_NAME, PLAIN_BYTES, SINGLE_NAME, T
 from bitwright.errors import BitwrightError, fail
 from bitwright.estimate.families import parts, parts_of_headers
 from bitwright.estimate.gguf_settings import gguf_config
-from bitwright.estimate.parts import Config, Part
-from bitwright.estimate.settings import text_config
+from bitwright.estimate.parts import Part
+from bitwright.models.settings import Config, text_config
 from bitwright.places import cache_dir
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
@@ -52,7 +53,7 @@ def read_source(model: str) -> Source:
         return _of_gguf(path)
     if hub.is_hub_id(model):
         return _of_headers(_json(hub.one_file(model, "config.json"), model), hub.headers(model))
-    held = any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
+    held = path.is_dir() and any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
     config = _json(path / "config.json" if path.is_dir() else path, model)
     return _of_headers(config, read_headers(path) if held else None)
 
@@ -61,16 +62,16 @@ def _of_headers(config: Config, refs: dict[str, TensorRef] | None) -> Source:
     if refs is None:
         return Source(config, parts(config))
     stored = Stored(_formats((ref.dtype, ref.nbytes) for ref in refs.values()), sum(ref.nbytes for ref in refs.values()))
-    plain = "quantization_config" not in config and all(ref.dtype in PLAIN_BYTES for ref in refs.values())
+    plain = not isinstance(config.get("quantization_config"), dict) and all(ref.dtype in PLAIN_BYTES for ref in refs.values())
     try:
         counted = parts(config)
-    except BitwrightError:
-        if not plain:
+    except BitwrightError as error:
+        if not plain or error.finding.rule not in ("estimate/family", "estimate/vision"):
             raise
         text = text_config(config)
         shapes = {name: ref.shape for name, ref in refs.items()}
         return Source(config, parts_of_headers(shapes, text.get("num_experts_per_tok")), stored)
-    held = sum(_size(ref.shape) for ref in refs.values() if ref.dtype in FLOATS) if plain else None
+    held = sum(prod(ref.shape) for ref in refs.values() if ref.dtype in FLOATS) if plain else None
     return Source(config, counted, stored, tuple(_difference(counted, held)))
 
 
@@ -79,13 +80,6 @@ def _difference(counted: tuple[Part, ...], held: int | None) -> Iterable[str]:
     if more:
         words = f"{abs(more) / 1e6:,.2f} million numbers {'more' if more > 0 else 'fewer'}"
         yield f"the file holds {words} than transformers builds from this configuration"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _of_gguf(path: Path) -> Source:
@@ -109,7 +103,9 @@ def _formats(tensors: Iterable[tuple[str, int]]) -> str:
 
 def _json(path: Path, model: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a device or a pipe, which would be read for ever
+            raise _no_config(model, "no plain file")
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _no_config(model, type(error).__name__) from None
     if not isinstance(config, dict):

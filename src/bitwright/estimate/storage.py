@@ -7,9 +7,9 @@ from math import prod
 from typing import Any
 
 from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, VISION_LINEAR, Part
-from bitwright.estimate.settings import n_layers
 from bitwright.export.gguf_recipes import Matrix, recipe
 from bitwright.formats.ggml import GGML_FORMATS
+from bitwright.models.settings import n_layers
 
 SIXTEEN, PLAIN_4_BIT = "BF16 / FP16", "NF4 (bitsandbytes)"
 NF4_BLOCK, GPTQ_GROUP = 64, 128
@@ -73,7 +73,7 @@ def _gptq(n_rows: int, n_cols: int) -> int:
 def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
     """Under llama.cpp's recipe ``name``; vectors in 32 bit, what sees in a file of its own in 16 bit."""
     matrices = [Matrix(part.name, part.shape[1]) for part in parts if part.role in (LINEAR, EXPERT, EMBEDDING, HEAD)]
-    heads = int(config["num_attention_heads"])
+    heads = int(config.get("num_attention_heads") or 1)
     group = heads // int(config.get("num_key_value_heads") or heads)
     tied = not any(part.role == HEAD for part in parts)
     experts = max((part.count for part in parts if part.role == EXPERT), default=0)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright.estimate.parts import EXPERT, LINEAR, Part
-from bitwright.estimate.settings import n_layers
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN
+from bitwright.models.settings import n_layers
 
 MIXED, PURE_16, EIGHT_BIT = "AdamW, mixed precision", "AdamW, 16 bit", "AdamW, 8 bit"
 OPTIMIZERS = {  # bytes a trained parameter: weight, gradient, both moments
@@ -55,12 +55,9 @@ def training(
         f"QLoRA, rank {rank}": (stored[PLAIN_4_BIT], adapters * cost, work),
         "QAT": (0, total * cost, work + copies),
     }
-    lines = []
-    for name, (weights, trained, kept) in ways.items():
-        line = TrainingLine(name, weights, trained, kept, None)
-        fits = None if memory is None else line.memory_nbytes <= memory
-        lines.append(TrainingLine(name, weights, trained, kept, fits))
-    return tuple(lines)
+    return tuple(
+        TrainingLine(name, *sizes, fits=None if memory is None else sum(sizes) <= memory) for name, sizes in ways.items()
+    )
 
 
 def adapter_parameters(parts: tuple[Part, ...], rank: int) -> int:

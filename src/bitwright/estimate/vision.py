@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bitwright.errors import fail
-from bitwright.estimate.parts import VISION, Config, Part, Parts, sees
-from bitwright.estimate.settings import text_config, vision_config
+from bitwright.estimate.parts import VISION, Part, Parts, sees
+from bitwright.models.settings import Config, text_config, vision_config
 
 
 def vision(config: Config) -> Parts:

@@ -15,7 +15,7 @@ from bitwright.errors import Finding
 
 
 def check(model: Model) -> Iterator[Finding]:
-    config = model.text_config
+    config = model.settings
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if not _positive(heads) or not _positive(hidden):
         return
@@ -39,11 +39,11 @@ def check(model: Model) -> Iterator[Finding]:
             return
         width = hidden // heads
     assert isinstance(width, int)
-    if "kv_lora_rank" in config or "quantization_config" in model.config:
+    if "kv_lora_rank" in config or model.quantization is not None:
         return  # latent attention and packed weights have other shapes
     for role, count in (("k_proj", shared), ("v_proj", shared)):
         for name, ref in model.refs.items():
-            if name.endswith(f"self_attn.{role}.weight") and ref.shape[0] != count * width:
+            if name.endswith(f"self_attn.{role}.weight") and ref.shape and ref.shape[0] != count * width:
                 yield Finding(
                     "config/heads", name, f"{ref.shape[0]} rows", f"{count} heads of {width}, as config.json says",
                     "copy config.json from the original model",

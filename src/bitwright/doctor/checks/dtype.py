@@ -33,5 +33,5 @@ def fix(model: Model) -> Correction:
 
 def _stated(model: Model) -> str | None:
     stated = model.config.get("dtype", model.config.get("torch_dtype"))
-    name = stated.removeprefix("torch.") if isinstance(stated, str) and "quantization_config" not in model.config else None
+    name = stated.removeprefix("torch.") if isinstance(stated, str) and model.quantization is None else None
     return name if name in DTYPES else None

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from bitwright.doctor.model import Correction, Model
 from bitwright.errors import Finding
 
+OTHERS = ("openvino",)  # whose .bin files hold plain numbers
 SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -27,4 +28,4 @@ def fix(model: Model) -> Correction:
 
 
 def _pickles(model: Model) -> list[str]:
-    return [name for name in model.files if name.endswith(SUFFIXES)]
+    return [name for name in model.files if name.endswith(SUFFIXES) and not name.startswith(OTHERS)]

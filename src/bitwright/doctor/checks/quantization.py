@@ -18,11 +18,11 @@ PACKED = ("U8", "I32", "U32")
 
 
 def check(model: Model) -> Iterator[Finding]:
-    config = model.config.get("quantization_config")
+    config = model.quantization
     packed = [
         n for n, ref in model.refs.items() if n.endswith((".weight", ".qweight", ".weight_packed")) and ref.dtype in PACKED
     ]
-    if not isinstance(config, dict):
+    if config is None:
         if packed:
             yield Finding(
                 "quantization/no-config", packed[0], f"{len(packed)} packed weights, no quantization_config",
@@ -32,9 +32,9 @@ def check(model: Model) -> Iterator[Finding]:
     modules = {name.rsplit(".", 1)[0] for name in model.refs}
     parts = modules | {part for name in modules for part in name.split(".")}
     skipped = config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert") or []
-    for name in skipped if isinstance(skipped, list) else []:
+    for name in [name for name in skipped if isinstance(name, str)] if isinstance(skipped, list) else []:
         known = name in parts or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
-        if isinstance(name, str) and not known and not (name == "lm_head" and model.ties_embeddings):
+        if not known and not (name == "lm_head" and model.ties_embeddings):
             yield Finding(
                 "quantization/skip-list", "config.json", f"skips {name!r}, which no tensor belongs to", "names of modules",
                 "correct the name or take it out", "warning",

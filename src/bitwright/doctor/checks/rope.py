@@ -30,7 +30,7 @@ def check(model: Model) -> Iterator[Finding]:
     stated = config.get("rope_parameters") or config.get("rope_scaling")
     for name, settings in _by_layer(stated):
         kind = settings.get("rope_type", settings.get("type", "default"))
-        missing = [key for key in NEEDED.get(kind, ()) if settings.get(key, config.get(key)) is None]
+        missing = [key for key in NEEDED.get(str(kind), ()) if settings.get(key, config.get(key)) is None]
         if missing:
             yield Finding(
                 "config/rope", f"config.json, {name}", f"{kind} without {', '.join(missing)}", "all settings of this scaling",

@@ -20,7 +20,7 @@ FEW_BITS = 4
 
 
 def check(model: Model) -> Iterator[Finding]:
-    settings = model.config.get("quantization_config", model.config.get("quantization"))
+    settings = model.quantization or model.config.get("quantization")  # as MLX calls it
     bits = settings.get("bits") if isinstance(settings, dict) else None
     few = not isinstance(bits, int) or bits <= FEW_BITS
     for name, ref in model.refs.items():

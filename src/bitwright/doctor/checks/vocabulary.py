@@ -16,7 +16,7 @@ from bitwright.errors import Finding
 
 def check(model: Model) -> Iterator[Finding]:
     embedding, stated = model.embedding, model.text_config.get("vocab_size")
-    if embedding is None or len(embedding.shape) != 2 or "quantization_config" in model.config:
+    if embedding is None or model.quantization is not None:
         return
     rows = embedding.shape[0]
     if isinstance(stated, int) and stated != rows:

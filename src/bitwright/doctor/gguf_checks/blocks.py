@@ -27,8 +27,9 @@ def check(header: GgufHeader) -> Iterator[Finding]:
         return
     stated = header.metadata.get(f"{architecture}.block_count")
     held = {int(match[1]) for name in header.tensors if (match := BLOCK.match(name))}
-    if isinstance(stated, int) and held and held != set(range(stated)):
-        missing = sorted(set(range(stated)) - held)[:3]
+    whole = isinstance(stated, int) and len(held) == stated and max(held, default=-1) == stated - 1
+    if isinstance(stated, int) and held and not whole:
+        missing = [block for block in range(min(stated, max(held) + 2)) if block not in held][:3]
         saw = f"blocks {missing} are missing" if missing else f"block_count {stated}, tensors of block {max(held)}"
         yield Finding(
             "gguf/blocks",

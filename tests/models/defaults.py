@@ -1,14 +1,14 @@
-"""What transformers' classes fill in where a config.json is silent; ``python -m tests.estimate.defaults`` writes the file."""
+"""What transformers' classes fill in where a config.json is silent; ``python -m tests.models.defaults`` writes the file."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import bitwright.estimate
+import bitwright.models
 from bitwright.estimate.families import FAMILIES
 from bitwright.estimate.vision import TOWERS
 
-FILE = Path(bitwright.estimate.__file__).parent / "defaults.json"
+FILE = Path(bitwright.models.__file__).parent / "defaults.json"
 OTHER_TOWERS = ("pixtral", "clip_vision_model", "siglip_vision_model")
 SETTINGS = """
     attention_bias attention_chunk_size attn_layer_offset attn_layer_period block_auto_adjust_ff_dim block_ffn_dim_multiplier
@@ -47,7 +47,7 @@ def table() -> dict[str, Any]:
             "tie_word_embeddings": bool(getattr(config, "tie_word_embeddings", False)),
         }
     found |= {kind: _settings(CONFIG_MAPPING[kind]) for kind in OTHER_TOWERS}
-    return {"transformers": transformers.__version__, "models": models, **dict(sorted(found.items()))}
+    return {"transformers": transformers.__version__, "models": models, "classes": dict(sorted(found.items()))}
 
 
 def _settings(cls: Any) -> dict[str, Any]:

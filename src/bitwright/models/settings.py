@@ -1,7 +1,7 @@
-"""The settings of a configuration as transformers completes them: what config.json leaves out is the class's default.
+"""The settings of a configuration as transformers completes them, with the defaults of its class (no torch).
 
 Published files state only what differs from the defaults of their class. ``defaults.json`` holds those defaults; the tests
-compare it with transformers, and ``python -m tests.estimate.defaults`` writes it anew.
+compare it with transformers, and ``python -m tests.models.defaults`` writes it anew.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from bitwright.estimate.parts import Config
-
+Config = dict[str, Any]
 FULL, SLIDING, RECURRENT, CONVOLUTION, BOTH, NONE = "full", "sliding", "recurrent", "convolution", "both", "none"
 KINDS = {  # what configurations call a layer that mixes tokens
     "full_attention": FULL, "attention": FULL, "cross_attention": FULL, "sliding_attention": SLIDING,
@@ -20,18 +19,32 @@ KINDS = {  # what configurations call a layer that mixes tokens
     "mlp": NONE, "moe": NONE,
 }  # fmt: skip
 MOST_LAYERS = 10_000
+LARGEST = 10**9  # of any size
+NEEDED = ("hidden_size", "vocab_size")
+SIZES = (
+    *NEEDED, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+    "sliding_window", "kv_lora_rank", "intermediate_size",
+)  # fmt: skip
+OLD_NAMES = {  # of families that have no defaults here
+    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_attention_heads", "n_heads": "num_attention_heads",
+    "n_layer": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings", "max_seq_len": "max_position_embeddings",
+}  # fmt: skip
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
 
 
 @cache
 def defaults() -> dict[str, Any]:
-    """model_type -> settings of its class; "models": those of models that see -> the types of their two halves."""
-    data: dict[str, Any] = json.loads(files("bitwright.estimate").joinpath("defaults.json").read_text(encoding="utf-8"))
+    """ "classes": model_type -> settings of its class; "models": that of a model that sees -> the types of its two halves."""
+    data: dict[str, Any] = json.loads(files("bitwright.models").joinpath("defaults.json").read_text(encoding="utf-8"))
     return data
 
 
 def text_config(config: Config) -> Config:
-    """All settings of the language model, which stand in a part of their own in models that also see."""
+    """All settings of the language model, which stand in a part of their own in models that also see.
+
+    ``layer_types`` of it names every layer where the configuration does, in whichever way.
+    """
     model = str(config.get("model_type"))
     halves = defaults()["models"].get(model)
     part = config.get("text_config", config.get("llm_config"))
@@ -39,6 +52,7 @@ def text_config(config: Config) -> Config:
     kind = str(stated.get("model_type") or (halves or {}).get("text") or model)
     kind = halves["text"] if halves and kind == model else kind  # written before the two were kept apart
     text = _completed(kind, stated) | {"model_type": kind}
+    text["layer_types"] = _stated_types(text)
     if halves:
         tied = config.get("tie_word_embeddings", stated.get("tie_word_embeddings"))
         text["tie_word_embeddings"] = halves["tie_word_embeddings"] if tied is None else tied
@@ -50,17 +64,25 @@ def vision_config(config: Config) -> Config | None:
     halves = defaults()["models"].get(str(config.get("model_type")))
     stated = config.get("vision_config")
     if not isinstance(stated, dict):
-        return dict(defaults().get(halves["vision"], {})) if halves else None
+        return dict(defaults()["classes"].get(halves["vision"], {})) if halves else None
     kind = str(stated.get("model_type") or "")
-    kind = kind if kind in defaults() or not halves else halves["vision"]
+    kind = kind if kind in defaults()["classes"] or not halves else halves["vision"]
     return _completed(kind, stated)
 
 
 def _completed(kind: str, stated: Config) -> Config:
     """``stated`` over the defaults of its class, each setting by the name that the class gives it."""
-    own = dict(defaults().get(kind, {}))
-    names = own.pop("attribute_map", {})
+    own = dict(defaults()["classes"].get(kind, {}))
+    names = own.pop("attribute_map", {}) if own else {old: new for old, new in OLD_NAMES.items() if new not in stated}
     return {**own, **{names.get(name, name): value for name, value in stated.items()}}
+
+
+def _stated_types(text: Config) -> list[str] | None:
+    pattern = text.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return [LETTERS.get(letter, "mlp") for letter in pattern]
+    stated = text.get("layer_types") or text.get("layers_block_type")
+    return [str(kind) for kind in stated] if isinstance(stated, list) and stated else None
 
 
 def head_dim(text: Config) -> int:
@@ -73,27 +95,32 @@ def shared_heads(text: Config) -> int:
     return int(text.get("num_key_value_heads") or text["num_attention_heads"])
 
 
-def stated_types(text: Config) -> list[str] | None:
-    """The name of every layer, where the configuration lists them."""
-    pattern = text.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        return [LETTERS.get(letter, "mlp") for letter in pattern]
-    stated = text.get("layer_types") or text.get("layers_block_type")
-    return [str(kind) for kind in stated] if isinstance(stated, list) and stated else None
+def require_sizes(text: Config) -> None:
+    """Raises ValueError where a size is missing, or is no number that a model has."""
+    for name in SIZES:
+        value = text.get(name)
+        sound = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
+        if not sound and (value is not None or name in NEEDED) and not (name == "sliding_window" and value == 0):
+            raise ValueError(f"{name} {value!r}")
+    n_layers(text)
 
 
 def n_layers(text: Config) -> int:
     """Layers of the model. Raises ValueError for a number that no model has, which would be counted for ever."""
-    stated = stated_types(text)
-    count = int(text.get("num_hidden_layers") or len(stated or ()))
-    if not 0 <= count <= MOST_LAYERS:
+    count = int(text.get("num_hidden_layers") or len(text.get("layer_types") or ()))
+    if not 0 < count <= MOST_LAYERS:
         raise ValueError(f"num_hidden_layers {count}")
     return count
 
 
+def unknown_types(text: Config) -> list[str]:
+    """Names of layers that are in no list here; they count as full attention."""
+    return sorted(set(text.get("layer_types") or ()) - set(KINDS))
+
+
 def layer_kinds(text: Config) -> list[str]:
     """What mixes tokens in every layer."""
-    stated, count = stated_types(text), n_layers(text)
+    stated, count = text.get("layer_types"), n_layers(text)
     if stated and len(stated) == count:
         return [KINDS.get(kind, FULL) for kind in stated]
     rule = RULES.get(str(text.get("model_type")))
@@ -124,7 +151,8 @@ def _lfm2(text: Config, layer: int) -> str:
 
 def _qwen2(text: Config, layer: int) -> str:
     slides = text.get("use_sliding_window") and text.get("sliding_window")
-    return SLIDING if slides and layer >= int(text.get("max_window_layers", n_layers(text))) else FULL
+    first = text.get("max_window_layers")
+    return SLIDING if slides and first is not None and layer >= int(first) else FULL
 
 
 def _alternating(text: Config, layer: int) -> str:
