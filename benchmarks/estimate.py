@@ -1,6 +1,6 @@
 """What an estimate says against what a fresh process holds: weights as loaded, caches, one forward pass, training steps.
 
-python -m benchmarks.estimate [smollm2] [gemma] [--workdir DIR]
+python -m benchmarks.estimate [smollm2] [gemma] [--workdir DIR] [--train]
 
 Tensors are counted by their storages, parameters and buffers and the statistics of 4-bit blocks; resident memory is what the
 process grew by, its libraries loaded and warmed up before.
@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["smollm2", "gemma"])
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "bitwright-estimate")
+    parser.add_argument("--train", action="store_true", help="training steps, too, minutes each on a processor")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # what a fresh process is asked: kind and directory
     options = parser.parse_args()
     if options.measure:
@@ -61,12 +62,12 @@ def main() -> None:
         table = Table(title=name, box=None, pad_edge=False)
         for title in ("", "estimate MB", "measured MB", "ratio"):
             table.add_column(title, justify="right" if title else "left")
-        for what, expected, found in figures(reference(name), options.workdir / name):
+        for what, expected, found in figures(reference(name), options.workdir / name, options.train):
             table.add_row(what, f"{expected / 1e6:.1f}", f"{found / 1e6:.1f}", f"{expected / found:.3f}")
         Console().print(table)
 
 
-def figures(directory: Path, work: Path) -> Iterator[tuple[str, float, float]]:
+def figures(directory: Path, work: Path, trains: bool) -> Iterator[tuple[str, float, float]]:
     """What, the estimate in bytes, and the measurement."""
     work.mkdir(parents=True, exist_ok=True)
     source = read_source(str(directory))
@@ -76,8 +77,8 @@ def figures(directory: Path, work: Path) -> Iterator[tuple[str, float, float]]:
     for way in WAYS:
         found = ask(way, directory)
         yield f"{way}: tensors", lines[way].disk_nbytes, found["tensors"]
-        yield f"{way}: resident", lines[way].disk_nbytes, found["resident"]
-        if way == SIXTEEN:
+        if way == SIXTEEN:  # the others convert on the processor, and the allocator keeps what that took
+            yield f"{way}: resident", lines[way].disk_nbytes, found["resident"]
             yield f"cache of {CONTEXT} tokens", lines[way].cache_nbytes, found["cache"]
             yield f"one pass over {CONTEXT} tokens: resident, at most", lines[way].memory_nbytes, found["peak"]
     gguf = gguf_file(directory, work / f"{RECIPE}.gguf")
@@ -86,7 +87,7 @@ def figures(directory: Path, work: Path) -> Iterator[tuple[str, float, float]]:
     yield f"{RECIPE}: the file's headers against itself", read_stored(gguf), found["tensors"]
     yield f"{RECIPE}: cache of {CONTEXT} tokens", cache_nbytes(source.config, CONTEXT), found["cache"]
     text, stored = text_config(source.config), {line.format: line.disk_nbytes for line in lines.values()}
-    for activations in (CHECKPOINTED, KEPT):
+    for activations in (CHECKPOINTED, KEPT) if trains else ():
         ways = training(
             source.parts, text, stored, n_tokens=TRAINED_TOKENS, batch=1, rank=16, optimizer=PURE_16, activations=activations,
             memory=None,
