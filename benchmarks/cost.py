@@ -87,17 +87,27 @@ def measured_line(options: argparse.Namespace, shape: tuple[int, int, int], bare
         source, work = Path(scratch) / "model", Path(scratch) / "work"
         parameters = random_llama(source, hidden, inner, blocks, options.vocabulary)
         code = MEASURE.format(
-            source=str(source), out=str(Path(scratch) / "s.json"), work=str(work), sequences=options.sequences,
-            length=options.length, ceiling=options.max_memory,
-        )  # fmt: skip
+            source=str(source),
+            out=str(Path(scratch) / "s.json"),
+            work=str(work),
+            sequences=options.sequences,
+            length=options.length,
+            ceiling=options.max_memory,
+        )
         peak, ends = peak_nbytes(code, work, options.measured)
     done = len(ends)
     whole = ends[0] + (blocks - 1) * (ends[-1] - ends[-2])
     weights = 2 * parameters
     return {
-        "parameters": parameters, "weights_gb": weights / 1e9, "peak_gb": peak / 1e9, "above_libraries_gb": (peak - bare) / 1e9,
-        "above_libraries_over_weights": (peak - bare) / weights, "blocks": blocks, "blocks_measured": done, "seconds": whole,
-    }  # fmt: skip
+        "parameters": parameters,
+        "weights_gb": weights / 1e9,
+        "peak_gb": peak / 1e9,
+        "above_libraries_gb": (peak - bare) / 1e9,
+        "above_libraries_over_weights": (peak - bare) / weights,
+        "blocks": blocks,
+        "blocks_measured": done,
+        "seconds": whole,
+    }
 
 
 def peak_nbytes(code: str, work: Path, measured: int) -> tuple[int, list[float]]:

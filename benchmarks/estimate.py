@@ -42,9 +42,11 @@ from bitwright.models.skeleton import build_skeleton
 CONTEXT, TRAINED_TOKENS, RECIPE = 1024, 256, "Q4_K_M"
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
 WAYS: dict[str, dict[str, Any]] = {
-    SIXTEEN: {}, PLAIN_4_BIT: NF4, "NF4, double quantized": NF4 | {"bnb_4bit_use_double_quant": True},
+    SIXTEEN: {},
+    PLAIN_4_BIT: NF4,
+    "NF4, double quantized": NF4 | {"bnb_4bit_use_double_quant": True},
     "INT8 (bitsandbytes)": {"load_in_8bit": True},
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -89,9 +91,16 @@ def figures(directory: Path, work: Path, trains: bool) -> Iterator[tuple[str, fl
     text, stored = text_config(source.config), {line.format: line.disk_nbytes for line in lines.values()}
     for activations in (CHECKPOINTED, KEPT) if trains else ():
         ways = training(
-            source.parts, text, stored, n_tokens=TRAINED_TOKENS, batch=1, rank=16, optimizer=PURE_16, activations=activations,
+            source.parts,
+            text,
+            stored,
+            n_tokens=TRAINED_TOKENS,
+            batch=1,
+            rank=16,
+            optimizer=PURE_16,
+            activations=activations,
             memory=None,
-        )  # fmt: skip
+        )
         full = next(line for line in ways if line.method == "full")
         found = ask(f"train {activations}", directory)
         yield f"AdamW in 16 bit, activations {activations}: resident, at most", full.memory_nbytes, found["peak"]
@@ -178,8 +187,11 @@ def storages(model: torch.nn.Module) -> dict[int, int]:
         state = getattr(parameter, "quant_state", None)
         scales = getattr(parameter, "SCB", None)
         nested = getattr(state, "state2", None)
-        tensors += [t for t in (scales, *(getattr(s, n, None) for s in (state, nested) for n in ("absmax", "code")))
-                    if isinstance(t, torch.Tensor)]  # fmt: skip
+        tensors += [
+            t
+            for t in (scales, *(getattr(s, n, None) for s in (state, nested) for n in ("absmax", "code")))
+            if isinstance(t, torch.Tensor)
+        ]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
@@ -214,8 +226,10 @@ def trained(kind: str, directory: Path) -> dict[str, int]:
 
 
 MEASURES: dict[str, Callable[[str, Path], dict[str, int]]] = {
-    "gguf": in_llama_cpp, f"train {CHECKPOINTED}": trained, f"train {KEPT}": trained,
-}  # fmt: skip
+    "gguf": in_llama_cpp,
+    f"train {CHECKPOINTED}": trained,
+    f"train {KEPT}": trained,
+}
 
 if __name__ == "__main__":
     main()

@@ -66,12 +66,17 @@ def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
         steps = [slice(s, s + 64) for s in range(0, len(row), 64)]
         whole += [compare(condense(p[s], row[:0], likeliest=p.shape[1]), q[s], row[:0]).kl for s in steps]
     full = float(torch.cat(whole).mean())
-    ratio = {f"{what} over bare": statistics.median(seconds[what]) / statistics.median(seconds[bare_name])
-             for what, bare_name in (("evaluate", "bare"), ("evaluate candidate", "bare candidate"))}  # fmt: skip
+    ratio = {
+        f"{what} over bare": statistics.median(seconds[what]) / statistics.median(seconds[bare_name])
+        for what, bare_name in (("evaluate", "bare"), ("evaluate candidate", "bare candidate"))
+    }
     return {
-        "full KL": full, "kept over full": line.kl / full, "error expected from sampling": line.kl_sampling / full,
-        "seconds per 1000 tokens": 1000 * statistics.median(seconds["evaluate"]) / ids.numel(), **ratio,
-    }  # fmt: skip
+        "full KL": full,
+        "kept over full": line.kl / full,
+        "error expected from sampling": line.kl_sampling / full,
+        "seconds per 1000 tokens": 1000 * statistics.median(seconds["evaluate"]) / ids.numel(),
+        **ratio,
+    }
 
 
 def bare(model: torch.nn.Module, ids: torch.Tensor) -> None:

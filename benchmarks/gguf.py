@@ -69,9 +69,11 @@ def main() -> None:
 def run(source: Path, work: Path, options: argparse.Namespace, console: Console) -> dict[str, float]:
     """The figures of one model: KL over that of llama.cpp's file for each recipe, and speed over its speed."""
     settings = Settings(
-        container="gguf", formats=WITH_UNIFORM if options.uniform else (), calibration=options.calibration,
+        container="gguf",
+        formats=WITH_UNIFORM if options.uniform else (),
+        calibration=options.calibration,
         sequences=options.sequences,
-    )  # fmt: skip
+    )
     started = time.perf_counter()
     measured = measure_model(source, work, settings, Reporter())
     figures = {"seconds_measured": time.perf_counter() - started}

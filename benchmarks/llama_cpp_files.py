@@ -35,11 +35,20 @@ def plan_of(skeleton: Skeleton, formats: dict[str, str], rounding: str) -> Plan:
     kept = GGUF.kept_nbytes(skeleton)
     usual = Counter(choice.format for choice in choices).most_common(1)[0][0]
     return Plan(
-        source=str(skeleton.checkpoint.directory), container=GGUF.name, default_format=usual, budget="given",
+        source=str(skeleton.checkpoint.directory),
+        container=GGUF.name,
+        default_format=usual,
+        budget="given",
         budget_nbytes=None,
-        nbytes=kept + sum(c.nbytes for c in choices), kept_nbytes=kept, damage_nats=0.0, check_nats=0.0, check_stderr=0.0,
-        gap=0.0, price_nats_per_mb=0.0, choices=tuple(choices),
-    )  # fmt: skip
+        nbytes=kept + sum(c.nbytes for c in choices),
+        kept_nbytes=kept,
+        damage_nats=0.0,
+        check_nats=0.0,
+        check_stderr=0.0,
+        gap=0.0,
+        price_nats_per_mb=0.0,
+        choices=tuple(choices),
+    )
 
 
 def llama_cpp_codes(skeleton: Skeleton, importance: dict[str, Tensor]) -> CodesOf:

@@ -97,9 +97,16 @@ def off_grid(source: Path, seed: int = 0) -> Path:
 def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabulary: int = 49152) -> int:
     """Write a random bfloat16 llama, one tensor at a time, with the demo model's tokenizer; returns its parameters."""
     config = AutoConfig.for_model(
-        "llama", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=blocks, num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64, vocab_size=vocabulary, tie_word_embeddings=False, dtype="bfloat16",
-    )  # fmt: skip
+        "llama",
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        vocab_size=vocabulary,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     plans = [TensorPlan(name, "BF16", shape) for name, shape in shapes.items()]

@@ -138,11 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
             kinds = [{"path": f["path"], "uploadMode": "lfs" if f["size"] > REGULAR_BYTES else "regular"} for f in files]
             self._answer(200, {"files": [{**kind, "shouldIgnore": False} for kind in kinds]})
         elif self.path.endswith("/objects/batch"):
-            self._answer(200, {"transfer": "basic", "objects": [
-                {"oid": o["oid"], "size": o["size"],
-                 "actions": {"upload": {"href": f"{hub.address}/storage/{o['oid']}", "header": {}}}}
-                for o in json.loads(body)["objects"]
-            ]})  # fmt: skip
+            self._answer(
+                200,
+                {
+                    "transfer": "basic",
+                    "objects": [
+                        {
+                            "oid": o["oid"],
+                            "size": o["size"],
+                            "actions": {"upload": {"href": f"{hub.address}/storage/{o['oid']}", "header": {}}},
+                        }
+                        for o in json.loads(body)["objects"]
+                    ],
+                },
+            )
         elif "/commit/" in self.path:
             repository = self.path.removeprefix("/api/models/").split("/commit/")[0]
             self._commit(repository, [json.loads(line) for line in body.splitlines()])

@@ -83,9 +83,25 @@ def test_the_same_seed_gives_the_same_bytes(build: Build, tmp_path: Path) -> Non
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(build: Build, tmp_path: Path) -> None:
     source = build("llama", hidden_size=128, intermediate_size=384, num_hidden_layers=6)
     command = [
-        sys.executable, "-m", "bitwright.cli.main", "quantize", str(source), "OUT", "--json", "--sequences", "16", "--length",
-        "48", "--dtype", "float32", "--no-compare", "--workdir", "WORK", "--calibration", "documentation",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "bitwright.cli.main",
+        "quantize",
+        str(source),
+        "OUT",
+        "--json",
+        "--sequences",
+        "16",
+        "--length",
+        "48",
+        "--dtype",
+        "float32",
+        "--no-compare",
+        "--workdir",
+        "WORK",
+        "--calibration",
+        "documentation",
+    ]
 
     def start(name: str) -> subprocess.Popen[bytes]:
         (tmp_path / name).mkdir(exist_ok=True)

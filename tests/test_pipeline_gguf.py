@@ -18,9 +18,14 @@ from bitwright.proof import RESULT
 from tests.conftest import Build
 
 SMALL = Settings(
-    container="gguf", sequences=24, length=48, held_out_sequences=4, held_out_length=64, dtype="float32",
+    container="gguf",
+    sequences=24,
+    length=48,
+    held_out_sequences=4,
+    held_out_length=64,
+    dtype="float32",
     calibration="documentation",
-)  # fmt: skip
+)
 QUIET = Reporter(quiet=True)
 MODEL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3, "tie_word_embeddings": True}
 
@@ -34,9 +39,14 @@ def test_quantize_beats_the_recipe_at_its_bytes(build: Build, tmp_path: Path) ->
     assert report.result.divergence.kl < 0.7 * stock.divergence.kl
     assert report.verdict.entry("16-bit arithmetic").divergence.kl < 0.2 * report.result.divergence.kl
     assert {p.name for p in tmp_path.iterdir()} == {
-        "small.gguf", "small.Modelfile", "small.report.json", "small.report.html", "small.README.md",
-        "small.bitwright.json", "work",
-    }  # fmt: skip
+        "small.gguf",
+        "small.Modelfile",
+        "small.report.json",
+        "small.report.html",
+        "small.README.md",
+        "small.bitwright.json",
+        "work",
+    }
     saved = json.loads((tmp_path / "small.report.json").read_text())
     assert saved["plan"]["container"] == "gguf"
     formats = {c.weight: c.format for c in report.plan.choices}

@@ -127,8 +127,12 @@ def test_a_gguf_file_goes_with_what_stands_beside_it(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     files, _ = push(tmp_path / "model.gguf", "me/model", dry_run=True)
     assert {f.name for f in files} == {
-        "model.gguf", "model.bitwright.json", "model.report.json", "model.Modelfile", "README.md"
-    }  # fmt: skip
+        "model.gguf",
+        "model.bitwright.json",
+        "model.report.json",
+        "model.Modelfile",
+        "README.md",
+    }
 
 
 def test_anything_else_is_no_result(tmp_path: Path) -> None:

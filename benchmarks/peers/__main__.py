@@ -94,9 +94,15 @@ class Setting:
         """Quantize and measure; what failed, and how, where it did."""
         out = self.work / row.label.replace(" ", "-").replace(",", "")
         job = {
-            "adapter": row.adapter, "options": row.options, "model": str(self.source), "calibration": self.calibration.tolist(),
-            "ids": self.ids.tolist(), "out": str(out), "label": row.label, "reference_file": str(self.reference_file),
-        }  # fmt: skip
+            "adapter": row.adapter,
+            "options": row.options,
+            "model": str(self.source),
+            "calibration": self.calibration.tolist(),
+            "ids": self.ids.tolist(),
+            "out": str(out),
+            "label": row.label,
+            "reference_file": str(self.reference_file),
+        }
         shutil.rmtree(out, ignore_errors=True)
         try:
             python = environment(self.options.workdir, row.environment)
@@ -119,9 +125,15 @@ class Setting:
         shutil.rmtree(out, ignore_errors=True)
         out.unlink(missing_ok=True)
         job = {
-            "source": str(self.source), "work": str(self.work / f"ours-{container}"), "out": str(out), "nbytes": nbytes,
-            "container": container, "calibration": DOCUMENTATION, "sequences": self.options.sequences, "length": LENGTH,
-        }  # fmt: skip
+            "source": str(self.source),
+            "work": str(self.work / f"ours-{container}"),
+            "out": str(out),
+            "nbytes": nbytes,
+            "container": container,
+            "calibration": DOCUMENTATION,
+            "sequences": self.options.sequences,
+            "length": LENGTH,
+        }
         made = self.step([sys.executable, "-m", "benchmarks.peers.ours"], job, "ours.log")
         if "error" in made:
             return {"failed": made["error"]}
@@ -146,9 +158,12 @@ class Setting:
     def divergence(self, label: str, path: Path) -> dict[str, Any]:
         """Of a checkpoint that our own environment loads."""
         found = compare(
-            Candidate("16 bit", str(self.source), dtype="float32"), [Candidate(label, str(path))], Text(self.ids.tolist()),
-            references=self.work / "references", fingerprint=self.checkpoint.fingerprint,
-        )  # fmt: skip
+            Candidate("16 bit", str(self.source), dtype="float32"),
+            [Candidate(label, str(path))],
+            Text(self.ids.tolist()),
+            references=self.work / "references",
+            fingerprint=self.checkpoint.fingerprint,
+        )
         return asdict(found[0])
 
     def bits(self, nbytes: int) -> dict[str, float]:
@@ -177,8 +192,12 @@ def stored_nbytes(out: Path) -> int:
     if files := list(out.rglob("*.gguf")):
         return sum(path.stat().st_size for path in files)
     refs = {name: ref for path in sorted(out.rglob("*.safetensors")) for name, ref in read_header(path).items()}
-    tied = [n for n in refs if n.endswith("lm_head.weight") and any(
-        m.endswith("embed_tokens.weight") and refs[m].shape == refs[n].shape for m in refs)]  # fmt: skip
+    tied = [
+        n
+        for n in refs
+        if n.endswith("lm_head.weight")
+        and any(m.endswith("embed_tokens.weight") and refs[m].shape == refs[n].shape for m in refs)
+    ]
     return sum(ref.nbytes for name, ref in refs.items() if name not in tied)
 
 

@@ -41,11 +41,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         first.write_text(json.dumps(stages["measure"]), encoding="utf-8")
     stages["measure"] = json.loads(first.read_text(encoding="utf-8"))
     return {
-        "nbytes": plan.nbytes, "predicted_nats": plan.check_nats, "stages": stages,
+        "nbytes": plan.nbytes,
+        "predicted_nats": plan.check_nats,
+        "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
         "processor_seconds": sum(stage["processor_seconds"] for stage in stages.values()),
         "peak_nbytes": max(stage["peak_nbytes"] for stage in stages.values()),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

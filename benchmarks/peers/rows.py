@@ -36,10 +36,14 @@ ROWS = (
     Row("ModelOpt auto_quantize, int4 g64 and int8", "modelopt", "modelopt", {"bits": 4.6, "group_size": 64}),
     Row("AutoRound RTN g64", "autoround", "common", {"iters": 0, "group_size": 64}),
     Row("AutoRound AutoScheme 4.6 bits g64, RTN", "autoround", "common", {"iters": 0, "group_size": 64, "avg_bits": 4.6}),
-    Row("AutoRound AutoScheme 4.6 bits g64, 200 iterations", "autoround", "common",
-        {"iters": 200, "group_size": 64, "avg_bits": 4.6}),
+    Row(
+        "AutoRound AutoScheme 4.6 bits g64, 200 iterations",
+        "autoround",
+        "common",
+        {"iters": 200, "group_size": 64, "avg_bits": 4.6},
+    ),
     Row("AutoRound g64, 200 iterations", "autoround", "common", {"iters": 200, "group_size": 64}),
     Row("llama.cpp Q4_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q4_K_M"}, gguf=True),
     Row("llama.cpp Q4_0, imatrix", "llamacpp", OWN, {"recipe": "Q4_0"}, gguf=True),
     Row("llama.cpp Q3_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q3_K_M"}, gguf=True),
-)  # fmt: skip
+)

@@ -86,9 +86,12 @@ def _best(lines: list[Line], known: list[str]) -> str:
 def _pair(line: Line) -> list[str]:
     ours = line["ours"]
     return [
-        f"{line['nbytes'] / 1e6:.1f}", f"{line['kl']:.4f}", f"{ours['nbytes'] / 1e6:.1f}", f"{ours['kl']:.4f}",
+        f"{line['nbytes'] / 1e6:.1f}",
+        f"{line['kl']:.4f}",
+        f"{ours['nbytes'] / 1e6:.1f}",
+        f"{ours['kl']:.4f}",
         f"**{ours['kl'] / line['kl']:.2f}**",
-    ]  # fmt: skip
+    ]
 
 
 def _cost(lines: list[Line], known: list[str]) -> str:
@@ -101,10 +104,17 @@ def _cost(lines: list[Line], known: list[str]) -> str:
             sides += [(f"- {stage}", cost) for stage, cost in line["ours"]["stages"].items()]
             for label, cost in sides:
                 kl = f"{cost['kl']:.4f}" if "kl" in cost else ""
-                rows.append([
-                    MODELS[name], label, f"{cost['seconds']:.1f}", f"{cost['processor_seconds']:.1f}",
-                    f"{cost['peak_nbytes'] / 1e9:.2f}", f"{cost['seconds'] / line['seconds']:.3f}", kl,
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        MODELS[name],
+                        label,
+                        f"{cost['seconds']:.1f}",
+                        f"{cost['processor_seconds']:.1f}",
+                        f"{cost['peak_nbytes'] / 1e9:.2f}",
+                        f"{cost['seconds'] / line['seconds']:.3f}",
+                        kl,
+                    ]
+                )
     if not rows:
         return ""
     return "## Against learned rounding\n\n" + _markdown(["", "", "s", "processor s", "peak GB", "time ratio", "KL"], rows)
@@ -141,9 +151,12 @@ def _table(lines: list[Line]) -> str:
 
 def _figures(side: Line) -> list[str]:
     return [
-        f"{side['nbytes'] / 1e6:.1f}", f"{side['kl']:.4f}", f"{side['kl_low']:.4f}-{side['kl_high']:.4f}",
-        f"{100 * side['top1']:.1f} %", f"{side['perplexity']:.2f}",
-    ]  # fmt: skip
+        f"{side['nbytes'] / 1e6:.1f}",
+        f"{side['kl']:.4f}",
+        f"{side['kl_low']:.4f}-{side['kl_high']:.4f}",
+        f"{100 * side['top1']:.1f} %",
+        f"{side['perplexity']:.2f}",
+    ]
 
 
 def _markdown(titles: list[str], rows: list[list[str]]) -> str:
@@ -158,8 +171,12 @@ def plot(lines: list[Line]) -> Line:
         if measured(line) and not line["gguf"]:
             points.append(_point(line["label"], line, "peer"))
             points.append(_point("bitwright", line["ours"], "bitwright"))
-    colour = {"field": "who", "type": "nominal", "scale": {"domain": ["bitwright", "peer"], "range": ["#c2410c", "#3b4a5a"]},
-              "legend": {"title": None, "orient": "top"}}  # fmt: skip
+    colour = {
+        "field": "who",
+        "type": "nominal",
+        "scale": {"domain": ["bitwright", "peer"], "range": ["#c2410c", "#3b4a5a"]},
+        "legend": {"title": None, "orient": "top"},
+    }
     x = {"field": "mb", "type": "quantitative", "title": "megabytes as stored", "scale": {"zero": False, "padding": 140}}
     y = {
         "field": "nats",
@@ -169,19 +186,27 @@ def plot(lines: list[Line]) -> Line:
     }
     named = [point for point in points if point["who"] == "peer"]
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "background": "white", "width": 760, "height": 400,
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "background": "white",
+        "width": 760,
+        "height": 400,
         "layer": [
-            {"data": {"values": points}, "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
-             "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "text", "type": "nominal"}}},
+            {
+                "data": {"values": points},
+                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
+                "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "text", "type": "nominal"}},
+            },
             *[
-                {"data": {"values": sorted(named, key=lambda point: point["nats"])[start::2]},
-                 "mark": {"type": "text", "align": align, "dx": dx, "fontSize": 10, "limit": 260},
-                 "encoding": {"x": x, "y": y, "text": {"field": "name"}, "color": {"value": "#3b4a5a"}}}
+                {
+                    "data": {"values": sorted(named, key=lambda point: point["nats"])[start::2]},
+                    "mark": {"type": "text", "align": align, "dx": dx, "fontSize": 10, "limit": 260},
+                    "encoding": {"x": x, "y": y, "text": {"field": "name"}, "color": {"value": "#3b4a5a"}},
+                }
                 for start, align, dx in ((0, "left", 7), (1, "right", -7))
             ],
         ],
         "config": {"font": "sans-serif", "view": {"stroke": None}, "axis": {"gridColor": "#e5e5e5"}},
-    }  # fmt: skip
+    }
 
 
 def _point(name: str, line: Line, who: str) -> Line:

@@ -36,9 +36,19 @@ _HOME = {
 }
 
 __all__ = [
-    "BitwrightError", "Finding", "Plan", "Report", "Sensitivity", "Settings", "allocate", "evaluate", "measure", "push",
-    "quantize", "report",
-]  # fmt: skip
+    "BitwrightError",
+    "Finding",
+    "Plan",
+    "Report",
+    "Sensitivity",
+    "Settings",
+    "allocate",
+    "evaluate",
+    "measure",
+    "push",
+    "quantize",
+    "report",
+]
 
 
 class _Public:

@@ -120,25 +120,36 @@ def measure_model(
         preflight(_sensitivity(without_place(str(source)), container, recipe, skeleton, blank, {}))
     hidden_size = int(skeleton.model.config.get_text_config().hidden_size)
     recipe = fit(skeleton.spec, recipe, settings.sequences, settings.length, dtype.itemsize, hidden_size, settings.max_memory)
-    codes_nbytes = sum(
-        container.nbytes(f, w.n_rows, w.n_cols) for w in skeleton.spec.weights for f in recipe.formats[w.name]
-    )  # fmt: skip
+    codes_nbytes = sum(container.nbytes(f, w.n_rows, w.n_cols) for w in skeleton.spec.weights for f in recipe.formats[w.name])
     boundaries = (len(skeleton.blocks) + 2) * settings.sequences * settings.length * hidden_size * dtype.itemsize
     require_space(work_root, codes_nbytes + boundaries, "the work directory")
     calibration, why = _calibration(settings, skeleton)
     text_key = content_hash(checkpoint.fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
     folds = calibration_folds(
-        skeleton, tokenizer, calibration, count=settings.sequences, length=settings.length, seed=settings.seed, device=device,
-        work=WorkDir(work_root, text_key), reporter=reporter,
-    )  # fmt: skip
+        skeleton,
+        tokenizer,
+        calibration,
+        count=settings.sequences,
+        length=settings.length,
+        seed=settings.seed,
+        device=device,
+        work=WorkDir(work_root, text_key),
+        reporter=reporter,
+    )
     key = content_hash(checkpoint.fingerprint, folds.key, str(dtype), device.type, recipe.key(), versions())
     work = WorkDir(work_root, key)
     found = measure_blocks(BlockStream(skeleton, device, dtype), folds, recipe, work, reporter)
     provenance = {
-        "versions": versions(), "fingerprint": checkpoint.fingerprint, "seed": settings.seed,
-        "calibration": without_place(folds.source), "sequences": len(folds.all), "length": folds.n_tokens,
-        "calibration_hash": folds.key, "dtype": str(dtype), "device": device.type,
-    }  # fmt: skip
+        "versions": versions(),
+        "fingerprint": checkpoint.fingerprint,
+        "seed": settings.seed,
+        "calibration": without_place(folds.source),
+        "sequences": len(folds.all),
+        "length": folds.n_tokens,
+        "calibration_hash": folds.key,
+        "dtype": str(dtype),
+        "device": device.type,
+    }
     sensitivity = _sensitivity(without_place(str(source)), container, recipe, skeleton, found, provenance)
     write_text(work_root / "sensitivity.json", sensitivity.to_json())
     notes = _doctor_notes(checkpoint.directory) + ([why] if why else [])
@@ -149,9 +160,8 @@ def measure_model(
 
 
 def _sensitivity(
-    source: str, container: Container, recipe: Recipe, skeleton: Skeleton, found: list[Measured],
-    provenance: dict[str, Any],
-) -> Sensitivity:  # fmt: skip
+    source: str, container: Container, recipe: Recipe, skeleton: Skeleton, found: list[Measured], provenance: dict[str, Any]
+) -> Sensitivity:
     roles = [weight.role for weight in skeleton.spec.weights]
     by_name = {m.name: m for m in found}
     in_order = [by_name[weight.name] for weight in skeleton.spec.weights]
@@ -167,10 +177,18 @@ def _sensitivity(
             size = container.nbytes(FORMATS[c.format], *shape)
             candidates.append(
                 Row(
-                    c.format, c.rounding, size, damage, stderr, c.damage_nats, c.check_nats, c.check_stderr, c.weight_error,
+                    c.format,
+                    c.rounding,
+                    size,
+                    damage,
+                    stderr,
+                    c.damage_nats,
+                    c.check_nats,
+                    c.check_stderr,
+                    c.weight_error,
                     c.output_error,
                 )
-            )  # fmt: skip
+            )
         sixteen = Row("16bit", "none", container.nbytes(SIXTEEN_BIT, *shape), *[0.0] * 7)
         barred = tuple((name, why) for name, why in reasons.items() if why)
         stock = recipe.stock[weight.name].name if weight.name in recipe.stock else "16bit"
@@ -178,18 +196,19 @@ def _sensitivity(
             WeightRows(weight.name, weight.block, weight.role, *shape, (*candidates, sixteen), stock, measured.damping, barred)
         )
     kept = container.kept_nbytes(skeleton)
-    return Sensitivity(
-        source, container.name, container.stock_name, kept, tuple(rows), provenance, container.sizes(skeleton)
-    )  # fmt: skip
+    return Sensitivity(source, container.name, container.stock_name, kept, tuple(rows), provenance, container.sizes(skeleton))
 
 
 def require_held_out(tokenizer: Any, settings: Settings) -> None:
     """Raise BitwrightError when there is no text for the verdict, or calibration has seen it."""
     if settings.held_out == settings.calibration and settings.held_out != DOCUMENTATION:
         raise fail(
-            "held-out/seen", f"--held-out {settings.held_out}", saw="the calibration text", wanted="text that nothing else saw",
+            "held-out/seen",
+            f"--held-out {settings.held_out}",
+            saw="the calibration text",
+            wanted="text that nothing else saw",
             help="name another file, or leave --held-out out",
-        )  # fmt: skip
+        )
     held_out_domains(tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
 
 
@@ -197,10 +216,12 @@ def _require_own_class(container: Container, config: dict[str, Any], settings: S
     """Raise where the written checkpoint would need code of the source, which it never carries."""
     if settings.trust_remote_code and "auto_map" in config and not container.suffix:
         raise fail(
-            "source/code", "config.json", saw="auto_map: the model is built by code that it brings along",
+            "source/code",
+            "config.json",
+            saw="auto_map: the model is built by code that it brings along",
             wanted="a class that transformers has, since a written checkpoint carries no code",
             help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
-        )  # fmt: skip
+        )
 
 
 def _doctor_notes(directory: Path) -> list[str]:
@@ -234,9 +255,12 @@ def _require_loadable(container: Container, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in container.formats or name == "16bit":
             raise fail(
-                "formats/unknown", f"--formats {name}", saw=f"{container.name} does not load it",
-                wanted=f"formats out of {', '.join(f for f in container.formats if f != '16bit')}", help="leave --formats out",
-            )  # fmt: skip
+                "formats/unknown",
+                f"--formats {name}",
+                saw=f"{container.name} does not load it",
+                wanted=f"formats out of {', '.join(f for f in container.formats if f != '16bit')}",
+                help="leave --formats out",
+            )
 
 
 def _menus(container: Container, spec: ModelSpec, names: tuple[str, ...]) -> dict[str, tuple[Quantized, ...]]:
@@ -270,9 +294,12 @@ def device_of(name: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         raise fail(
-            "device/unknown", f"--device {name}", saw=str(error).splitlines()[0], wanted="a device that torch can use here",
+            "device/unknown",
+            f"--device {name}",
+            saw=str(error).splitlines()[0],
+            wanted="a device that torch can use here",
             help="--device auto",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _dtype(settings: Settings) -> torch.dtype:

@@ -55,9 +55,12 @@ def quantize(
     require_new(out)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     measured = measure_model(
-        source, work_root, settings, reporter,
+        source,
+        work_root,
+        settings,
+        reporter,
         preflight=lambda table: allocate(table, budget, max_damage=max_damage, pins=pins, frontier=False),
-    )  # fmt: skip
+    )
     clock.lap("measure")
     plan = allocate(measured.sensitivity, budget, max_damage=max_damage, pins=pins)
     clock.lap("allocate")
@@ -88,9 +91,7 @@ def quantize(
 def _with_pages(report: Report, measured: Measurement, source: str, place: Path) -> Report:
     """Write the page and the card beside the weights; a finished run is not lost to a picture, which becomes a note."""
     directory, notes = measured.skeleton.checkpoint.directory, list(report.notes)
-    makers = {
-        "report.html": partial(page, report, measured.sensitivity), "README.md": partial(card, report, source, directory)
-    }  # fmt: skip
+    makers = {"report.html": partial(page, report, measured.sensitivity), "README.md": partial(card, report, source, directory)}
     for name, make in makers.items():
         try:
             write_text(beside(place, name), make())
@@ -109,9 +110,12 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
     found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
     if found.plan.provenance != sensitivity.provenance:
         raise fail(
-            "report/other-run", root, saw="report.json is of another measurement than sensitivity.json",
-            wanted="both from one run", help="let the run come to its end: bitwright quantize SOURCE OUT --workdir DIR",
-        )  # fmt: skip
+            "report/other-run",
+            root,
+            saw="report.json is of another measurement than sensitivity.json",
+            wanted="both from one run",
+            help="let the run come to its end: bitwright quantize SOURCE OUT --workdir DIR",
+        )
     write_text(output, page(found, sensitivity))
     return output
 
@@ -173,10 +177,15 @@ def evaluate(
     if tasks:
         score([], list(tasks), quiet=reporter.quiet)  # what cannot be run is said before hours of comparing
     divergences = compare(
-        Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code), models,
-        Text(ids.tolist(), domains), device=str(where), quiet=reporter.quiet, greedy=greedy,
-        references=cache_dir() / "references", fingerprint=checkpoint.fingerprint,
-    )  # fmt: skip
+        Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code),
+        models,
+        Text(ids.tolist(), domains),
+        device=str(where),
+        quiet=reporter.quiet,
+        greedy=greedy,
+        references=cache_dir() / "references",
+        fingerprint=checkpoint.fingerprint,
+    )
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:

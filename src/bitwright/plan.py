@@ -84,6 +84,9 @@ class Plan:
             return cls.from_dict(data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
-                "plan/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                "plan/file",
+                path,
+                saw=f"{type(error).__name__}: {error}",
+                wanted=f"a file of schema {SCHEMA}",
                 help="bitwright allocate sensitivity.json -o plan.json",
-            ) from error  # fmt: skip
+            ) from error

@@ -25,9 +25,13 @@ class Reporter:
             yield from items
             return
         columns = (
-            TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TextColumn("{task.description:28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
-        )  # fmt: skip
+        )
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(escape(stage), total=total)
             for item in items:

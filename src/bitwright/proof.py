@@ -43,7 +43,7 @@ class Proof:
         settings = self.settings
         ids, domains = held_out_domains(
             self.measured.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length
-        )  # fmt: skip
+        )
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         candidates = [result.candidate, *(rival.candidate for rival in rivals)]
         return judge(result, rivals, self._on(Text(ids.tolist(), domains), candidates), self.measured.sensitivity.stock)
@@ -57,9 +57,10 @@ class Proof:
     ) -> Report:
         table, settings = self.measured.sensitivity, self.settings
         held_out = {
-            "source": without_place(settings.held_out), "sequences": settings.held_out_sequences,
+            "source": without_place(settings.held_out),
+            "sequences": settings.held_out_sequences,
             "length": settings.held_out_length,
-        }  # fmt: skip
+        }
         return Report(
             out=out.name,
             plan=plan,
@@ -77,9 +78,15 @@ class Proof:
     def _on(self, text: Text, candidates: list[Candidate]) -> list[Divergence]:
         where = str(self.measured.device)
         return compare(
-            self.reference, candidates, text, device=where, quiet=self.reporter.quiet, scratch=self.work_root,
-            references=self.work_root / "references", fingerprint=self.measured.skeleton.checkpoint.fingerprint,
-        )  # fmt: skip
+            self.reference,
+            candidates,
+            text,
+            device=where,
+            quiet=self.reporter.quiet,
+            scratch=self.work_root,
+            references=self.work_root / "references",
+            fingerprint=self.measured.skeleton.checkpoint.fingerprint,
+        )
 
 
 def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: Path) -> list[Contender]:
@@ -90,11 +97,13 @@ def rivals_of(measured: Measurement, plan: Plan, settings: Settings, work_root: 
     plain = stock(table)
     sixteen = table.sixteen_bit_nbytes()
     rivals = [
-        _by_library(measured, plain, table.stock, True, trust) if by_library
+        _by_library(measured, plain, table.stock, True, trust)
+        if by_library
         else _written_rival(measured, plain, table.stock, True, work_root),
-        Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False) if by_library
+        Contender(Candidate(NOISE_FLOOR, reference, trust_remote_code=trust), sixteen, None, False)
+        if by_library
         else _written_rival(measured, uniform(table, "16bit", "none"), NOISE_FLOOR, False, work_root),
-    ]  # fmt: skip
+    ]
     formats = {row.format for w in table.weights for row in w.rows if row.rounding == "calibrated"}
     choices = [uniform(table, name, "calibrated") for name in sorted(formats)]
     choices = [choice for choice in choices if choice.nbytes <= plan.nbytes]

@@ -53,9 +53,12 @@ def push(
         api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise fail(
-                "push/public", repo, saw="the repository exists and is public", wanted="--private keeps it to yourself",
+                "push/public",
+                repo,
+                saw="the repository exists and is public",
+                wanted="--private keeps it to yourself",
                 help="make it private on the hub first, or name another repository",
-            )  # fmt: skip
+            )
         operations = [CommitOperationAdd(file.name, str(file.path)) for file in files]
         api.create_commit(repo, operations, commit_message="Upload a model quantized by Bitwright")
     except BitwrightError:
@@ -77,9 +80,12 @@ def files_of(out: Path) -> list[Sent]:
     ours = any(name.endswith("bitwright.json") for name in names)
     if not ours or "README.md" not in names or not any(name.endswith((".safetensors", ".gguf")) for name in names):
         raise fail(
-            "push/result", out, saw=f"files {', '.join(sorted(names)) or 'none'}", wanted="what bitwright quantize wrote",
+            "push/result",
+            out,
+            saw=f"files {', '.join(sorted(names)) or 'none'}",
+            wanted="what bitwright quantize wrote",
             help="bitwright quantize SOURCE OUT, then bitwright push OUT USER/NAME",
-        )  # fmt: skip
+        )
     return [Sent(path, name, path.stat().st_size) for path, name in known]
 
 

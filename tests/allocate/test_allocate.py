@@ -26,9 +26,11 @@ def weight_rows(i: int, damage: float) -> WeightRows:
         return Row(format, rounding, int(count * bits / 8), d, d / 5, d, d * 1.1, d / 4, 0.1, 0.1)
 
     rows = (
-        row("nf4-b64", "nearest", 4.5, 3.0), row("nf4-b64-dq", "calibrated", 4.125, 1.2),
-        row("nf4-b32-dq", "calibrated", 4.25, 1.0), row("16bit", "none", 16, 0.0),
-    )  # fmt: skip
+        row("nf4-b64", "nearest", 4.5, 3.0),
+        row("nf4-b64-dq", "calibrated", 4.125, 1.2),
+        row("nf4-b32-dq", "calibrated", 4.25, 1.0),
+        row("16bit", "none", 16, 0.0),
+    )
     role = "down_proj" if i % 2 else "up_proj"
     return WeightRows(f"model.layers.{i // 2}.mlp.{role}.weight", i // 2, role, *SHAPE, rows, "nf4-b64", 0.01)
 

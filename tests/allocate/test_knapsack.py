@@ -12,9 +12,7 @@ problems = st.lists(options, min_size=1, max_size=5)
 
 
 def brute_force(groups: list[list[Option]], budget: int) -> float | None:
-    totals = [
-        sum(o.damage for o in choice) for choice in product(*groups) if sum(o.nbytes for o in choice) <= budget
-    ]  # fmt: skip
+    totals = [sum(o.damage for o in choice) for choice in product(*groups) if sum(o.nbytes for o in choice) <= budget]
     return min(totals, default=None)
 
 

@@ -36,9 +36,13 @@ def rule_of(action: object, *args: object) -> str:
 
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     tensors = {
-        "a": torch.randn(3, 5).bfloat16(), "b": torch.arange(7), "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5),
-        "half": torch.randn(2, 2).half(), "flag": torch.tensor([True, False]),
-    }  # fmt: skip
+        "a": torch.randn(3, 5).bfloat16(),
+        "b": torch.arange(7),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(2.5),
+        "half": torch.randn(2, 2).half(),
+        "flag": torch.tensor([True, False]),
+    }
     save_file(tensors, tmp_path / SINGLE_NAME)
     refs = read_headers(tmp_path)
     assert set(refs) == set(tensors)

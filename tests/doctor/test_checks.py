@@ -20,13 +20,24 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "qwen2", "vocab_size": 16, "hidden_size": 8, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 2, "num_hidden_layers": 2, "max_position_embeddings": 128,
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
     "tie_word_embeddings": True,
-    "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0,
-    "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64,
+    "dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+    "pad_token_id": 0,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "sliding_window": 64,
     "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
-}  # fmt: skip
+}
 ADDED = ["<pad>", "<s>", "</s>", "<|turn|>"]
 TOKENIZER: dict[str, Any] = {
     "model": {"type": "BPE", "vocab": {"a": 4, "b": 5}},
@@ -37,9 +48,11 @@ TOKENIZER_CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>
 GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
 WEIGHTS = {
     "model.embed_tokens.weight": torch.zeros(16, 8, dtype=torch.bfloat16),
-    **{f"model.layers.0.self_attn.{role}_proj.weight": torch.zeros(rows, 8, dtype=torch.bfloat16)
-       for role, rows in (("q", 8), ("k", 4), ("v", 4))},
-}  # fmt: skip
+    **{
+        f"model.layers.0.self_attn.{role}_proj.weight": torch.zeros(rows, 8, dtype=torch.bfloat16)
+        for role, rows in (("q", 8), ("k", 4), ("v", 4))
+    },
+}
 FILES = {
     "config.json": CONFIG,
     "tokenizer.json": TOKENIZER,
@@ -99,9 +112,11 @@ def packed(**config: Any) -> Break:
     name = "model.layers.0.mlp.up_proj.weight"
     byte = torch.uint8
     extra = {
-        name: torch.zeros(32, 1, dtype=byte), f"{name}.absmax": torch.zeros(1), f"{name}.quant_map": torch.zeros(16),
+        name: torch.zeros(32, 1, dtype=byte),
+        f"{name}.absmax": torch.zeros(1),
+        f"{name}.quant_map": torch.zeros(16),
         f"{name}.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=byte),
-    }  # fmt: skip
+    }
     said = {"quant_method": "bitsandbytes", "load_in_4bit": True} | config
     return both(weights(WEIGHTS | extra), change("config.json", quantization_config=said))
 
@@ -150,8 +165,12 @@ BOS_FIRST = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<
 BROKEN: list[tuple[str, Break]] = [
     ("files/pickle", lambda d: (d / "training_args.bin").write_bytes(b"x") and None),
     ("files/json", lambda d: (d / "generation_config.json").write_text("{") and None),
-    ("files/index-size", lambda d: (d / INDEX_NAME).write_text(
-        (d / INDEX_NAME).read_text().replace('"total_size": ', '"total_size": 9')) and None),
+    (
+        "files/index-size",
+        lambda d: (
+            (d / INDEX_NAME).write_text((d / INDEX_NAME).read_text().replace('"total_size": ', '"total_size": 9')) and None
+        ),
+    ),
     ("files/unlisted", lambda d: save_file({"x": torch.zeros(1)}, d / "model-00003-of-00003.safetensors")),
     ("files/unlisted", lambda d: save_file(WEIGHTS, d / "model.safetensors")),
     ("checkpoint/missing-shard", lambda d: (d / "model-00002-of-00002.safetensors").unlink()),
@@ -159,16 +178,26 @@ BROKEN: list[tuple[str, Break]] = [
     ("vocabulary/config", change("config.json", vocab_size=17)),
     ("vocabulary/tokenizer", change("tokenizer.json", model={"vocab": {"a": 4, "z": 16}})),
     ("vocabulary/tokenizer", change("tokenizer.json", model={"vocab": [[str(i), 0.0] for i in range(17)]})),
-    ("vocabulary/head", both(change("config.json", tie_word_embeddings=False),
-                             weights(WEIGHTS | {"lm_head.weight": torch.zeros(17, 8, dtype=torch.bfloat16)}))),
+    (
+        "vocabulary/head",
+        both(
+            change("config.json", tie_word_embeddings=False),
+            weights(WEIGHTS | {"lm_head.weight": torch.zeros(17, 8, dtype=torch.bfloat16)}),
+        ),
+    ),
     ("tokens/unknown", change("tokenizer_config.json", bos_token="<what>")),
     ("tokens/range", change("generation_config.json", eos_token_id=[2, 3, 99])),
     ("tokens/range", change("config.json", pad_token_id=-1)),
     ("tokens/disagree", change("config.json", bos_token_id=5)),
     ("tokens/no-padding", change("tokenizer_config.json", pad_token=None)),
-    ("tokens/padding-is-end", both(
-        change("tokenizer_config.json", pad_token="</s>"), change("config.json", pad_token_id=2),
-        change("generation_config.json", pad_token_id=2))),
+    (
+        "tokens/padding-is-end",
+        both(
+            change("tokenizer_config.json", pad_token="</s>"),
+            change("config.json", pad_token_id=2),
+            change("generation_config.json", pad_token_id=2),
+        ),
+    ),
     ("config/heads", change("config.json", num_key_value_heads=3)),
     ("config/heads", change("config.json", hidden_size=10, head_dim=None)),
     ("config/heads", change("config.json", num_key_value_heads=4)),
@@ -179,50 +208,84 @@ BROKEN: list[tuple[str, Break]] = [
     ("config/rope-context", change("config.json", max_position_embeddings=256)),
     ("weights/no-head", change("config.json", tie_word_embeddings=False)),
     ("weights/tied-twice", weights(WEIGHTS | {"lm_head.weight": torch.zeros(16, 8, dtype=torch.bfloat16)})),
-    ("template/missing", both(change("tokenizer_config.json", chat_template=None),
-                              change("config.json", _name_or_path="someone/small-Instruct"))),
+    (
+        "template/missing",
+        both(
+            change("tokenizer_config.json", chat_template=None), change("config.json", _name_or_path="someone/small-Instruct")
+        ),
+    ),
     ("template/broken", template("{% for m in messages %}")),
     ("template/broken", template("{{ messages[0].content.nothing() }}")),
     ("template/broken", template("{{ raise_exception('only system messages') }}")),
     ("template/broken", template("{{ ''.__class__.__mro__[1].__subclasses__() }}")),
     ("template/no-generation-prompt", template("{% for m in messages %}{{ m['content'] }}<|turn|>{% endfor %}")),
     ("template/double-bos", change("tokenizer.json", post_processor=BOS_FIRST)),
-    ("template/double-bos", change(
-        "tokenizer.json", post_processor={"type": "Sequence", "processors": [{"type": "x"}, BOS_FIRST]})),
+    (
+        "template/double-bos",
+        change("tokenizer.json", post_processor={"type": "Sequence", "processors": [{"type": "x"}, BOS_FIRST]}),
+    ),
     ("template/double-bos", change("tokenizer_config.json", add_bos_token=True)),
     ("family/gemma-bos", change("config.json", model_type="gemma3_text")),
     ("generation/end-of-turn", change("generation_config.json", eos_token_id=2)),
-    ("generation/end-of-turn", both(
-        change("generation_config.json", eos_token_id=None), change("config.json", eos_token_id=2))),
+    (
+        "generation/end-of-turn",
+        both(change("generation_config.json", eos_token_id=None), change("config.json", eos_token_id=2)),
+    ),
     ("family/gemma-bos", both(change("config.json", model_type="gemma"), template("{{ messages[0].content }}" + TURN))),
-    ("family/gemma3-float16", both(
-        change("config.json", model_type="gemma3_text", dtype="float16"), change("tokenizer.json", post_processor=BOS_FIRST),
-        change("tokenizer_config.json", chat_template=TEMPLATE.replace("{{ bos_token }}", "")),
-        weights({name: tensor.half() for name, tensor in WEIGHTS.items()}))),
+    (
+        "family/gemma3-float16",
+        both(
+            change("config.json", model_type="gemma3_text", dtype="float16"),
+            change("tokenizer.json", post_processor=BOS_FIRST),
+            change("tokenizer_config.json", chat_template=TEMPLATE.replace("{{ bos_token }}", "")),
+            weights({name: tensor.half() for name, tensor in WEIGHTS.items()}),
+        ),
+    ),
     ("config/rope-theta-twice", change("config.json", rope_theta=1e4, rope_parameters=YARN | {"rope_theta": 1e6})),
     ("tokenizer/truncation", change("tokenizer.json", truncation={"max_length": 512, "strategy": "LongestFirst"})),
     ("tokenizer/padding", change("tokenizer.json", padding={"strategy": {"Fixed": 77}})),
-    ("tokenizer/class", both(
-        change("config.json", model_type="llama"), change("tokenizer.json", pre_tokenizer={"type": "ByteLevel"}),
-        change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"))),
-    ("tokenizer/class", both(
-        change("config.json", model_type="deepseek_v3"), change("tokenizer_config.json", tokenizer_class="LlamaTokenizer"),
-        change("tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "x"}, {"type": "ByteLevel"}]}))),
+    (
+        "tokenizer/class",
+        both(
+            change("config.json", model_type="llama"),
+            change("tokenizer.json", pre_tokenizer={"type": "ByteLevel"}),
+            change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
+        ),
+    ),
+    (
+        "tokenizer/class",
+        both(
+            change("config.json", model_type="deepseek_v3"),
+            change("tokenizer_config.json", tokenizer_class="LlamaTokenizer"),
+            change(
+                "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "x"}, {"type": "ByteLevel"}]}
+            ),
+        ),
+    ),
     ("family/mistral-split", both(change("config.json", model_type="mistral"), mistral(WRONG))),
-    ("tokenizer/added-tokens", both(
-        change("tokenizer_config.json", add_eos_token=True), change("tokenizer.json", post_processor=NOTHING_ADDED))),
-    ("quantization/router", both(
-        change("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
-        weights(WEIGHTS | {"model.layers.0.mlp.gate.qweight": torch.zeros(2, 2, dtype=torch.int32)}))),
+    (
+        "tokenizer/added-tokens",
+        both(change("tokenizer_config.json", add_eos_token=True), change("tokenizer.json", post_processor=NOTHING_ADDED)),
+    ),
+    (
+        "quantization/router",
+        both(
+            change("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+            weights(WEIGHTS | {"model.layers.0.mlp.gate.qweight": torch.zeros(2, 2, dtype=torch.int32)}),
+        ),
+    ),
     ("template/base-model", change("config.json", _name_or_path="someone/tiny-1B-Base")),
     ("template/base-model", change("config.json", _name_or_path="someone/tiny-1b-pt")),
-    ("checkpoint/duplicate", duplicated_tensor), ("checkpoint/malformed", overlapping),
-    ("checkpoint/index", lambda d: (d / INDEX_NAME).write_text(
-        (d / INDEX_NAME).read_text().replace("k_proj.weight", "other.weight")) and None),
+    ("checkpoint/duplicate", duplicated_tensor),
+    ("checkpoint/malformed", overlapping),
+    (
+        "checkpoint/index",
+        lambda d: (d / INDEX_NAME).write_text((d / INDEX_NAME).read_text().replace("k_proj.weight", "other.weight")) and None,
+    ),
     ("quantization/no-config", both(packed(), change("config.json", quantization_config=None))),
     ("quantization/skip-list", packed(llm_int8_skip_modules=["vision_tower"])),
     ("quantization/statistics", both(packed(), without(".absmax"))),
-]  # fmt: skip
+]
 
 
 def found(directory: Path) -> set[str]:
@@ -248,26 +311,52 @@ def test_every_check_is_documented() -> None:
         assert text.splitlines()[0].endswith("."), name
 
 
-@pytest.mark.parametrize("change_", [
-    packed(), packed(llm_int8_skip_modules=["lm_head", "mlp", "model.layers.0.self_attn.q_proj", "q_proj"]),
-    change("config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, max_position_embeddings=10**6),
-    change("config.json", rope_parameters={
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16}),
-    change("config.json", layer_types=None, sliding_window=None), change("config.json", dtype=None, torch_dtype="bfloat16"),
-    change("tokenizer_config.json", chat_template=[
-        {"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}]),
-    both(change("config.json", model_type="mistral"), mistral(RIGHT)), mistral(WRONG),
-    change("tokenizer.json", truncation=None, padding={"strategy": "BatchLongest"}),
-    both(change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
-         change("tokenizer.json", pre_tokenizer={"type": "Metaspace"})),
-    both(change("config.json", architectures=["BertModel"]), change("tokenizer.json", truncation={"max_length": 512})),
-    both(change("tokenizer_config.json", add_eos_token=True), change("tokenizer.json", post_processor={
-        "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}]})),
-    change("config.json", rope_theta=1e6, rope_parameters=YARN | {"rope_theta": 1e6}),
-    change("config.json", _name_or_path="someone/database-chat"),
-    change("config.json", text_config=CONFIG), change("tokenizer_config.json", chat_template=None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change_",
+    [
+        packed(),
+        packed(llm_int8_skip_modules=["lm_head", "mlp", "model.layers.0.self_attn.q_proj", "q_proj"]),
+        change("config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, max_position_embeddings=10**6),
+        change(
+            "config.json",
+            rope_parameters={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        ),
+        change("config.json", layer_types=None, sliding_window=None),
+        change("config.json", dtype=None, torch_dtype="bfloat16"),
+        change(
+            "tokenizer_config.json",
+            chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "{%"}],
+        ),
+        both(change("config.json", model_type="mistral"), mistral(RIGHT)),
+        mistral(WRONG),
+        change("tokenizer.json", truncation=None, padding={"strategy": "BatchLongest"}),
+        both(
+            change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
+            change("tokenizer.json", pre_tokenizer={"type": "Metaspace"}),
+        ),
+        both(change("config.json", architectures=["BertModel"]), change("tokenizer.json", truncation={"max_length": 512})),
+        both(
+            change("tokenizer_config.json", add_eos_token=True),
+            change(
+                "tokenizer.json",
+                post_processor={
+                    "type": "TemplateProcessing",
+                    "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}],
+                },
+            ),
+        ),
+        change("config.json", rope_theta=1e6, rope_parameters=YARN | {"rope_theta": 1e6}),
+        change("config.json", _name_or_path="someone/database-chat"),
+        change("config.json", text_config=CONFIG),
+        change("tokenizer_config.json", chat_template=None),
+    ],
+)
 def test_other_sound_models(tmp_path: Path, change_: Break) -> None:
     change_(sound(tmp_path))
     assert examine(tmp_path) == []
@@ -296,15 +385,20 @@ def test_llama_31_without_its_scaling(tmp_path: Path) -> None:
     plain = {"model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 131072, "rope_parameters": None}
     change("config.json", **plain)(tmp_path)
     assert "family/llama3-rope" in found(tmp_path)
-    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-              "original_max_position_embeddings": 8192}  # fmt: skip
+    scaled = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     change("config.json", rope_parameters=scaled)(tmp_path)
     assert "family/llama3-rope" not in found(tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "vocabulary", "base"), [
-    ("llama", 128_256, 500_000), ("qwen2", 152_064, 1_000_000), ("qwen3", 151_936, 1_000_000)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "base"), [("llama", 128_256, 500_000), ("qwen2", 152_064, 1_000_000), ("qwen3", 151_936, 1_000_000)]
+)
 def test_a_base_that_was_lost(tmp_path: Path, kind: str, vocabulary: int, base: int) -> None:
     sound(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -352,17 +446,31 @@ def test_a_template_cannot_take_the_machine(tmp_path: Path, text: str) -> None:
     assert found(tmp_path) == {"template/broken"}
 
 
-@pytest.mark.parametrize("change_", [
-    template("{% generation %}" + TEMPLATE + "{% endgeneration %}"),
-    template(TEMPLATE + "{{ messages | tojson(ensure_ascii=False) | length and '' }}"),
-    both(change("tokenizer_config.json", pad_token=None),
-         lambda d: (d / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}') and None),
-    both(change("config.json", model_type="qwen3", head_dim=None), weights({
-        name: torch.zeros(256, 8, dtype=torch.bfloat16) if "proj" in name else tensor for name, tensor in WEIGHTS.items()})),
-    both(change("config.json", tie_word_embeddings=None),
-         weights(WEIGHTS | {"lm_head.weight": torch.zeros(16, 8, dtype=torch.bfloat16)})),
-    lambda d: (d / "openvino_model.bin").write_bytes(b"x") and None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change_",
+    [
+        template("{% generation %}" + TEMPLATE + "{% endgeneration %}"),
+        template(TEMPLATE + "{{ messages | tojson(ensure_ascii=False) | length and '' }}"),
+        both(
+            change("tokenizer_config.json", pad_token=None),
+            lambda d: (d / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}') and None,
+        ),
+        both(
+            change("config.json", model_type="qwen3", head_dim=None),
+            weights(
+                {
+                    name: torch.zeros(256, 8, dtype=torch.bfloat16) if "proj" in name else tensor
+                    for name, tensor in WEIGHTS.items()
+                }
+            ),
+        ),
+        both(
+            change("config.json", tie_word_embeddings=None),
+            weights(WEIGHTS | {"lm_head.weight": torch.zeros(16, 8, dtype=torch.bfloat16)}),
+        ),
+        lambda d: (d / "openvino_model.bin").write_bytes(b"x") and None,
+    ],
+)
 def test_what_transformers_takes_is_sound(tmp_path: Path, change_: Break) -> None:
     """Blocks and filters of its templates, tokens in another file, defaults of its classes."""
     change_(sound(tmp_path))

@@ -14,9 +14,16 @@ from bitwright.doctor.fix import fixed_copy
 from tests.doctor.test_checks import BROKEN, Break, both, change, found, mistral, sound
 
 FIXED = (
-    "files/pickle", "files/index-size", "files/unlisted", "config/dtype", "generation/end-of-turn", "tokenizer/truncation",
-    "tokenizer/padding", "tokenizer/class", "family/mistral-split",
-)  # fmt: skip
+    "files/pickle",
+    "files/index-size",
+    "files/unlisted",
+    "config/dtype",
+    "generation/end-of-turn",
+    "tokenizer/truncation",
+    "tokenizer/padding",
+    "tokenizer/class",
+    "family/mistral-split",
+)
 
 
 def digests(directory: Path) -> dict[str, str]:
@@ -24,9 +31,10 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("rule", "broken"), [(rule, broken) for rule, broken in BROKEN if rule in FIXED],
+    ("rule", "broken"),
+    [(rule, broken) for rule, broken in BROKEN if rule in FIXED],
     ids=[f"{i}-{rule}" for i, (rule, _) in enumerate(BROKEN) if rule in FIXED],
-)  # fmt: skip
+)
 def test_what_was_found_is_gone_in_the_copy(tmp_path: Path, rule: str, broken: Break) -> None:
     source = tmp_path / "model"
     source.mkdir()
@@ -99,9 +107,10 @@ def test_a_byte_order_mark_loses_nothing(tmp_path: Path) -> None:
     assert corrected == {"eos_token_id": [2, 3], "temperature": 0.6}
 
 
-@pytest.mark.parametrize(("out", "rule"), [
-    ("model/within", "fix/inside"), ("nowhere/fixed", "fix/place"), ("x" * 300, "fix/place"), ("model", "fix/exists"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("out", "rule"),
+    [("model/within", "fix/inside"), ("nowhere/fixed", "fix/place"), ("x" * 300, "fix/place"), ("model", "fix/exists")],
+)
 def test_places_that_are_none(tmp_path: Path, out: str, rule: str) -> None:
     source = tmp_path / "model"
     source.mkdir()

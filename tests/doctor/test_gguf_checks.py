@@ -10,9 +10,22 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from bitwright.doctor.doctor import examine, exit_code
 
 SOUND: dict[str, Any] = {
-    "blocks": 2, "held": 2, "width": 8, "columns": 8, "heads": 4, "shared": 2, "tokens": 16, "rows": 16, "types": 16, "bos": 1,
-    "eos": 2, "pad": 0, "kind": "llama", "more": {}, "extra": {},
-}  # fmt: skip
+    "blocks": 2,
+    "held": 2,
+    "width": 8,
+    "columns": 8,
+    "heads": 4,
+    "shared": 2,
+    "tokens": 16,
+    "rows": 16,
+    "types": 16,
+    "bos": 1,
+    "eos": 2,
+    "pad": 0,
+    "kind": "llama",
+    "more": {},
+    "extra": {},
+}
 
 
 QWEN: dict[str, Any] = {"kind": "qwen2", "rows": 151_936}
@@ -51,26 +64,42 @@ def test_nothing_is_said_of_a_sound_file(tmp_path: Path) -> None:
     assert examine(write(tmp_path / "x.gguf")) == []
 
 
-@pytest.mark.parametrize(("rule", "changes"), [
-    ("gguf/blocks", {"blocks": 3}), ("gguf/blocks", {"blocks": 1}), ("gguf/width", {"width": 9}), ("gguf/heads", {"shared": 3}),
-    ("gguf/vocabulary", {"rows": 15}), ("gguf/token-arrays", {"types": 15}), ("gguf/token-range", {"eos": 16}),
-    ("gguf/padding-is-end", {"pad": 2}), ("gguf/rope-base", QWEN),
-    ("gguf/rope-base", QWEN | {"more": {"qwen2.rope.freq_base": 1e4}}),
-    ("gguf/rope-freqs", LLAMA31), ("gguf/pre-tokenizer", {"more": {"tokenizer.ggml.model": "gpt2"}}),
-    ("gguf/gemma-bos", {"kind": "gemma3", "more": {"tokenizer.ggml.add_bos_token": False}}),
-    ("gguf/router", {"extra": {"blk.0.ffn_gate_inp.weight": GGMLQuantizationType.Q4_0}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("gguf/blocks", {"blocks": 3}),
+        ("gguf/blocks", {"blocks": 1}),
+        ("gguf/width", {"width": 9}),
+        ("gguf/heads", {"shared": 3}),
+        ("gguf/vocabulary", {"rows": 15}),
+        ("gguf/token-arrays", {"types": 15}),
+        ("gguf/token-range", {"eos": 16}),
+        ("gguf/padding-is-end", {"pad": 2}),
+        ("gguf/rope-base", QWEN),
+        ("gguf/rope-base", QWEN | {"more": {"qwen2.rope.freq_base": 1e4}}),
+        ("gguf/rope-freqs", LLAMA31),
+        ("gguf/pre-tokenizer", {"more": {"tokenizer.ggml.model": "gpt2"}}),
+        ("gguf/gemma-bos", {"kind": "gemma3", "more": {"tokenizer.ggml.add_bos_token": False}}),
+        ("gguf/router", {"extra": {"blk.0.ffn_gate_inp.weight": GGMLQuantizationType.Q4_0}}),
+    ],
+)
 def test_each_mistake_is_found_and_nothing_else(tmp_path: Path, rule: str, changes: dict[str, Any]) -> None:
     assert {finding.rule for finding in examine(write(tmp_path / "x.gguf", **changes))} == {rule}
 
 
-@pytest.mark.parametrize("changes", [
-    QWEN | {"more": {"qwen2.rope.freq_base": 1e6}}, LLAMA31 | {"extra": {"rope_freqs.weight": GGMLQuantizationType.F32}},
-    LLAMA31 | {"more": LLAMA31["more"] | {"llama.rope.scaling.type": "yarn"}},
-    {"more": {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"}}, {"more": {"tokenizer.ggml.model": "llama"}},
-    {"kind": "gemma3", "more": {"tokenizer.ggml.add_bos_token": True}}, {"kind": "gemma3"},
-    {"extra": {"blk.0.ffn_gate_inp.weight": GGMLQuantizationType.Q8_0}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        QWEN | {"more": {"qwen2.rope.freq_base": 1e6}},
+        LLAMA31 | {"extra": {"rope_freqs.weight": GGMLQuantizationType.F32}},
+        LLAMA31 | {"more": LLAMA31["more"] | {"llama.rope.scaling.type": "yarn"}},
+        {"more": {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"}},
+        {"more": {"tokenizer.ggml.model": "llama"}},
+        {"kind": "gemma3", "more": {"tokenizer.ggml.add_bos_token": True}},
+        {"kind": "gemma3"},
+        {"extra": {"blk.0.ffn_gate_inp.weight": GGMLQuantizationType.Q8_0}},
+    ],
+)
 def test_other_sound_files(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert examine(write(tmp_path / "x.gguf", **changes)) == []
 
@@ -80,8 +109,14 @@ def test_the_vocabulary_of_llama_3_wants_its_split(tmp_path: Path) -> None:
     tokens[128_000], tokens[128_009] = "<|begin_of_text|>", "<|eot_id|>"
     known = {"llama.rope.freq_base": 5e5, "tokenizer.ggml.model": "gpt2"}
     for split, rules in (("default", {"gguf/pre-tokenizer"}), ("llama-bpe", set()), ("smaug-bpe", set())):
-        path = write(tmp_path / f"{split}.gguf", names=tokens, rows=128_256, tokens=128_256, types=128_256,
-                     more=known | {"tokenizer.ggml.pre": split})  # fmt: skip
+        path = write(
+            tmp_path / f"{split}.gguf",
+            names=tokens,
+            rows=128_256,
+            tokens=128_256,
+            types=128_256,
+            more=known | {"tokenizer.ggml.pre": split},
+        )
         assert {finding.rule for finding in examine(path)} == rules
 
 

@@ -71,7 +71,7 @@ BROKEN = [
     ({"tokens/untrained", "tokens/untrained-in-template"}, alike(EMBEDDING, 3, 4)),
     ({"tokens/untrained"}, alike(EMBEDDING, 0, 5)),
     ({"weights/tied-twice", "weights/tied-differ", "tokens/untrained"}, alike(HEAD, 0, 5)),
-]  # fmt: skip
+]
 
 
 def test_nothing_is_said_of_a_sound_model(tmp_path: Path) -> None:

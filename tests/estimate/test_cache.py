@@ -76,14 +76,24 @@ def test_layers_that_attend_to_a_picture_keep_no_text() -> None:
 
 
 def grouped(kind: str, layers: int, hidden: int, heads: int, shared: int) -> dict[str, Any]:
-    return {"model_type": kind, "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
-            "num_key_value_heads": shared}  # fmt: skip
+    return {
+        "model_type": kind,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": shared,
+    }
 
 
-@pytest.mark.parametrize(("config", "nbytes"), [
-    ({"model_type": "deepseek_v3", "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 70_272),
-    (grouped("qwen2", 80, 8192, 64, 8), 327_680), (grouped("llama", 126, 16384, 128, 8), 516_096),
-], ids=["DeepSeek-V3", "Qwen2.5-72B", "Llama-3.1-405B"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "nbytes"),
+    [
+        ({"model_type": "deepseek_v3", "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 70_272),
+        (grouped("qwen2", 80, 8192, 64, 8), 327_680),
+        (grouped("llama", 126, 16384, 128, 8), 516_096),
+    ],
+    ids=["DeepSeek-V3", "Qwen2.5-72B", "Llama-3.1-405B"],
+)
 def test_published_bytes_a_token(config: dict[str, Any], nbytes: int) -> None:
     """Table 1 of "Insights into DeepSeek-V3", arXiv 2505.09343."""
     assert cache_nbytes(config, 1) == nbytes
@@ -92,9 +102,16 @@ def test_published_bytes_a_token(config: dict[str, Any], nbytes: int) -> None:
 CONFIGS: list[dict[str, Any]] = [
     {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     {"model_type": "gemma2", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "sliding_window": 16},
-    {"model_type": "qwen2", "num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "sliding_window": 16,
-     "use_sliding_window": True, "max_window_layers": 3},
-]  # fmt: skip
+    {
+        "model_type": "qwen2",
+        "num_hidden_layers": 4,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "sliding_window": 16,
+        "use_sliding_window": True,
+        "max_window_layers": 3,
+    },
+]
 
 
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**8), st.integers(1, 4), st.sampled_from([16, 8, 4.5]))

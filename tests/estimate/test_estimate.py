@@ -68,9 +68,16 @@ def test_gguf_is_what_the_recipe_writes(build: Build, architecture: str, recipe:
 
 
 LLAMA_8B: dict[str, Any] = {
-    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "tie_word_embeddings": False,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
 
 
 def test_what_fits_and_how_long() -> None:
@@ -101,18 +108,20 @@ def test_the_verb_answers_without_torch_in_words_and_json(tmp_path: Path) -> Non
     assert told["n_parameters"] == 8_030_261_248
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    (("7B", 32, 4096), 7.0e9), (("8B", 32, 4096, 32, 8), 8.0e9), (("350M", 24, 1024, 16, 16, 0, 50_000, True), 3.5e8)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(("7B", 32, 4096), 7.0e9), (("8B", 32, 4096, 32, 8), 8.0e9), (("350M", 24, 1024, 16, 16, 0, 50_000, True), 3.5e8)],
+)
 def test_a_sketch_has_the_parameters_that_were_asked_for(words: tuple[Any, ...], expected: float) -> None:
     config = sketch(*words)
     assert sum(part.n_parameters for part in parts(config)) == pytest.approx(expected, rel=0.01)
     assert config["intermediate_size"] % 32 == 0
 
 
-@pytest.mark.parametrize(("words", "rule"), [
-    (("many", 32, 4096), "estimate/params"), (("1B", 32, 8192), "estimate/sketch"), (("", 1, 1), "estimate/params")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [(("many", 32, 4096), "estimate/params"), (("1B", 32, 8192), "estimate/sketch"), (("", 1, 1), "estimate/params")],
+)
 def test_a_sketch_that_cannot_be(words: tuple[Any, ...], rule: str) -> None:
     with pytest.raises(BitwrightError) as caught:
         sketch(*words)

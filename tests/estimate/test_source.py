@@ -158,10 +158,25 @@ def test_families_without_a_row_may_name_their_sizes_otherwise(copied: Path, nam
 
 
 ODD_VALUES = [-5, 0, 1.5, True, "x", [], {}, [None], float("nan"), float("inf"), 10**30, 10**400]
-READ = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-        "sliding_window", "max_position_embeddings", "intermediate_size", "layer_types", "kv_lora_rank",
-        "cross_attention_layers", "hybrid_override_pattern", "text_config", "vision_config", "num_experts_per_tok",
-        "quantization_config")  # fmt: skip
+READ = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "sliding_window",
+    "max_position_embeddings",
+    "intermediate_size",
+    "layer_types",
+    "kv_lora_rank",
+    "cross_attention_layers",
+    "hybrid_override_pattern",
+    "text_config",
+    "vision_config",
+    "num_experts_per_tok",
+    "quantization_config",
+)
 
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=[repr(v)[:8] if not isinstance(v, int) else "number" for v in ODD_VALUES])
@@ -192,8 +207,15 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
 def test_a_gguf_file_of_recurrent_layers(tmp_path: Path, heads: int) -> None:
     """No heads, as for Mamba, and sizes of the states under ``ssm``."""
     writer = GGUFWriter(tmp_path / "x.gguf", "mamba")
-    for key, value in {"embedding_length": 48, "block_count": 1, "attention.head_count": heads, "ssm.conv_kernel": 4,
-                       "ssm.inner_size": 96, "ssm.state_size": 8, "ssm.time_step_rank": 3}.items():  # fmt: skip
+    for key, value in {
+        "embedding_length": 48,
+        "block_count": 1,
+        "attention.head_count": heads,
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 96,
+        "ssm.state_size": 8,
+        "ssm.time_step_rank": 3,
+    }.items():
         writer.add_uint32(f"mamba.{key}", value)
     writer.add_tensor("token_embd.weight", np.ones((96, 48), dtype=np.float16))
     writer.add_tensor("blk.0.ssm_in.weight", np.ones((192, 48), dtype=np.float16))

@@ -86,9 +86,18 @@ def test_the_order_of_the_methods(build: Build) -> None:
     found = parts(config)
     lines = {
         line.method: line
-        for line in training(found, config, stored_nbytes(found, config), n_tokens=8, batch=1, rank=4, optimizer=MIXED,
-                             activations=CHECKPOINTED, memory=None)
-    }  # fmt: skip
+        for line in training(
+            found,
+            config,
+            stored_nbytes(found, config),
+            n_tokens=8,
+            batch=1,
+            rank=4,
+            optimizer=MIXED,
+            activations=CHECKPOINTED,
+            memory=None,
+        )
+    }
     assert lines["QLoRA, rank 4"].memory_nbytes < lines["LoRA, rank 4"].memory_nbytes < lines["full"].memory_nbytes
     linears = sum(part.n_parameters for part in found if part.role == LINEAR)
     copies = lines["QAT"].activations_nbytes - lines["full"].activations_nbytes

@@ -30,10 +30,13 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions without sense, whose right answers are drawn: what is tested is the arithmetic."""
     draw = random.Random(0)
     rows = [
-        {"question": " ".join(draw.choices(WORDS, k=6)), "choices": [" ".join(draw.choices(WORDS, k=3)) for _ in range(3)],
-         "answer": draw.randrange(3)}
+        {
+            "question": " ".join(draw.choices(WORDS, k=6)),
+            "choices": [" ".join(draw.choices(WORDS, k=3)) for _ in range(3)],
+            "answer": draw.randrange(3),
+        }
         for _ in range(24)
-    ]  # fmt: skip
+    ]
     path = tmp_path_factory.mktemp("tasks") / "sense.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
     return path
@@ -100,12 +103,28 @@ GOOD = {"question": "q", "choices": ["a", "b"], "answer": 1}
 
 @pytest.mark.parametrize(
     "line",
-    ["not json", "[1]", "3", "{}", "[" * 100_000,
-     *(json.dumps(GOOD | change) for change in (
-         {"answer": 2}, {"answer": -1}, {"answer": "1"}, {"answer": True}, {"choices": ["a"]}, {"choices": "ab"},
-         {"choices": ["a", 2]}, {"question": 3}, {"question": None},
-     ))],
-)  # fmt: skip
+    [
+        "not json",
+        "[1]",
+        "3",
+        "{}",
+        "[" * 100_000,
+        *(
+            json.dumps(GOOD | change)
+            for change in (
+                {"answer": 2},
+                {"answer": -1},
+                {"answer": "1"},
+                {"answer": True},
+                {"choices": ["a"]},
+                {"choices": "ab"},
+                {"choices": ["a", 2]},
+                {"question": 3},
+                {"question": None},
+            )
+        ),
+    ],
+)
 def test_lines_that_are_no_question_are_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + line + "\n")

@@ -103,9 +103,16 @@ def test_llama_cpp_computes_what_transformers_computes(build: Build, tmp_path: P
 
 
 TEXTS = (
-    "The quick brown fox, 12345 times; don't stop.", "  spaces   and\n\n\tlines\n", "naïve café – 東京 🎉 Ω",
-    "def f(x):\n    return x ** 2  # 3.14", "</s> is not special here", "", "a", " ", "I'LL we've it's",
-)  # fmt: skip
+    "The quick brown fox, 12345 times; don't stop.",
+    "  spaces   and\n\n\tlines\n",
+    "naïve café – 東京 🎉 Ω",
+    "def f(x):\n    return x ** 2  # 3.14",
+    "</s> is not special here",
+    "",
+    "a",
+    " ",
+    "I'LL we've it's",
+)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])
@@ -127,10 +134,11 @@ def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path
     skeleton = skeleton_of(source)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     for name, parameter in (
-        ("token_embd.weight", "model.embed_tokens.weight"), ("output.weight", "lm_head.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("output.weight", "lm_head.weight"),
         ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
-    ):  # fmt: skip
+    ):
         assert plan.choice(parameter).format == format
         expected = round_nearest(skeleton.read(parameter), quantized(format)).decode()
         if name.endswith("attn_k.weight"):
@@ -206,12 +214,16 @@ def test_what_llama_cpp_does_not_run_is_refused(build: Build) -> None:
 
 ROPES = {
     "llama3": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64, "rope_theta": 500000.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 500000.0,
     },
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ROPES)
@@ -227,9 +239,12 @@ def test_scaled_rotary_embeddings(build: Build, tmp_path: Path, kind: str) -> No
 def test_long_and_short_rotary_factors(build: Build, tmp_path: Path, original: int) -> None:
     """Phi 3: long factors beyond the original context, short ones within."""
     rope = {
-        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": original,
-        "long_factor": [1.0 + 0.5 * i for i in range(8)], "short_factor": [1.0 + 0.1 * i for i in range(8)],
-    }  # fmt: skip
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": original,
+        "long_factor": [1.0 + 0.5 * i for i in range(8)],
+        "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    }
     options = {"rope_parameters": rope, "original_max_position_embeddings": original, "max_position_embeddings": 1024}
     source = build("phi3", **FAMILIES["phi3"], **options)
     write(source, tmp_path / "model.gguf", "16bit")

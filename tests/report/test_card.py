@@ -27,17 +27,33 @@ def report() -> Report:
         for label, nbytes, kl in (("bitwright", 110, 0.04), ("stock NF4", 100, 0.25), ("16-bit arithmetic", 300, 0.001))
     )
     plan = Plan(
-        source="llama", container="bitsandbytes", default_format="nf4-b32-dq", budget="+10%", budget_nbytes=110, nbytes=110,
-        kept_nbytes=10, damage_nats=0.04, check_nats=0.041, check_stderr=0.001, gap=0.0, price_nats_per_mb=0.001,
+        source="llama",
+        container="bitsandbytes",
+        default_format="nf4-b32-dq",
+        budget="+10%",
+        budget_nbytes=110,
+        nbytes=110,
+        kept_nbytes=10,
+        damage_nats=0.04,
+        check_nats=0.041,
+        check_stderr=0.001,
+        gap=0.0,
+        price_nats_per_mb=0.001,
         choices=(Choice("a.weight", "nf4-b32-dq", "calibrated", 50, 0.02), Choice("b.weight", "16bit", "none", 50, 0.0)),
-    )  # fmt: skip
+    )
     return Report(
-        out="llama-small", plan=plan, verdict=Verdict(entries, "stock NF4", "bitwright", "no uniform choice is better"),
-        check=divergence("check", 0.042), n_parameters=200, reference_nbytes=300, coverage=(), notes=(),
+        out="llama-small",
+        plan=plan,
+        verdict=Verdict(entries, "stock NF4", "bitwright", "no uniform choice is better"),
+        check=divergence("check", 0.042),
+        n_parameters=200,
+        reference_nbytes=300,
+        coverage=(),
+        notes=(),
         stages={"measure": Stage(1.0, 1.0, 1)},
         provenance={"calibration": "self", "sequences": 8, "length": 64, "seed": 0, "held_out": {"source": "/x/wiki.txt"}},
         command=("bitwright", "quantize"),
-    )  # fmt: skip
+    )
 
 
 def parsed(text: str) -> ModelCard:

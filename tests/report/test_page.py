@@ -23,9 +23,14 @@ from bitwright.report.page import page
 from tests.conftest import Build
 
 SMALL = Settings(
-    formats=("nf4-b64", "nf4-b32-dq"), sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32",
+    formats=("nf4-b64", "nf4-b32-dq"),
+    sequences=8,
+    length=32,
+    held_out_sequences=2,
+    held_out_length=32,
+    dtype="float32",
     calibration="documentation",
-)  # fmt: skip
+)
 VOID = {"meta", "link", "path", "line", "rect", "br"}
 
 
@@ -36,9 +41,13 @@ def finished(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = place / "held-out.txt"
     text.write_text("\n".join(topics.values()))
     bitwright.quantize(
-        str(build("llama")), place / "out", "+40%", workdir=place / "work", settings=replace(SMALL, held_out=str(text)),
+        str(build("llama")),
+        place / "out",
+        "+40%",
+        workdir=place / "work",
+        settings=replace(SMALL, held_out=str(text)),
         reporter=Reporter(quiet=True),
-    )  # fmt: skip
+    )
     return place
 
 
@@ -74,9 +83,18 @@ def test_the_page_says_everything_and_loads_nothing(finished: Path) -> None:
     assert set(parser.loaded) == {"data:,"}
     assert not re.search(r"@import|url\(", text)
     for heading in (
-        "Against everything else", "Size against damage", "Weight error", "Output error", "Damage", "What was chosen",
-        "Predicted against measured", "Why", "Coverage", "Calibration and provenance", "The command",
-    ):  # fmt: skip
+        "Against everything else",
+        "Size against damage",
+        "Weight error",
+        "Output error",
+        "Damage",
+        "What was chosen",
+        "Predicted against measured",
+        "Why",
+        "Coverage",
+        "Calibration and provenance",
+        "The command",
+    ):
         assert f"<h2>{heading}</h2>" in text
     report, table = read(finished)
     for weight in table.weights:
@@ -195,8 +213,9 @@ def test_the_frontier_shows_what_was_measured(finished: Path) -> None:
     drawn = {
         value["name"]: value["nats"]
         for layer in charts.frontier(report, table)["layer"]
-        for value in layer["data"]["values"] if "low" in value
-    }  # fmt: skip
+        for value in layer["data"]["values"]
+        if "low" in value
+    }
     assert drawn == {e.label: e.divergence.kl for e in report.verdict.entries if e.label != "16-bit arithmetic"}
 
 
@@ -224,9 +243,14 @@ def test_a_browser_shows_it_without_errors_and_without_a_network(
     probed = tmp_path / "report.html"
     probed.write_text((finished / "out" / "report.html").read_text(encoding="utf-8") + PROBE, encoding="utf-8")
     options = [
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2400",
-        f"--user-data-dir={tmp_path / 'profile'}", *(["--blink-settings=preferredColorScheme=0"] if dark else []),
-    ]  # fmt: skip
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--window-size={width},2400",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+    ]
 
     def browse(*words: str) -> subprocess.CompletedProcess[str]:
         command = ["chromium", *options, *words, probed.as_uri()]

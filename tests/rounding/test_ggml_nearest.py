@@ -12,9 +12,22 @@ from bitwright.rounding.ggml_nearest import fit_steps, nearest_ggml
 WITH_ENCODER = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4")
 # Relative error on Gaussian weights: what uniform grids of these bits leave, with room for the coarser scales.
 ERROR = {
-    "q4_0": 0.11, "q4_1": 0.10, "q5_0": 0.06, "q5_1": 0.05, "q8_0": 0.007, "q2_k": 0.45, "q3_k": 0.25, "q4_k": 0.10,
-    "q5_k": 0.05, "q6_k": 0.025, "iq4_nl": 0.10, "iq4_xs": 0.10, "tq1_0": 1.0, "tq2_0": 1.0, "mxfp4": 0.15,
-}  # fmt: skip
+    "q4_0": 0.11,
+    "q4_1": 0.10,
+    "q5_0": 0.06,
+    "q5_1": 0.05,
+    "q8_0": 0.007,
+    "q2_k": 0.45,
+    "q3_k": 0.25,
+    "q4_k": 0.10,
+    "q5_k": 0.05,
+    "q6_k": 0.025,
+    "iq4_nl": 0.10,
+    "iq4_xs": 0.10,
+    "tq1_0": 1.0,
+    "tq2_0": 1.0,
+    "mxfp4": 0.15,
+}
 
 
 def weights(seed: int = 0) -> torch.Tensor:
@@ -53,9 +66,14 @@ def test_no_code_is_better_than_the_chosen_one(name: str) -> None:
     unit = codes.block_scales().abs().repeat_interleave(format.block).reshape(w.shape)
     for code in range(len(format.written_levels)):
         other = type(codes)(
-            format, codes.shape, torch.full_like(codes.code, code), codes.scale, codes.minimum, codes.scale_step,
+            format,
+            codes.shape,
+            torch.full_like(codes.code, code),
+            codes.scale,
+            codes.minimum,
+            codes.scale_step,
             codes.minimum_step,
-        )  # fmt: skip
+        )
         slack = 0.13 * unit  # codes are chosen before the scale is rounded to 16 bits, as in llama.cpp
         assert (chosen <= (other.decode() - w).abs() + slack).all(), code
 

@@ -32,9 +32,13 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     rows = Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
     oneshot(
-        model=loaded, dataset=rows, recipe=recipe, max_seq_length=ids.shape[1], num_calibration_samples=len(ids),
+        model=loaded,
+        dataset=rows,
+        recipe=recipe,
+        max_seq_length=ids.shape[1],
+        num_calibration_samples=len(ids),
         output_dir=str(out),
-    )  # fmt: skip
+    )
 
 
 def load(out: Path) -> torch.nn.Module:

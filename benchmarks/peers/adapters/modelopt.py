@@ -32,11 +32,16 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
     linears = [module.weight for module in loaded.modules() if isinstance(module, torch.nn.Linear)]
     head, every = loaded.lm_head.weight.numel(), sum(weight.numel() for weight in linears)
     searched, _ = mtq.auto_quantize(
-        loaded, {"effective_bits": (options["bits"] * (every - head) + 16 * head) / every}, [int4, int8],
+        loaded,
+        {"effective_bits": (options["bits"] * (every - head) + 16 * head) / every},
+        [int4, int8],
         data_loader=list(ids[:, None]),
-        forward_step=lambda m, batch: m(batch, labels=batch), loss_func=lambda output, batch: output.loss,
-        disabled_layers=["*lm_head*"], num_calib_steps=len(ids), num_score_steps=len(ids),
-    )  # fmt: skip
+        forward_step=lambda m, batch: m(batch, labels=batch),
+        loss_func=lambda output, batch: output.loss,
+        disabled_layers=["*lm_head*"],
+        num_calib_steps=len(ids),
+        num_score_steps=len(ids),
+    )
     searched.save_pretrained(out)
     (out / "nbytes.json").write_text(json.dumps(_counted(searched, options["group_size"])))
 

@@ -70,9 +70,12 @@ def allocate(
         text = f"damage <= {max_damage:g} nats"
     if solution is None:
         raise fail(
-            "allocate/solver", "HiGHS", saw="no solution within its time limit", wanted="a choice within the budget",
+            "allocate/solver",
+            "HiGHS",
+            saw="no solution within its time limit",
+            wanted="a choice within the budget",
             help="try a slightly larger budget",
-        )  # fmt: skip
+        )
     chosen = tuple(rows[o] for rows, o in zip(problem.rows, solution.choice, strict=True))
     plan = _plan(sensitivity, problem, chosen, solution, text, limit)
     if not frontier:
@@ -128,35 +131,45 @@ def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], lim
     most = sensitivity.sixteen_bit_nbytes()
     if limit < least:
         raise fail(
-            "budget/minimum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",
+            "budget/minimum",
+            f"--budget {budget}",
+            saw=f"{limit / 1e6:.2f} MB",
             wanted=f"at least {least / 1e6:.2f} MB, of which {sensitivity.kept_nbytes / 1e6:.2f} MB are tensors that this "
             "container does not quantize",
             help=f"--budget {-(-least // 10**4) / 100:.2f}MB",
-        )  # fmt: skip
+        )
     if limit > most:
         raise fail(
-            "budget/maximum", f"--budget {budget}", saw=f"{limit / 1e6:.2f} MB",
+            "budget/maximum",
+            f"--budget {budget}",
+            saw=f"{limit / 1e6:.2f} MB",
             wanted=f"at most {most / 1e6:.2f} MB, the 16-bit model itself",
             help="use the 16-bit model as it is, or ask for less: --budget +10%",
-        )  # fmt: skip
+        )
 
 
 def _least_bytes(groups: list[list[Option]], max_damage: float) -> Solution | None:
     """The knapsack with the roles of bytes and damage exchanged; 16 bit costs no damage, so it always has a solution."""
     if max_damage <= 0:
         raise fail(
-            "budget/damage", "--max-damage", saw=f"{max_damage:g}", wanted="a positive number of nats per token",
+            "budget/damage",
+            "--max-damage",
+            saw=f"{max_damage:g}",
+            wanted="a positive number of nats per token",
             help="--max-damage 0.02",
-        )  # fmt: skip
+        )
     unit = max_damage / DAMAGE_STEPS
     swapped = [[Option(-int(-o.damage // unit), float(o.nbytes)) for o in group] for group in groups]
     solution = solve(swapped, DAMAGE_STEPS)
     if solution is None:
         least = sum(min(o.damage for o in group) for group in groups)
         raise fail(
-            "budget/damage", "--max-damage", saw=f"{max_damage:g}", wanted=f"at least {least:.2g} nats, given the pins",
+            "budget/damage",
+            "--max-damage",
+            saw=f"{max_damage:g}",
+            wanted=f"at least {least:.2g} nats, given the pins",
             help="remove pins, or allow more",
-        )  # fmt: skip
+        )
     chosen = [group[o] for group, o in zip(groups, solution.choice, strict=True)]
     total, bound = sum(o.damage for o in chosen), int(solution.bound)
     return Solution(solution.choice, sum(o.nbytes for o in chosen), total, total * (bound / solution.damage))

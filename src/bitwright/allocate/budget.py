@@ -7,9 +7,7 @@ import re
 from bitwright.errors import fail
 from bitwright.measure.sensitivity import Sensitivity
 
-UNITS = {
-    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
@@ -28,9 +26,12 @@ def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
     if (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text, re.IGNORECASE)) and match[2].upper() in UNITS:
         return int(float(match[1]) * UNITS[match[2].upper()])
     raise fail(
-        "budget/syntax", "--budget", saw=repr(text), wanted="a budget such as +10%, 0.5GB, 500MB or 4.6bpw",
+        "budget/syntax",
+        "--budget",
+        saw=repr(text),
+        wanted="a budget such as +10%, 0.5GB, 500MB or 4.6bpw",
         help="--budget +10%",
-    )  # fmt: skip
+    )
 
 
 def _like(recipe: str, sensitivity: Sensitivity) -> int:
@@ -38,7 +39,9 @@ def _like(recipe: str, sensitivity: Sensitivity) -> int:
         return sensitivity.sizes[recipe]
     known = ", ".join(sensitivity.sizes)
     raise fail(
-        "budget/like", f"--like {recipe}", saw=f"no recipe of this name for {sensitivity.container}",
+        "budget/like",
+        f"--like {recipe}",
+        saw=f"no recipe of this name for {sensitivity.container}",
         wanted=f"one of {known}" if known else "a container with recipes: gguf",
         help="--like Q4_K_M" if known else "--container gguf --like Q4_K_M",
-    )  # fmt: skip
+    )

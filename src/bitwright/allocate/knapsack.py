@@ -51,15 +51,15 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     unit = max(1.0, nbytes.max() / 1e4)  # HiGHS may exceed a row by 1e-6: so that this stays below a byte
     rows = [g for g, _ in options]
     one_each = csr_matrix((np.ones(len(options)), (rows, range(len(options)))), shape=(len(groups), len(options)))
-    constraints = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(csr_matrix(nbytes / unit), -np.inf, budget_nbytes / unit),
-    ]
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(csr_matrix(nbytes / unit), -np.inf, budget_nbytes / unit)]
     with _quiet_stdout():
         result = milp(
-        damage / scale, constraints=constraints, integrality=np.ones(len(options), dtype=int), bounds=Bounds(0, 1),
-        options={"time_limit": seconds, "mip_rel_gap": 1e-5},
-    )  # fmt: skip
+            damage / scale,
+            constraints=constraints,
+            integrality=np.ones(len(options), dtype=int),
+            bounds=Bounds(0, 1),
+            options={"time_limit": seconds, "mip_rel_gap": 1e-5},
+        )
     if result.x is None:
         return None
     choice = [0] * len(groups)

@@ -35,15 +35,21 @@ class Checkpoint:
             config = None
         if not isinstance(config, dict):
             raise fail(
-                "checkpoint/config", path, saw="missing or not a JSON object", wanted="a model directory has a config.json",
+                "checkpoint/config",
+                path,
+                saw="missing or not a JSON object",
+                wanted="a model directory has a config.json",
                 help="name a directory written by save_pretrained, a hub id, a .gguf file, or demo",
-            )  # fmt: skip
+            )
         if "quantization_config" in config:
             method = (config["quantization_config"] or {}).get("quant_method", "unknown")
             raise fail(
-                "checkpoint/quantized", path, saw=f"quantization_config with method {method}",
-                wanted="the source is a 16-bit or 32-bit model", help="name the model it was quantized from",
-            )  # fmt: skip
+                "checkpoint/quantized",
+                path,
+                saw=f"quantization_config with method {method}",
+                wanted="the source is a 16-bit or 32-bit model",
+                help="name the model it was quantized from",
+            )
         return cls(source or str(directory), directory, require_plain(read_headers(directory)), config)
 
     def read(self, name: str) -> Tensor:

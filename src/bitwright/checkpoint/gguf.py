@@ -30,10 +30,12 @@ def convert_gguf(path: Path, cache: Path) -> Path:
         scratch.replace(target)
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
         raise fail(
-            "source/gguf", path, saw=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "source/gguf",
+            path,
+            saw=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             wanted="a GGUF file of an architecture that transformers reads",
             help="name the 16-bit model directory that the file was made from",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target

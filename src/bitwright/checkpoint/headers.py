@@ -63,35 +63,50 @@ def _read_sharded(directory: Path, index: Path) -> dict[str, TensorRef]:
     weight_map = _load_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise fail(
-            "checkpoint/index", index, saw="no weight_map", wanted="the index maps tensor names to shards",
+            "checkpoint/index",
+            index,
+            saw="no weight_map",
+            wanted="the index maps tensor names to shards",
             help="download the index file again",
-        )  # fmt: skip
+        )
     refs: dict[str, TensorRef] = {}
     for shard in sorted({str(value) for value in weight_map.values()}):
         path = directory / shard
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise fail(
-                "checkpoint/index-outside", index, saw=f"shard {shard!r}",
-                wanted="the index names files of its own directory", help="download the checkpoint again, from its author",
-            )  # fmt: skip
+                "checkpoint/index-outside",
+                index,
+                saw=f"shard {shard!r}",
+                wanted="the index names files of its own directory",
+                help="download the checkpoint again, from its author",
+            )
         if not path.exists():
             raise fail(
-                "checkpoint/missing-shard", directory, saw=f"{shard} is not there",
-                wanted="every shard that the index names is present", help=f"download {shard} again",
-            )  # fmt: skip
+                "checkpoint/missing-shard",
+                directory,
+                saw=f"{shard} is not there",
+                wanted="every shard that the index names is present",
+                help=f"download {shard} again",
+            )
         for name, ref in read_header(path).items():
             if name in refs:
                 raise fail(
-                    "checkpoint/duplicate", path, saw=f"{name} is also in {refs[name].file.name}",
-                    wanted="a tensor lies in one shard", help="download the checkpoint again",
-                )  # fmt: skip
+                    "checkpoint/duplicate",
+                    path,
+                    saw=f"{name} is also in {refs[name].file.name}",
+                    wanted="a tensor lies in one shard",
+                    help="download the checkpoint again",
+                )
             refs[name] = ref
     wrong = [n for n, shard in weight_map.items() if n not in refs or refs[n].file.name != shard]
     if wrong:
         raise fail(
-            "checkpoint/index", index, saw=f"{wrong[0]} is not in {weight_map[wrong[0]]} ({len(wrong)} such tensors)",
-            wanted="index and shards agree", help="download the index and its shards again",
-        )  # fmt: skip
+            "checkpoint/index",
+            index,
+            saw=f"{wrong[0]} is not in {weight_map[wrong[0]]} ({len(wrong)} such tensors)",
+            wanted="index and shards agree",
+            help="download the index and its shards again",
+        )
     return refs
 
 
@@ -100,9 +115,12 @@ def read_header(path: Path) -> dict[str, TensorRef]:
 
     def bad(saw: str) -> BitwrightError:
         return fail(
-            "checkpoint/malformed", path, saw=saw, wanted="a whole, well-formed safetensors file",
+            "checkpoint/malformed",
+            path,
+            saw=saw,
+            wanted="a whole, well-formed safetensors file",
             help=f"download {path.name} again and compare its checksum",
-        )  # fmt: skip
+        )
 
     if not path.is_file():  # a folder, or a pipe that would be read for ever
         raise bad("no plain file")
@@ -140,9 +158,12 @@ def require_plain(refs: dict[str, TensorRef]) -> dict[str, TensorRef]:
 
 def _unknown_dtype(path: Path, name: str, dtype: object, known: dict[str, int]) -> BitwrightError:
     return fail(
-        "checkpoint/unknown-dtype", f"{path.name}: {name}", saw=f"dtype {dtype!r}",
-        wanted=f"weights are stored as {', '.join(sorted(known))}", help="start from the 16-bit checkpoint of this model",
-    )  # fmt: skip
+        "checkpoint/unknown-dtype",
+        f"{path.name}: {name}",
+        saw=f"dtype {dtype!r}",
+        wanted=f"weights are stored as {', '.join(sorted(known))}",
+        help="start from the 16-bit checkpoint of this model",
+    )
 
 
 def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> TensorRef:

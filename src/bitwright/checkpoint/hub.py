@@ -34,10 +34,12 @@ def _reached(fetch: Callable[P, T]) -> Callable[P, T]:
         except Exception as error:  # the hub client raises many kinds; each means that nothing arrived
             words = str(error).strip().splitlines()
             raise fail(
-                "source/hub", str(args[0]), saw=f"{type(error).__name__}: {words[0] if words else ''}",
+                "source/hub",
+                str(args[0]),
+                saw=f"{type(error).__name__}: {words[0] if words else ''}",
                 wanted="the hub has this model and can be reached",
                 help="check the name and the network, or name a local directory",
-            ) from error  # fmt: skip
+            ) from error
 
     return told
 

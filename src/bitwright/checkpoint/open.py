@@ -29,8 +29,10 @@ def local_directory(source: str | Path) -> Path:
         return convert_gguf(path, cache_dir())
     if not is_hub_id(text):
         raise fail(
-            "source/unknown", text, saw="a file that is not .gguf" if path.exists() else "no such directory or file",
+            "source/unknown",
+            text,
+            saw="a file that is not .gguf" if path.exists() else "no such directory or file",
             wanted="the source is a model directory, a .gguf file, a hub id (owner/name) or demo",
             help="bitwright quantize demo OUT",
-        )  # fmt: skip
+        )
     return whole_model(text)

@@ -9,11 +9,23 @@ from bitwright.checkpoint.headers import TensorRef
 from bitwright.errors import fail
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 CHUNK_ENTRIES = 1 << 22  # looked at together, so that looking takes little memory beside the tensor
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -28,9 +40,12 @@ def read_tensor(ref: TensorRef) -> Tensor:
             count = file.readinto(view[done:])
             if not count:
                 raise fail(
-                    "checkpoint/truncated", f"{ref.file.name}: {ref.name}", saw=f"{done} of {ref.nbytes} bytes",
-                    wanted="the whole tensor", help=f"download {ref.file.name} again",
-                )  # fmt: skip
+                    "checkpoint/truncated",
+                    f"{ref.file.name}: {ref.name}",
+                    saw=f"{done} of {ref.nbytes} bytes",
+                    wanted="the whole tensor",
+                    help=f"download {ref.file.name} again",
+                )
             done += count
     if not ref.nbytes:
         return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
@@ -47,8 +62,10 @@ def require_finite(ref: TensorRef, tensor: Tensor) -> Tensor:
         flat = (~torch.isfinite(tensor)).reshape(-1)
         at = int(flat.to(torch.uint8).argmax())
         raise fail(
-            "checkpoint/not-finite", f"{ref.file.name}: {ref.name}",
+            "checkpoint/not-finite",
+            f"{ref.file.name}: {ref.name}",
             saw=f"{int(flat.sum())} of {flat.numel()} entries are NaN or infinite, the first at flat index {at}",
-            wanted="every weight is a finite number", help="download the checkpoint again, or ask its author",
-        )  # fmt: skip
+            wanted="every weight is a finite number",
+            help="download the checkpoint again, or ask its author",
+        )
     return tensor

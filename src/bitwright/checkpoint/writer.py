@@ -84,10 +84,12 @@ def require_suffix(out: Path, suffix: str) -> None:
     """Raise unless the name of ``out`` ends as the container asks: ``suffix``, or for a directory none of a file."""
     if suffix != (out.suffix if out.suffix in FILE_SUFFIXES else ""):
         raise fail(
-            "output/suffix", out, saw=f"a name that ends in {out.suffix!r}" if out.suffix else "a name without a suffix",
+            "output/suffix",
+            out,
+            saw=f"a name that ends in {out.suffix!r}" if out.suffix else "a name without a suffix",
             wanted=f"OUT ends in {suffix}" if suffix else "OUT is a directory",
             help=f"bitwright quantize SOURCE {out.with_suffix(suffix)}" + ("" if suffix else ", or --container gguf"),
-        )  # fmt: skip
+        )
 
 
 def require_new(out: Path) -> None:
@@ -99,9 +101,12 @@ def require_new(out: Path) -> None:
         os.rmdir(tempfile.mkdtemp(dir=parent))  # the only test that also holds for root and for read-only mounts
     except OSError as error:
         raise fail(
-            "output/read-only", out, saw=f"{parent} cannot be written", wanted="OUT lies in a directory that can be written",
+            "output/read-only",
+            out,
+            saw=f"{parent} cannot be written",
+            wanted="OUT lies in a directory that can be written",
             help="name an OUT elsewhere",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def require_space(where: Path, nbytes: int, what: str) -> None:
@@ -110,9 +115,12 @@ def require_space(where: Path, nbytes: int, what: str) -> None:
     free = shutil.disk_usage(parent).free
     if free < nbytes + MARGIN_BYTES:
         raise fail(
-            "output/disk", where, saw=f"{free / 1e9:.2f} GB free", wanted=f"{nbytes / 1e9:.2f} GB free for {what}",
+            "output/disk",
+            where,
+            saw=f"{free / 1e9:.2f} GB free",
+            wanted=f"{nbytes / 1e9:.2f} GB free for {what}",
             help="free the disk, or name a directory on another one (--workdir, OUT)",
-        )  # fmt: skip
+        )
 
 
 def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterable[tuple[str, Tensor]]) -> int:
@@ -147,9 +155,7 @@ def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tup
     header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for plan in plans:
-        header[plan.name] = {
-            "dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, offset + plan.nbytes]
-        }  # fmt: skip
+        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, offset + plan.nbytes]}
         offset += plan.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
@@ -174,9 +180,12 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield scratch
     except OSError as error:
         raise fail(
-            "output/write", out, saw=error.strerror or str(error), wanted="a place that can be written, on a disk with room",
+            "output/write",
+            out,
+            saw=error.strerror or str(error),
+            wanted="a place that can be written, on a disk with room",
             help="name another OUT, or free the disk and run the same command again: finished blocks are kept",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -50,5 +50,6 @@ def run(
         f"{plan.bits_per_weight(table.n_parameters):.2f} bits per weight, predicted {plan.check_nats:.4f} nats "
         f"(+- {plan.check_stderr:.4f}), gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
         f"{plan.price_nats_per_mb:.2g} nats",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -59,15 +59,21 @@ def run(
 
     if bool(model) == bool(params):
         raise fail(
-            "estimate/model", "MODEL", saw="both" if model else "neither", wanted="a model, or --params",
+            "estimate/model",
+            "MODEL",
+            saw="both" if model else "neither",
+            wanted="a model, or --params",
             help="bitwright estimate --params 7B --layers 32 --hidden 4096",
-        )  # fmt: skip
+        )
     names = {"mixed": MIXED, "16bit": PURE_16, "8bit": EIGHT_BIT}
     if optimizer not in names:
         raise fail(
-            "estimate/optimizer", f"--optimizer {optimizer}", saw=optimizer, wanted=f"one of {', '.join(names)}",
+            "estimate/optimizer",
+            f"--optimizer {optimizer}",
+            saw=optimizer,
+            wanted=f"one of {', '.join(names)}",
             help="--optimizer mixed",
-        )  # fmt: skip
+        )
     if model:
         source = read_source(model)
     else:
@@ -75,16 +81,28 @@ def run(
         source = Source(config, parts(config))
     plans = {str(path): Plan.load(path).nbytes for path in plan or ()}
     found = estimate(
-        source, memory=size_nbytes(memory), context=context, batch=batch, cache_bits=cache_bits, plans=plans,
+        source,
+        memory=size_nbytes(memory),
+        context=context,
+        batch=batch,
+        cache_bits=cache_bits,
+        plans=plans,
         overhead=size_nbytes(overhead) or 0,
-    )  # fmt: skip
+    )
     lines: tuple[TrainingLine, ...] = ()
     if train:
         stored = {line.format: line.disk_nbytes for line in found.lines}
         lines = training(
-            source.parts, text_config(source.config), stored, n_tokens=context, batch=batch, rank=rank,
-            optimizer=names[optimizer], activations=KEPT if keep_activations else CHECKPOINTED, memory=size_nbytes(memory),
-        )  # fmt: skip
+            source.parts,
+            text_config(source.config),
+            stored,
+            n_tokens=context,
+            batch=batch,
+            rank=rank,
+            optimizer=names[optimizer],
+            activations=KEPT if keep_activations else CHECKPOINTED,
+            memory=size_nbytes(memory),
+        )
     if json_:
         print(json.dumps(asdict(found) | {"training": [asdict(line) for line in lines]}, indent=1))
         return

@@ -35,10 +35,18 @@ def run(
     from bitwright.report.table import table, task_table
 
     entries = evaluate(
-        reference, candidates, held_out=held_out, sequences=sequences, length=length, greedy=greedy,
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), task_limit=task_limit, device=device,
-        trust_remote_code=trust_remote_code, reporter=Reporter(quiet=json_),
-    )  # fmt: skip
+        reference,
+        candidates,
+        held_out=held_out,
+        sequences=sequences,
+        length=length,
+        greedy=greedy,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        task_limit=task_limit,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        reporter=Reporter(quiet=json_),
+    )
     if json_:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:

@@ -9,9 +9,11 @@ import typer
 from bitwright.cli import allocate, doctor, estimate, evaluate, measure, push, quantize, report
 
 app = typer.Typer(
-    help="Spend a memory budget on a language model's weights where it matters.", no_args_is_help=True, add_completion=False,
+    help="Spend a memory budget on a language model's weights where it matters.",
+    no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
-)  # fmt: skip
+)
 for verb in (quantize, measure, allocate, evaluate, report, push, doctor, estimate):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 

@@ -35,13 +35,22 @@ def run(
     from bitwright.progress import Reporter
 
     settings = settings_of(
-        container=container, formats=formats, calibration=calibration, imatrix=imatrix, sequences=sequences,
-        length=length, seed=seed, max_memory=max_memory, device=device, dtype=dtype, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        container=container,
+        formats=formats,
+        calibration=calibration,
+        imatrix=imatrix,
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        max_memory=max_memory,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
     reporter = Reporter(quiet=json_)
     sensitivity = measure(
         source, output, imatrix_output=imatrix_output or None, workdir=workdir or None, settings=settings, reporter=reporter
-    )  # fmt: skip
+    )
     if json_:
         print(sensitivity.to_json(), end="")
     else:

@@ -46,15 +46,31 @@ def run(
     from bitwright.report.table import table
 
     settings = settings_of(
-        container=container or ("gguf" if out.suffix == ".gguf" else "bitsandbytes"), formats=formats,
-        calibration=calibration, imatrix=imatrix, held_out=held_out, sequences=sequences, length=length,
-        seed=seed, max_memory=max_memory, device=device, dtype=dtype,
-        trust_remote_code=trust_remote_code, compare=compare,
-    )  # fmt: skip
+        container=container or ("gguf" if out.suffix == ".gguf" else "bitsandbytes"),
+        formats=formats,
+        calibration=calibration,
+        imatrix=imatrix,
+        held_out=held_out,
+        sequences=sequences,
+        length=length,
+        seed=seed,
+        max_memory=max_memory,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        compare=compare,
+    )
     report = quantize(
-        source, out, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()),
-        workdir=workdir or None, settings=settings, reporter=Reporter(quiet=json_), command=tuple(sys.argv),
-    )  # fmt: skip
+        source,
+        out,
+        f"like {like}" if like else budget,
+        max_damage=max_damage,
+        pins=tuple(set_ or ()),
+        workdir=workdir or None,
+        settings=settings,
+        reporter=Reporter(quiet=json_),
+        command=tuple(sys.argv),
+    )
     if json_:
         print(json.dumps(report.to_dict(), indent=1))
         return

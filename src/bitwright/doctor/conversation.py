@@ -17,9 +17,17 @@ from bitwright.doctor.model import Model
 
 QUESTION, ANSWER = "What is two and two?", "It is the number four."
 RAISED = (  # by an expression of a template; after any other the process ends
-    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, SyntaxError, TypeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
     ValueError,
-)  # fmt: skip
+)
 SECONDS, NBYTES = 5, 1 << 30  # that a template may take
 
 

@@ -59,9 +59,12 @@ def fixed_copy(directory: Path, out: Path) -> Correction:
 def _require_place(directory: Path, out: Path) -> None:
     if not directory.is_dir():
         raise fail(
-            "fix/source", directory, saw="no directory", wanted="a model directory, GGUF files are made again, not corrected",
+            "fix/source",
+            directory,
+            saw="no directory",
+            wanted="a model directory, GGUF files are made again, not corrected",
             help="bitwright doctor DIRECTORY --fix OUT",
-        )  # fmt: skip
+        )
     if os.path.lexists(out):
         raise fail("fix/exists", out, saw="it exists", wanted="a new directory", help="--fix ANOTHER_NAME")
     if directory.resolve() in out.absolute().parents:

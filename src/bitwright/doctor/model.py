@@ -29,9 +29,12 @@ class Model:
     """
 
     def __init__(
-        self, directory: Path, remote: tuple[dict[str, TensorRef], Iterable[str]] | None = None, called: str = "",
+        self,
+        directory: Path,
+        remote: tuple[dict[str, TensorRef], Iterable[str]] | None = None,
+        called: str = "",
         corrected: Correction | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.directory = directory
         self.unreadable: list[Finding] = []
         self.called = called or directory.absolute().name
@@ -148,9 +151,10 @@ class Model:
     def added_tokens(self) -> list[dict[str, Any]]:
         """The entries of tokenizer.json that have a text and an id."""
         return [
-            token for token in dicts_of(self.tokenizer.get("added_tokens"))
+            token
+            for token in dicts_of(self.tokenizer.get("added_tokens"))
             if isinstance(token.get("id"), int) and isinstance(token.get("content"), str)
-        ]  # fmt: skip
+        ]
 
     def token(self, kind: str) -> str | None:
         """The text of the ``bos``, ``eos`` or ``pad`` token."""

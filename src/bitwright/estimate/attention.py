@@ -9,9 +9,14 @@ ALL = ("q", "k", "v", "o")
 
 
 def attention(
-    text: Config, layer: int, bias: tuple[str, ...] = (), qk_norm: str = "", sinks: bool = False, gated: bool = False,
+    text: Config,
+    layer: int,
+    bias: tuple[str, ...] = (),
+    qk_norm: str = "",
+    sinks: bool = False,
+    gated: bool = False,
     fused: bool = False,
-) -> Parts:  # fmt: skip
+) -> Parts:
     """Grouped-query attention (arXiv 2305.13245).
 
     ``bias``: which of q, k, v, o have one. ``qk_norm``: "head" over each head's width, "all" over the whole projection.

@@ -55,9 +55,15 @@ class Estimate:
 
 
 def estimate(
-    source: Source, *, memory: int | None = None, context: int = 4096, batch: int = 1, cache_bits: float = 16,
-    plans: dict[str, int] | None = None, overhead: int = 0,
-) -> Estimate:  # fmt: skip
+    source: Source,
+    *,
+    memory: int | None = None,
+    context: int = 4096,
+    batch: int = 1,
+    cache_bits: float = 16,
+    plans: dict[str, int] | None = None,
+    overhead: int = 0,
+) -> Estimate:
     """Count ``source`` in every format.
 
     ``memory``: bytes of the device, for what fits and the longest context that does. ``plans``: further lines, by the bytes
@@ -76,9 +82,15 @@ def estimate(
 
 
 def _lines(
-    source: Source, text: Config, memory: int | None, context: int, batch: int, cache_bits: float, plans: dict[str, int],
+    source: Source,
+    text: Config,
+    memory: int | None,
+    context: int,
+    batch: int,
+    cache_bits: float,
+    plans: dict[str, int],
     overhead: int,
-) -> Iterator[Line]:  # fmt: skip
+) -> Iterator[Line]:
     config = source.config
     cache, workspace = cache_nbytes(config, context, batch, cache_bits), workspace_nbytes(text, batch) + overhead
     stored = {f"as it is: {source.stored.format}": source.stored.nbytes} if source.stored else {}

@@ -84,18 +84,24 @@ ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # w
 def odd_settings(text: Config, error: Exception) -> BitwrightError:
     """The error to raise where the settings of a configuration cannot be counted with."""
     return fail(
-        "estimate/settings", "config.json", saw=f"{type(error).__name__}: {str(error)[:80]}",
-        wanted=f"the settings of a {text.get('model_type')} model", help="download config.json again",
-    )  # fmt: skip
+        "estimate/settings",
+        "config.json",
+        saw=f"{type(error).__name__}: {str(error)[:80]}",
+        wanted=f"the settings of a {text.get('model_type')} model",
+        help="download config.json again",
+    )
 
 
 def family_of(text: Config) -> Family:
     kind = str(text.get("model_type"))
     if kind not in FAMILIES:
         raise fail(
-            "estimate/family", "config.json", saw=f"model_type {kind}", wanted=f"one of {', '.join(sorted(FAMILIES))}",
+            "estimate/family",
+            "config.json",
+            saw=f"model_type {kind}",
+            wanted=f"one of {', '.join(sorted(FAMILIES))}",
             help="name a directory or a hub id: from its tensor headers every family can be counted",
-        )  # fmt: skip
+        )
     return FAMILIES[kind]
 
 
@@ -151,10 +157,16 @@ def parts_of_headers(shapes: dict[str, tuple[int, ...]], chosen: int | None = No
             many, key = 1, (role, shape, name)
         found[key] = found.get(key, 0) + many
     return tuple(
-        Part(role, shape, count, min(count, chosen) if chosen and key in routed else None,
-             name if role in (LINEAR, EXPERT, EMBEDDING, HEAD) else "")
-        for key, count in found.items() for role, shape, name in (key,)
-    )  # fmt: skip
+        Part(
+            role,
+            shape,
+            count,
+            min(count, chosen) if chosen and key in routed else None,
+            name if role in (LINEAR, EXPERT, EMBEDDING, HEAD) else "",
+        )
+        for key, count in found.items()
+        for role, shape, name in (key,)
+    )
 
 
 EXPERT_NUMBER = re.compile(r"experts\.\d+\.")

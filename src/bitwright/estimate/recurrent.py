@@ -54,15 +54,27 @@ def _second(text: Config) -> Mamba:
         inner = int(text.get("mamba_d_ssm") or text["mamba_expand"] * hidden)
         heads = int(text["mamba_n_heads"])
         return Mamba(
-            inner, int(text["mamba_d_state"]), int(text["mamba_d_conv"]), int(text["mamba_n_groups"]), heads, inner // heads,
-            bias=bool(text.get("mamba_proj_bias")), kernel_bias=bool(text.get("mamba_conv_bias", True)),
-        )  # fmt: skip
+            inner,
+            int(text["mamba_d_state"]),
+            int(text["mamba_d_conv"]),
+            int(text["mamba_n_groups"]),
+            heads,
+            inner // heads,
+            bias=bool(text.get("mamba_proj_bias")),
+            kernel_bias=bool(text.get("mamba_conv_bias", True)),
+        )
     heads = int(text.get("mamba_num_heads") or text["num_heads"])
     width = int(text.get("mamba_head_dim") or text["head_dim"])
     return Mamba(
-        heads * width, int(text.get("ssm_state_size") or text["state_size"]), int(text["conv_kernel"]), int(text["n_groups"]),
-        heads, width, bias=bool(text.get("use_bias")), kernel_bias=bool(text.get("use_conv_bias", True)),
-    )  # fmt: skip
+        heads * width,
+        int(text.get("ssm_state_size") or text["state_size"]),
+        int(text["conv_kernel"]),
+        int(text["n_groups"]),
+        heads,
+        width,
+        bias=bool(text.get("use_bias")),
+        kernel_bias=bool(text.get("use_conv_bias", True)),
+    )
 
 
 def mamba(text: Config, layer: int, norms: bool = False) -> Parts:

@@ -115,6 +115,9 @@ def _json(path: Path, model: str) -> dict[str, Any]:
 
 def _no_config(model: str, saw: str) -> BitwrightError:
     return fail(
-        "estimate/config", model, saw=saw, wanted="a model directory, a config.json, a .gguf file or a hub id",
+        "estimate/config",
+        model,
+        saw=saw,
+        wanted="a model directory, a config.json, a .gguf file or a hub id",
         help="bitwright estimate DIRECTORY",
-    )  # fmt: skip
+    )

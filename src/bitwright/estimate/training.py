@@ -36,9 +36,17 @@ class TrainingLine:
 
 
 def training(
-    parts: tuple[Part, ...], text: dict[str, Any], stored: dict[str, int], *, n_tokens: int, batch: int, rank: int,
-    optimizer: str, activations: str, memory: int | None,
-) -> tuple[TrainingLine, ...]:  # fmt: skip
+    parts: tuple[Part, ...],
+    text: dict[str, Any],
+    stored: dict[str, int],
+    *,
+    n_tokens: int,
+    batch: int,
+    rank: int,
+    optimizer: str,
+    activations: str,
+    memory: int | None,
+) -> tuple[TrainingLine, ...]:
     """Full training, LoRA on 16 bit, QLoRA on NF4 and quantization-aware training, on ``batch`` texts of ``n_tokens``.
 
     QAT trains all weights, and keeps for the backward pass a quantized copy of each in 16 bit with a mask of what was not

@@ -19,9 +19,12 @@ def vision(config: Config) -> Parts:
         return
     if model not in TOWERS:
         raise fail(
-            "estimate/vision", "config.json", saw=f"a vision tower of {model}", wanted=f"one of {', '.join(sorted(TOWERS))}",
+            "estimate/vision",
+            "config.json",
+            saw=f"a vision tower of {model}",
+            wanted=f"one of {', '.join(sorted(TOWERS))}",
             help="name a directory or a hub id: from its tensor headers every model can be counted",
-        )  # fmt: skip
+        )
     yield from TOWERS[model](tower, config, int(text_config(config)["hidden_size"]))
 
 
@@ -193,8 +196,19 @@ def _mllama(tower: Config, config: Config, hidden: int) -> Parts:
 PALIGEMMA_WIDTH = 2048  # of what it projects to, unless stated
 MLLAMA_RATIOS = range(8)  # proportions of up to four tiles
 TOWERS: dict[str, Callable[[Config, Config, int], Parts]] = {
-    "gemma3": _gemma3, "paligemma": _paligemma, "idefics3": _idefics3, "smolvlm": _idefics3, "qwen2_vl": _qwen2_vl,
-    "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl, "qwen3_vl_moe": _qwen3_vl, "qwen3_5": _qwen3_vl,
-    "qwen3_5_moe": _qwen3_vl, "llava": _llava, "llava_next": _llava_next, "mistral3": _mistral3, "internvl": _internvl,
+    "gemma3": _gemma3,
+    "paligemma": _paligemma,
+    "idefics3": _idefics3,
+    "smolvlm": _idefics3,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl,
+    "qwen3_5": _qwen3_vl,
+    "qwen3_5_moe": _qwen3_vl,
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "mistral3": _mistral3,
+    "internvl": _internvl,
     "mllama": _mllama,
-}  # fmt: skip
+}

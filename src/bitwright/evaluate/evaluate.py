@@ -55,8 +55,13 @@ def compare(
         folder = Path(name)
         key = content_hash(fingerprint, reference.dtype, device, greedy, text.ids, versions(), LAYOUT)
         job = {
-            "reference": asdict(reference), "candidates": [asdict(c) for c in candidates], "device": device, "quiet": quiet,
-            "greedy": greedy, "reference_file": str((references or folder) / f"{key}.safetensors"), **asdict(text),
-        }  # fmt: skip
+            "reference": asdict(reference),
+            "candidates": [asdict(c) for c in candidates],
+            "device": device,
+            "quiet": quiet,
+            "greedy": greedy,
+            "reference_file": str((references or folder) / f"{key}.safetensors"),
+            **asdict(text),
+        }
         rows = run_worker("bitwright.evaluate.worker", job, folder, [candidate.path for candidate in candidates])
         return [Divergence.from_dict(row) for row in rows]

@@ -31,17 +31,23 @@ class _ModelParameters(ctypes.Structure):
 
 class _ContextParameters(ctypes.Structure):
     _fields_ = [
-        ("n_ctx", ctypes.c_uint32), ("n_batch", ctypes.c_uint32), ("n_ubatch", ctypes.c_uint32),
+        ("n_ctx", ctypes.c_uint32),
+        ("n_batch", ctypes.c_uint32),
+        ("n_ubatch", ctypes.c_uint32),
         ("opaque", ctypes.c_byte * STRUCTURE_BYTES),
-    ]  # fmt: skip
+    ]
 
 
 class _Batch(ctypes.Structure):
     _fields_ = [
-        ("n_tokens", ctypes.c_int32), ("token", ctypes.POINTER(ctypes.c_int32)), ("embd", ctypes.c_void_p),
-        ("pos", ctypes.POINTER(ctypes.c_int32)), ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
-        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))), ("logits", ctypes.POINTER(ctypes.c_int8)),
-    ]  # fmt: skip
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    ]
 
 
 def available() -> bool:
@@ -64,9 +70,12 @@ class LlamaCpp:
         self._model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             raise fail(
-                "gguf/load", path, saw=_last_message(), wanted="llama.cpp loads the file",
+                "gguf/load",
+                path,
+                saw=_last_message(),
+                wanted="llama.cpp loads the file",
                 help="pip install --upgrade xllamacpp",
-            )  # fmt: skip
+            )
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.n_tokens, self.n_vocabulary = n_tokens, int(self._library.llama_vocab_n_tokens(self._vocabulary))
         self._context = None
@@ -116,9 +125,12 @@ class LlamaCpp:
                 batch.seq_id[i][0] = 0
             if status := self._library.llama_decode(self._context, batch):
                 raise fail(
-                    "gguf/decode", "llama.cpp", saw=f"status {status}: {_last_message()}", wanted="it runs the file",
+                    "gguf/decode",
+                    "llama.cpp",
+                    saw=f"status {status}: {_last_message()}",
+                    wanted="it runs the file",
                     help="pip install --upgrade xllamacpp",
-                )  # fmt: skip
+                )
             pointer = self._library.llama_get_logits(self._context)
             return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(ids), self.n_vocabulary)).copy())
         finally:
@@ -184,9 +196,12 @@ def library() -> ctypes.CDLL:
     found = importlib.util.find_spec("xllamacpp")
     if found is None or found.origin is None:
         raise fail(
-            "gguf/runtime", "llama.cpp", saw="the package xllamacpp is not installed", wanted="llama.cpp to run the file",
+            "gguf/runtime",
+            "llama.cpp",
+            saw="the package xllamacpp is not installed",
+            wanted="llama.cpp to run the file",
             help="pip install 'bitwright[gguf]'",
-        )  # fmt: skip
+        )
     files = [p for p in Path(found.origin).parent.iterdir() if p.name.startswith("xllamacpp.") and p.suffix in (".so", ".pyd")]
     loaded = ctypes.CDLL(str(files[0]))
     for name, result, arguments in _signatures():
@@ -216,8 +231,10 @@ def _signatures() -> Iterator[tuple[str, object, list[object]]]:
     yield "llama_batch_free", None, [_Batch]
     yield "llama_decode", integer, [pointer, _Batch]
     yield "llama_get_logits", ctypes.POINTER(ctypes.c_float), [pointer]
-    yield "llama_tokenize", integer, [
-        pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool,
-    ]  # fmt: skip
+    yield (
+        "llama_tokenize",
+        integer,
+        [pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool],
+    )
     yield "ggml_quantize_init", None, [ctypes.c_int]
     yield "ggml_quantize_chunk", ctypes.c_size_t, [ctypes.c_int, pointer, pointer, count, count, count, pointer]

@@ -24,7 +24,10 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
     if done.returncode:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         raise fail(
-            "evaluate/process", ", ".join(paths), saw=f"exit code {done.returncode}: {lines[-1]}",
-            wanted="the stock runtime loads and runs every model", help="load the model by hand to see the whole message",
-        )  # fmt: skip
+            "evaluate/process",
+            ", ".join(paths),
+            saw=f"exit code {done.returncode}: {lines[-1]}",
+            wanted="the stock runtime loads and runs every model",
+            help="load the model by hand to see the whole message",
+        )
     return json.loads(out_path.read_text(encoding="utf-8"))

@@ -27,9 +27,12 @@ def score(
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise fail(
-            "tasks/package", "--tasks", saw="lm-eval is not installed", wanted="lm-evaluation-harness runs the tasks",
+            "tasks/package",
+            "--tasks",
+            saw="lm-eval is not installed",
+            wanted="lm-evaluation-harness runs the tasks",
             help="pip install 'bitwright[tasks]'",
-        )  # fmt: skip
+        )
     stems = [Path(name).stem for name in names]
     if len(set(stems)) < len(stems):
         raise fail(
@@ -38,16 +41,17 @@ def score(
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
     if not candidates and all(task["questions"] for task in tasks):
         return []  # nothing that only the harness knows
-    job = {
-        "candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet
-    }  # fmt: skip
+    job = {"candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet}
     with tempfile.TemporaryDirectory() as folder:
         answer = run_worker("bitwright.evaluate.tasks_worker", job, Path(folder), [c.path for c in candidates])
     if "unknown" in answer:
         raise fail(
-            "tasks/unknown", "--tasks", saw=answer["unknown"], wanted="a task of lm-evaluation-harness or a .jsonl file",
+            "tasks/unknown",
+            "--tasks",
+            saw=answer["unknown"],
+            wanted="a task of lm-evaluation-harness or a .jsonl file",
             help="lm-eval ls tasks prints them all",
-        )  # fmt: skip
+        )
     return [tuple(TaskScore(**row) for row in rows) for rows in answer["scores"]]
 
 
@@ -77,6 +81,9 @@ def _question(line: str, where: str) -> dict[str, Any]:
 
 def _bad(where: str, saw: str) -> BitwrightError:
     return fail(
-        "tasks/question", where, saw=saw, wanted="a JSON object a line: question, choices (two or more), answer (an index)",
+        "tasks/question",
+        where,
+        saw=saw,
+        wanted="a JSON object a line: question, choices (two or more), answer (an index)",
         help="repair the line or remove it",
-    )  # fmt: skip
+    )

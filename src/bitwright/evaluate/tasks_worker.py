@@ -71,12 +71,18 @@ def wrapped(candidate: dict[str, Any], device: str) -> Any:
 
 def local_task(name: str, questions: list[dict[str, Any]]) -> ConfigurableTask:
     """Questions of a file as a task: each choice is scored as a continuation of the question."""
-    return ConfigurableTask(config={
-        "task": Path(name).stem, "custom_dataset": lambda **_: {"test": Dataset.from_list(questions)}, "test_split": "test",
-        "output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": "answer",
-        "doc_to_choice": "choices",
-        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
-    })  # fmt: skip
+    return ConfigurableTask(
+        config={
+            "task": Path(name).stem,
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(questions)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "Question: {{question}}\nAnswer:",
+            "doc_to_target": "answer",
+            "doc_to_choice": "choices",
+            "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+        }
+    )
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -76,17 +76,23 @@ def judge(result: Contender, others: list[Contender], divergences: list[Divergen
     own = entries[0]
     if not math.isfinite(own.divergence.kl):
         raise fail(
-            "verify/not-finite", result.candidate.path, saw=f"divergence {own.divergence.kl}", wanted="a finite number",
+            "verify/not-finite",
+            result.candidate.path,
+            saw=f"divergence {own.divergence.kl}",
+            wanted="a finite number",
             help="bitwright doctor SOURCE --weights",
-        )  # fmt: skip
+        )
     rivals = [
-        entry for contender, entry in zip(contenders, entries, strict=True)
+        entry
+        for contender, entry in zip(contenders, entries, strict=True)
         if contender.uniform and entry.nbytes <= own.nbytes and entry.divergence.kl < own.divergence.kl
-    ]  # fmt: skip
+    ]
     if not rivals:
         return Verdict(entries, stock, own.label, "no uniform choice of as many bytes measures better")
     best = min(rivals, key=lambda entry: entry.divergence.kl)
     return Verdict(
-        entries, stock, best.label,
+        entries,
+        stock,
+        best.label,
         f"{best.label} measures {best.divergence.kl:.4f} nats against {own.divergence.kl:.4f} and was shipped instead",
-    )  # fmt: skip
+    )

@@ -147,9 +147,12 @@ def _require_same_names(skeleton: Skeleton, choices: dict[str, Any]) -> None:
     if names != set(choices):
         odd = sorted(names ^ set(choices))[0]
         raise fail(
-            "plan/weights", odd, saw="in the plan or in the model, but not in both", wanted="a plan made for this model",
+            "plan/weights",
+            odd,
+            saw="in the plan or in the model, but not in both",
+            wanted="a plan made for this model",
             help="bitwright quantize makes one",
-        )  # fmt: skip
+        )
 
 
 def skip_modules(skeleton: Skeleton, plan: Plan) -> list[str]:
@@ -189,8 +192,11 @@ def _copy_companions(directory: Path, skeleton: Skeleton) -> None:
     source = skeleton.checkpoint.directory
     for path in sorted(source.iterdir()):
         tokenizer = path.suffix in (".json", ".model", ".txt", ".jinja") and path.name not in (
-            "config.json", "bitwright.json", "report.json", "model.safetensors.index.json",
-        )  # fmt: skip
+            "config.json",
+            "bitwright.json",
+            "report.json",
+            "model.safetensors.index.json",
+        )
         if path.is_file() and (tokenizer or path.name in COMPANIONS):
             (directory / path.name).write_bytes(path.read_bytes())
 

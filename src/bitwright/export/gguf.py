@@ -44,9 +44,13 @@ NARROW = ("iq4_nl", "q5_0", "q8_0")
 NARROW_HEAD = ("iq4_nl", "q8_0")  # every token passes the head, and on processors q5_0 is as slow as q8_0 (docs/LOG.md)
 STOCK = "Q4_K_M"
 FILE_TYPES = {
-    "q2_k": "MOSTLY_Q2_K", "q3_k": "MOSTLY_Q3_K_M", "q4_k": "MOSTLY_Q4_K_M", "q5_k": "MOSTLY_Q5_K_M", "16bit": "MOSTLY_BF16",
+    "q2_k": "MOSTLY_Q2_K",
+    "q3_k": "MOSTLY_Q3_K_M",
+    "q4_k": "MOSTLY_Q4_K_M",
+    "q5_k": "MOSTLY_Q5_K_M",
+    "16bit": "MOSTLY_BF16",
     "mxfp4": "MOSTLY_MXFP4_MOE",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,12 @@ class Gguf(Container):
     def require(self, skeleton: Skeleton) -> None:
         if skeleton.spec.architecture not in FAMILIES:
             raise fail(
-                "gguf/family", skeleton.checkpoint.source, saw=skeleton.spec.architecture,
-                wanted=f"one of {', '.join(FAMILIES)}", help="--container bitsandbytes",
-            )  # fmt: skip
+                "gguf/family",
+                skeleton.checkpoint.source,
+                saw=skeleton.spec.architecture,
+                wanted=f"one of {', '.join(FAMILIES)}",
+                help="--container bitsandbytes",
+            )
         require_known_rope(skeleton.model.config.get_text_config())
 
     def write(self, out: Path, skeleton: Skeleton, plan: Plan, codes_of: CodesOf) -> int:
@@ -163,9 +170,12 @@ def _name_of(skeleton: Skeleton, parameter: str) -> str:
     found = gguf_name(skeleton.spec, parameter)
     if found is None:
         raise fail(
-            "gguf/name", parameter, saw=f"no name for it in {_family(skeleton.spec).arch.name.lower()} files",
-            wanted="every parameter has a place in the file", help="--container bitsandbytes",
-        )  # fmt: skip
+            "gguf/name",
+            parameter,
+            saw=f"no name for it in {_family(skeleton.spec).arch.name.lower()} files",
+            wanted="every parameter has a place in the file",
+            help="--container bitsandbytes",
+        )
     return found
 
 

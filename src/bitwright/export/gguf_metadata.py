@@ -70,9 +70,12 @@ def require_known_rope(config: Any) -> None:
     kind = rope_of(config).get("rope_type", "default")
     if kind not in ("default", "linear", "yarn", "llama3", "longrope"):
         raise fail(
-            "gguf/rope", "config.json: rope_parameters", saw=f"rope_type {kind}",
-            wanted="default, linear, yarn, llama3 or longrope", help="--container bitsandbytes",
-        )  # fmt: skip
+            "gguf/rope",
+            "config.json: rope_parameters",
+            saw=f"rope_type {kind}",
+            wanted="default, linear, yarn, llama3 or longrope",
+            help="--container bitsandbytes",
+        )
 
 
 def _write_rope_scaling(writer: gguf.GGUFWriter, family: Family, config: Any, rope: dict[str, Any]) -> None:

@@ -11,12 +11,28 @@ from dataclasses import dataclass
 from bitwright.formats.ggml import GGML_FORMATS
 
 BASES = {
-    "Q2_K": "q2_k", "Q3_K_S": "q3_k", "Q3_K_M": "q3_k", "Q3_K_L": "q3_k", "Q4_0": "q4_0", "IQ4_NL": "iq4_nl",
-    "IQ4_XS": "iq4_xs", "Q4_K_S": "q4_k", "Q4_K_M": "q4_k", "Q5_K_S": "q5_k", "Q5_K_M": "q5_k", "Q6_K": "q6_k", "Q8_0": "q8_0",
-}  # fmt: skip
+    "Q2_K": "q2_k",
+    "Q3_K_S": "q3_k",
+    "Q3_K_M": "q3_k",
+    "Q3_K_L": "q3_k",
+    "Q4_0": "q4_0",
+    "IQ4_NL": "iq4_nl",
+    "IQ4_XS": "iq4_xs",
+    "Q4_K_S": "q4_k",
+    "Q4_K_M": "q4_k",
+    "Q5_K_S": "q5_k",
+    "Q5_K_M": "q5_k",
+    "Q6_K": "q6_k",
+    "Q8_0": "q8_0",
+}
 NARROW = {  # where rows are no multiple of 256
-    "q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl",
-}  # fmt: skip
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    "iq4_xs": "iq4_nl",
+}
 
 
 MIXTRAL_EXPERTS = 8  # for which attention, shared by all experts, gets more bits
@@ -63,17 +79,26 @@ def _block_choice(name: str, base: str, part: str, index: int, n_blocks: int, n_
     early = index < eighth
     if part == "attn_v" or part == "attn_qkv":
         rules = {
-            "Q2_K": "q4_k" if n_group >= 4 else "q3_k", "Q3_K_M": "q5_k" if index < 2 else "q4_k", "Q3_K_L": "q5_k",
-            "Q4_K_M": "q6_k" if more_bits else base, "Q5_K_M": "q6_k" if more_bits else base,
-            "Q4_K_S": "q5_k" if index < 4 else base, "IQ4_NL": "q5_k" if n_group >= 4 else base,
+            "Q2_K": "q4_k" if n_group >= 4 else "q3_k",
+            "Q3_K_M": "q5_k" if index < 2 else "q4_k",
+            "Q3_K_L": "q5_k",
+            "Q4_K_M": "q6_k" if more_bits else base,
+            "Q5_K_M": "q6_k" if more_bits else base,
+            "Q4_K_S": "q5_k" if index < 4 else base,
+            "IQ4_NL": "q5_k" if n_group >= 4 else base,
             "IQ4_XS": "q5_k" if n_group >= 4 else base,
-        }  # fmt: skip
+        }
     elif part.startswith("ffn_down"):  # of experts, too
         rules = {
-            "Q2_K": "q3_k", "Q3_K_M": "q5_k" if index < n_blocks // 16 else "q4_k", "Q3_K_L": "q5_k",
-            "Q4_K_M": "q6_k" if more_bits else base, "Q5_K_M": "q6_k" if more_bits else base,
-            "Q4_K_S": "q5_k" if early else base, "IQ4_NL": base, "IQ4_XS": base,
-        }  # fmt: skip
+            "Q2_K": "q3_k",
+            "Q3_K_M": "q5_k" if index < n_blocks // 16 else "q4_k",
+            "Q3_K_L": "q5_k",
+            "Q4_K_M": "q6_k" if more_bits else base,
+            "Q5_K_M": "q6_k" if more_bits else base,
+            "Q4_K_S": "q5_k" if early else base,
+            "IQ4_NL": base,
+            "IQ4_XS": base,
+        }
     elif part == "attn_output":
         rules = {"Q2_K": "q3_k", "Q3_K_M": "q4_k", "Q3_K_L": "q5_k"}
     else:

@@ -68,9 +68,12 @@ class Vocabulary:
         if self.merges is not None:
             writer.add_token_merges(self.merges)
         for name, add in (
-            ("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id), ("eot", writer.add_eot_token_id),
-            ("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id),
-        ):  # fmt: skip
+            ("bos", writer.add_bos_token_id),
+            ("eos", writer.add_eos_token_id),
+            ("eot", writer.add_eot_token_id),
+            ("unk", writer.add_unk_token_id),
+            ("pad", writer.add_pad_token_id),
+        ):
             if name in self.special:
                 add(self.special[name])
         writer.add_add_bos_token(self.bos_first)
@@ -91,9 +94,12 @@ def vocabulary_of(directory: Path, tokenizer: Any, n_rows: int) -> Vocabulary:
     tokens = {index: token for token, index in model["vocab"].items()} | {i: entry["content"] for i, entry in added.items()}
     if max(tokens) >= n_rows:
         raise fail(
-            "gguf/vocabulary", directory, saw=f"token {max(tokens)}", wanted=f"ids below {n_rows}, the rows of the embedding",
+            "gguf/vocabulary",
+            directory,
+            saw=f"token {max(tokens)}",
+            wanted=f"ids below {n_rows}, the rows of the embedding",
             help="use the tokenizer that belongs to the weights",
-        )  # fmt: skip
+        )
     by_bytes = bool(model.get("byte_fallback"))
     if by_bytes and not {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens.values()):
         raise _unknown(directory, "a tokenizer with byte fallback that lacks some of the 256 byte tokens")
@@ -195,6 +201,9 @@ def _generation_ends(directory: Path) -> list[int]:
 
 def _unknown(directory: Path, saw: str) -> Exception:
     return fail(
-        "gguf/tokenizer", directory / "tokenizer.json", saw=saw, wanted="a tokenizer that llama.cpp splits text alike with",
+        "gguf/tokenizer",
+        directory / "tokenizer.json",
+        saw=saw,
+        wanted="a tokenizer that llama.cpp splits text alike with",
         help="--container bitsandbytes, or tell us which model it is",
-    )  # fmt: skip
+    )

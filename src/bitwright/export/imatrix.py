@@ -99,6 +99,9 @@ def _read_binary(data: bytes) -> dict[str, np.ndarray]:
 
 def _broken(path: Path, saw: str) -> BitwrightError:
     return fail(
-        "imatrix/file", path, saw=saw, wanted="an importance matrix that llama.cpp made from this model",
+        "imatrix/file",
+        path,
+        saw=saw,
+        wanted="an importance matrix that llama.cpp made from this model",
         help="llama-imatrix -m MODEL.gguf -f TEXT, or leave --imatrix out",
-    )  # fmt: skip
+    )

@@ -68,17 +68,22 @@ def sequences_of(
     body = tokenizer(joined, add_special_tokens=False, verbose=False).input_ids
     if not body:
         raise fail(
-            "calibration/empty", where, saw="no text", wanted="text to calibrate on",
+            "calibration/empty",
+            where,
+            saw="no text",
+            wanted="text to calibrate on",
             help="name a file with text, or leave --calibration out",
-        )  # fmt: skip
+        )
     step = length - len(bos)
     available = len(body) // step
     if available < least:
         raise fail(
-            "calibration/short", where, saw=f"{len(body)} tokens, {available} sequences of {length}",
+            "calibration/short",
+            where,
+            saw=f"{len(body)} tokens, {available} sequences of {length}",
             wanted=f"at least {least * length} tokens",
             help=f"add text, or shorten the sequences: --length {max(16, len(body) // least)}",
-        )  # fmt: skip
+        )
     count = min(count, available)
     starts = [available * i // count * step for i in range(count)]
     return torch.tensor([bos + body[s : s + step] for s in starts])
@@ -112,10 +117,12 @@ def _rows(source: str) -> Iterable[Any]:
         return readers.get(path.suffix, _plain_rows)(path)
     if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise fail(
-            "calibration/source", source, saw="no such file",
+            "calibration/source",
+            source,
+            saw="no such file",
             wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
             help="check the path, or leave --calibration out",
-        )  # fmt: skip
+        )
     return _hub_rows(source)
 
 
@@ -130,9 +137,12 @@ def _jsonl_rows(path: Path) -> Iterable[Any]:
                 yield json.loads(line)
             except ValueError:
                 raise fail(
-                    "calibration/jsonl", f"{path}:{number}", saw=line[:60], wanted="one JSON object per line",
+                    "calibration/jsonl",
+                    f"{path}:{number}",
+                    saw=line[:60],
+                    wanted="one JSON object per line",
                     help="repair the line or remove it",
-                ) from None  # fmt: skip
+                ) from None
 
 
 def _parquet_rows(path: Path) -> Iterable[Any]:
@@ -159,16 +169,22 @@ def _hub_rows(name: str) -> Iterable[Any]:
         return [row for row, _ in zip(stream, range(2000), strict=False)]
     except Exception as error:
         raise fail(
-            "calibration/hub", name, saw=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            wanted="a data set with a train split that can be reached", help="name a local file",
-        ) from error  # fmt: skip
+            "calibration/hub",
+            name,
+            saw=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            wanted="a data set with a train split that can be reached",
+            help="name a local file",
+        ) from error
 
 
 def _needs(package: str, where: object) -> BitwrightError:
     return fail(
-        "calibration/package", where, saw=f"{package} is not installed", wanted=f"{package} reads this source",
+        "calibration/package",
+        where,
+        saw=f"{package} is not installed",
+        wanted=f"{package} reads this source",
         help=f"pip install {package}",
-    )  # fmt: skip
+    )
 
 
 def _text_of_row(row: Any, tokenizer: Any, where: str) -> str:
@@ -177,11 +193,17 @@ def _text_of_row(row: Any, tokenizer: Any, where: str) -> str:
     if isinstance(row, dict) and isinstance(row.get("messages"), list):
         if not tokenizer.chat_template:
             raise fail(
-                "calibration/template", where, saw="chat messages, but the tokenizer has no chat template",
-                wanted="plain text for a base model", help="give rows a text column",
-            )  # fmt: skip
+                "calibration/template",
+                where,
+                saw="chat messages, but the tokenizer has no chat template",
+                wanted="plain text for a base model",
+                help="give rows a text column",
+            )
         return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
     raise fail(
-        "calibration/row", where, saw=f"a row with {list(row) if isinstance(row, dict) else type(row).__name__}",
-        wanted="rows with a text or a messages column", help="rename the column",
-    )  # fmt: skip
+        "calibration/row",
+        where,
+        saw=f"a row with {list(row) if isinstance(row, dict) else type(row).__name__}",
+        wanted="rows with a text or a messages column",
+        help="rename the column",
+    )

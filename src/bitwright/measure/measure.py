@@ -84,9 +84,12 @@ def _forward_sweep(stream: BlockStream, folds: Folds, recipe: Recipe, first: Ten
                 hidden[batch] = stream.call(index, given.shape)(block, given).to(hidden.device)
         if not bool(torch.isfinite(hidden).all()):
             raise fail(
-                "measure/not-finite", f"{stream.skeleton.block_path}.{index}", saw="activations overflow to NaN or infinity",
-                wanted=f"finite activations in {stream.dtype}", help="measure in 32 bit: --dtype float32",
-            )  # fmt: skip
+                "measure/not-finite",
+                f"{stream.skeleton.block_path}.{index}",
+                saw="activations overflow to NaN or infinity",
+                wanted=f"finite activations in {stream.dtype}",
+                help="measure in 32 bit: --dtype float32",
+            )
         work.save_tensors(hidden_piece(index + 1), {"hidden": hidden})
 
 
@@ -193,13 +196,7 @@ class _Statistics:
 
 
 def _measure_weight(
-    spec: Weight,
-    weight: Tensor,
-    statistics: _Statistics,
-    inputs: Tensor,
-    gradients: Tensor,
-    folds: Folds,
-    recipe: Recipe,
+    spec: Weight, weight: Tensor, statistics: _Statistics, inputs: Tensor, gradients: Tensor, folds: Folds, recipe: Recipe
 ) -> tuple[Measured, list[AnyCodes]]:
     plain, weighted = statistics.take(spec.name)
     if spec.name in recipe.importance:
@@ -222,9 +219,16 @@ def _measure_weight(
     output_errors = relative_output_errors(weight, changes, plain)
     candidates = tuple(
         Candidate(
-            format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
-            relative_weight_error(weight, changes[i]), output_errors[i], moments[i],
+            format,
+            rounding,
+            float(chosen[i]),
+            float(chosen_error[i]),
+            float(check[i]),
+            float(check_error[i]),
+            relative_weight_error(weight, changes[i]),
+            output_errors[i],
+            moments[i],
         )
         for i, (format, rounding) in enumerate(labels)
-    )  # fmt: skip
+    )
     return Measured(spec.name, damping, candidates), codes

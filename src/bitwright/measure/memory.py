@@ -73,10 +73,12 @@ def fit(
             break
         batch //= 2
     raise fail(
-        "memory/ceiling", "--max-memory", saw=f"{ceiling / 1e9:.2f} GB",
+        "memory/ceiling",
+        "--max-memory",
+        saw=f"{ceiling / 1e9:.2f} GB",
         wanted=f"at least {needed / 1e9:.2f} GB, of which {libraries / 1e9:.2f} GB are the libraries",
         help=f"--max-memory {-(-needed // 10**7) / 100:.2f}GB, or less calibration: --sequences {max(6, n_sequences // 2)}",
-    )  # fmt: skip
+    )
 
 
 def available_nbytes() -> int:

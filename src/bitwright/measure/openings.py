@@ -109,9 +109,12 @@ def write_itself(model: Any, tokenizer: Any, count: int, length: int, seed: int,
     heads = [bos + head for head in heads if len(head) == OPENING_TOKENS]
     if not heads or length <= len(bos) + OPENING_TOKENS:
         raise fail(
-            "calibration/self", "--calibration self", saw=f"{len(heads)} openings, sequences of {length} tokens",
-            wanted="a tokenizer that reads text, and longer sequences", help="--calibration documentation",
-        )  # fmt: skip
+            "calibration/self",
+            "--calibration self",
+            saw=f"{len(heads)} openings, sequences of {length} tokens",
+            wanted="a tokenizer that reads text, and longer sequences",
+            help="--calibration documentation",
+        )
     prompts = torch.tensor([heads[i % len(heads)] for i in range(count)])
     banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)

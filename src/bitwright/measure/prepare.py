@@ -26,9 +26,12 @@ def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise fail(
-            "calibration/tokenizer", directory, saw=str(error).strip().splitlines()[0], wanted="a tokenizer beside the weights",
+            "calibration/tokenizer",
+            directory,
+            saw=str(error).strip().splitlines()[0],
+            wanted="a tokenizer beside the weights",
             help="copy tokenizer.json and tokenizer_config.json into the directory",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def calibration_folds(

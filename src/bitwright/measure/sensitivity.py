@@ -99,6 +99,9 @@ class Sensitivity:
             return cls(weights=tuple(weights), **data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
-                "sensitivity/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                "sensitivity/file",
+                path,
+                saw=f"{type(error).__name__}: {error}",
+                wanted=f"a file of schema {SCHEMA}",
                 help="bitwright measure SOURCE -o sensitivity.json",
-            ) from error  # fmt: skip
+            ) from error

@@ -113,9 +113,12 @@ class BlockStream:
             self._calls[tuple(ids.shape)] = [BlockCall(*stub.arguments) for stub in stubs if stub.arguments]
         if len(self._calls[tuple(ids.shape)]) != self.n_blocks:
             raise fail(
-                "model/blocks", self.skeleton.block_path, saw="some blocks are not called in turn",
-                wanted="each block is called once", help="this architecture is not supported yet",
-            )  # fmt: skip
+                "model/blocks",
+                self.skeleton.block_path,
+                saw="some blocks are not called in turn",
+                wanted="each block is called once",
+                help="this architecture is not supported yet",
+            )
         return seen["h"]
 
     def _probe(self, ids: Tensor) -> bool:
@@ -209,8 +212,11 @@ def backward_through(
     missing = [name for name in linears if name not in gradients]
     if missing:
         raise fail(
-            "model/unused-weight", missing[0], saw="the block's forward pass does not use it",
-            wanted="every weight of a block takes part", help="this architecture is not supported yet",
-        )  # fmt: skip
+            "model/unused-weight",
+            missing[0],
+            saw="the block's forward pass does not use it",
+            wanted="every weight of a block takes part",
+            help="this architecture is not supported yet",
+        )
     assert leaf.grad is not None
     return leaf.grad, inputs, gradients

@@ -67,10 +67,15 @@ class _Traces:
         head = work.load_tensors(HEAD_PIECE)
         config = stream.skeleton.model.config.get_text_config()
         return cls(
-            folds.all, work.load_tensors(hidden_piece(0))["hidden"], work.load_tensors(gradient_piece(0))["gradient"],
-            head["states"], head["normalizer"], head["label"], head["energy"],
+            folds.all,
+            work.load_tensors(hidden_piece(0))["hidden"],
+            work.load_tensors(gradient_piece(0))["gradient"],
+            head["states"],
+            head["normalizer"],
+            head["label"],
+            head["energy"],
             getattr(config, "final_logit_softcapping", None),
-        )  # fmt: skip
+        )
 
 
 def _measure(
@@ -105,11 +110,18 @@ def _measure(
     check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
     candidates = tuple(
         Candidate(
-            format, rounding, float(chosen[i]), float(chosen_error[i]), float(check[i]), float(check_error[i]),
-            errors.weight_error(i), errors.output_error(i), unit * errors.moment_energy(i),
+            format,
+            rounding,
+            float(chosen[i]),
+            float(chosen_error[i]),
+            float(check[i]),
+            float(check_error[i]),
+            errors.weight_error(i),
+            errors.output_error(i),
+            unit * errors.moment_energy(i),
         )
         for i, (format, rounding) in enumerate(labels)
-    )  # fmt: skip
+    )
     return Measured(spec.name, feedback.damping, candidates), kept
 
 
@@ -143,9 +155,12 @@ def _embedding_scale(spec: Weight, value: Tensor, traces: _Traces) -> float:
     scale = float((rows * first).sum() / rows.square().sum().clamp(min=1e-30))
     if float((first - scale * rows).norm()) > SCALE_TOLERANCE * float(first.norm()):
         raise fail(
-            "model/embedding", spec.name, saw="the first block's input is not a multiple of the embedding's rows",
-            wanted="nothing but a factor between embedding and first block", help="--container bitsandbytes keeps it in 16 bit",
-        )  # fmt: skip
+            "model/embedding",
+            spec.name,
+            saw="the first block's input is not a multiple of the embedding's rows",
+            wanted="nothing but a factor between embedding and first block",
+            help="--container bitsandbytes keeps it in 16 bit",
+        )
     return scale
 
 

@@ -14,22 +14,43 @@ from typing import Any
 Config = dict[str, Any]
 FULL, SLIDING, RECURRENT, CONVOLUTION, BOTH, NONE = "full", "sliding", "recurrent", "convolution", "both", "none"
 KINDS = {  # what configurations call a layer that mixes tokens
-    "full_attention": FULL, "attention": FULL, "cross_attention": FULL, "sliding_attention": SLIDING,
-    "chunked_attention": SLIDING, "linear_attention": RECURRENT, "mamba": RECURRENT, "conv": CONVOLUTION, "hybrid": BOTH,
-    "mlp": NONE, "moe": NONE,
-}  # fmt: skip
+    "full_attention": FULL,
+    "attention": FULL,
+    "cross_attention": FULL,
+    "sliding_attention": SLIDING,
+    "chunked_attention": SLIDING,
+    "linear_attention": RECURRENT,
+    "mamba": RECURRENT,
+    "conv": CONVOLUTION,
+    "hybrid": BOTH,
+    "mlp": NONE,
+    "moe": NONE,
+}
 MOST_LAYERS = 10_000
 LARGEST = 10**9  # of any size
 NEEDED = ("hidden_size", "vocab_size")
 SIZES = (
-    *NEEDED, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
-    "sliding_window", "kv_lora_rank", "intermediate_size",
-)  # fmt: skip
+    *NEEDED,
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+    "kv_lora_rank",
+    "intermediate_size",
+)
 OLD_NAMES = {  # of families that have no defaults here
-    "n_embd": "hidden_size", "d_model": "hidden_size", "n_head": "num_attention_heads", "n_heads": "num_attention_heads",
-    "n_layer": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_inner": "intermediate_size",
-    "n_positions": "max_position_embeddings", "max_seq_len": "max_position_embeddings",
-}  # fmt: skip
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
 
 
@@ -169,10 +190,19 @@ def _olmo3(text: Config, layer: int) -> str:
 
 
 RULES = {
-    "jamba": _jamba, "bamba": _bamba, "qwen3_next": _every_fourth, "qwen3_5_text": _every_fourth,
-    "qwen3_5_moe_text": _every_fourth, "lfm2": _lfm2, "gemma2": _alternating, "gpt_oss": _alternating,
-    "gemma3_text": _gemma3, "olmo3": _olmo3, "falcon_h1": lambda text, layer: BOTH,
-    "granitemoehybrid": lambda text, layer: RECURRENT, "mamba": lambda text, layer: RECURRENT,
+    "jamba": _jamba,
+    "bamba": _bamba,
+    "qwen3_next": _every_fourth,
+    "qwen3_5_text": _every_fourth,
+    "qwen3_5_moe_text": _every_fourth,
+    "lfm2": _lfm2,
+    "gemma2": _alternating,
+    "gpt_oss": _alternating,
+    "gemma3_text": _gemma3,
+    "olmo3": _olmo3,
+    "falcon_h1": lambda text, layer: BOTH,
+    "granitemoehybrid": lambda text, layer: RECURRENT,
+    "mamba": lambda text, layer: RECURRENT,
     "mamba2": lambda text, layer: RECURRENT,
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_vl_text", "qwen2_5_vl_text"), _qwen2),
-}  # fmt: skip
+}

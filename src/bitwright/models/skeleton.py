@@ -94,10 +94,12 @@ def build_skeleton(checkpoint: Checkpoint, trust_remote_code: bool = False, voca
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise fail(
-            "model/class", checkpoint.directory / "config.json", saw=str(error).strip().splitlines()[0],
+            "model/class",
+            checkpoint.directory / "config.json",
+            saw=str(error).strip().splitlines()[0],
             wanted="a decoder-only model class of transformers",
             help="if the model brings its own code and you trust it: --trust-remote-code",
-        ) from error  # fmt: skip
+        ) from error
     model.tie_weights()
     model.eval().requires_grad_(False)
     path, blocks = _find_blocks(checkpoint, model, config.get_text_config().num_hidden_layers)
@@ -114,10 +116,12 @@ def _find_blocks(checkpoint: Checkpoint, model: Any, n_blocks: int) -> tuple[str
         if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
             return path, module
     raise fail(
-        "model/blocks", checkpoint.directory / "config.json",
-        saw=f"{type(model).__name__} has no list of {n_blocks} blocks", wanted="a stack of decoder blocks",
+        "model/blocks",
+        checkpoint.directory / "config.json",
+        saw=f"{type(model).__name__} has no list of {n_blocks} blocks",
+        wanted="a stack of decoder blocks",
         help="only decoder-only text models can be measured so far",
-    )  # fmt: skip
+    )
 
 
 def _match_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
@@ -135,15 +139,21 @@ def _match_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
         saw, wanted = checkpoint.refs[found].shape, tuple(parameter.shape)
         if saw != wanted:
             raise fail(
-                "model/shape", found, saw=f"shape {list(saw)}", wanted=f"config.json asks for shape {list(wanted)}",
+                "model/shape",
+                found,
+                saw=f"shape {list(saw)}",
+                wanted=f"config.json asks for shape {list(wanted)}",
                 help="use the config.json that belongs to these weights",
-            )  # fmt: skip
+            )
     for name, parameter in pending:
         if id(parameter) not in by_identity:
             raise fail(
-                "model/missing-tensor", name, saw="the checkpoint has no such tensor",
-                wanted=f"a tensor for every parameter of {type(model).__name__}", help="download the checkpoint again",
-            )  # fmt: skip
+                "model/missing-tensor",
+                name,
+                saw="the checkpoint has no such tensor",
+                wanted=f"a tensor for every parameter of {type(model).__name__}",
+                help="download the checkpoint again",
+            )
         stored[name] = by_identity[id(parameter)]
     _require_claimed(checkpoint, model, set(stored.values()), prefix)
     return stored
@@ -156,10 +166,12 @@ def _require_claimed(checkpoint: Checkpoint, model: nn.Module, claimed: set[str]
         known = name in claimed or name in buffers or prefix + name in buffers
         if not known and not any(p.search(name) for p in ignored) and not name.endswith("rotary_emb.inv_freq"):
             raise fail(
-                "model/unknown-tensor", name, saw=f"{type(model).__name__} has no parameter of this name",
+                "model/unknown-tensor",
+                name,
+                saw=f"{type(model).__name__} has no parameter of this name",
                 wanted="every tensor of the checkpoint is understood",
                 help="this architecture needs a newer transformers, or is not supported yet",
-            )  # fmt: skip
+            )
 
 
 def _roles(model: Any, path: str) -> dict[str, str]:
@@ -177,11 +189,12 @@ def _roles(model: Any, path: str) -> dict[str, str]:
             if role is None:
                 kind = "fused expert weights" if parameter.dim() == 3 else f"a parameter of {type(owner).__name__}"
                 raise fail(
-                    "model/not-understood", name,
+                    "model/not-understood",
+                    name,
                     saw=f"{kind}, shape {list(parameter.shape)}, {2 * parameter.numel() / 1e6:.1f} MB in 16 bit",
                     wanted="every matrix inside a block is an nn.Linear or Conv1D",
                     help="this architecture is not supported yet; nothing was quantized",
-                )  # fmt: skip
+                )
             roles[name] = role
     return roles
 

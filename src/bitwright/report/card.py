@@ -45,14 +45,17 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
     ]
     gguf = report.plan.container == "gguf"
     return ModelCardData(
-        **known, base_model_relation="quantized" if "base_model" in known else None, pipeline_tag="text-generation",
-        library_name="llama.cpp" if gguf else "transformers", model_name=name,
+        **known,
+        base_model_relation="quantized" if "base_model" in known else None,
+        pipeline_tag="text-generation",
+        library_name="llama.cpp" if gguf else "transformers",
+        model_name=name,
         tags=["bitwright", report.plan.container, *([] if gguf else ["4-bit"])],
         eval_results=[
             EvalResult(**text, metric_type=kind, metric_name=words, metric_value=round(value, 5))
             for kind, words, value in figures
         ],
-    )  # fmt: skip
+    )
 
 
 def _of_source(directory: Path) -> dict[str, Any]:

@@ -32,48 +32,76 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     contenders = [entry for entry in entries if entry.label != NOISE_FLOOR]
     largest = WIDER * max((entry.nbytes for entry in contenders), default=report.plan.nbytes)
     line: list[Spec] = [
-        {"mb": p.nbytes / 1e6, "nats": p.damage_nats}
-        for p in report.plan.frontier if p.damage_nats > 0 and p.nbytes <= largest
-    ]  # fmt: skip
+        {"mb": p.nbytes / 1e6, "nats": p.damage_nats} for p in report.plan.frontier if p.damage_nats > 0 and p.nbytes <= largest
+    ]
     formats = sorted({row.format for w in sensitivity.weights for row in w.rows if row.rounding == "calibrated"})
     singles = [(name, uniform(sensitivity, name, "calibrated")) for name in formats]
     single: list[Spec] = [
-        {"mb": p.nbytes / 1e6, "nats": p.damage_nats, "name": name,
-         "text": f"all in {name}: {p.nbytes / 1e6:.1f} MB, predicted {p.damage_nats:.4f} nats"}
-        for name, p in singles if p.damage_nats > 0
-    ]  # fmt: skip
+        {
+            "mb": p.nbytes / 1e6,
+            "nats": p.damage_nats,
+            "name": name,
+            "text": f"all in {name}: {p.nbytes / 1e6:.1f} MB, predicted {p.damage_nats:.4f} nats",
+        }
+        for name, p in singles
+        if p.damage_nats > 0
+    ]
     measured: list[Spec] = [
-        {"mb": e.nbytes / 1e6, "nats": e.divergence.kl, "low": max(e.divergence.kl_low, e.divergence.kl / 10),
-         "high": e.divergence.kl_high, "name": e.label, "kind": "result" if e.label == report.verdict.shipped else "other",
-         "text": f"{e.label}: {e.nbytes / 1e6:.1f} MB, measured {e.divergence.kl:.4f} nats"}
+        {
+            "mb": e.nbytes / 1e6,
+            "nats": e.divergence.kl,
+            "low": max(e.divergence.kl_low, e.divergence.kl / 10),
+            "high": e.divergence.kl_high,
+            "name": e.label,
+            "kind": "result" if e.label == report.verdict.shipped else "other",
+            "text": f"{e.label}: {e.nbytes / 1e6:.1f} MB, measured {e.divergence.kl:.4f} nats",
+        }
         for e in sorted(contenders, key=lambda e: e.nbytes)
-    ]  # fmt: skip
+    ]
     noise: list[Spec] = [
         {"nats": e.divergence.kl, "text": f"noise floor: the 16-bit model in 16-bit arithmetic, {e.divergence.kl:.4f} nats"}
-        for e in entries if e.label == NOISE_FLOOR
-    ]  # fmt: skip
+        for e in entries
+        if e.label == NOISE_FLOOR
+    ]
     nats = [point["nats"] for point in (*line, *single, *measured, *noise)] + [point["low"] for point in measured]
     x, y = _linear("mb", "megabytes"), _log("nats", DIVERGENCE, nats)
     label = {"field": "text", "type": "nominal"}
     colour = {"condition": {"test": "datum.kind == 'result'", "value": ACCENT}, "value": INK}
     layers: list[Spec] = [
-        {"data": {"values": line}, "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]},
-         "encoding": {"x": x, "y": y, "description": {"value": "predicted frontier"}}},
-        {"data": {"values": single}, "mark": {"type": "point", "shape": "diamond", "size": 55, "color": MUTED, "filled": False},
-         "encoding": {"x": x, "y": y, "description": label}},
-        {"data": {"values": noise}, "mark": {"type": "rule", "color": SECOND, "strokeDash": [2, 3]},
-         "encoding": {"y": y, "description": label}},
-        {"data": {"values": measured}, "mark": {"type": "rule", "strokeWidth": 1.5},
-         "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}},
-        {"data": {"values": measured}, "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-         "encoding": {"x": x, "y": y, "color": colour, "description": label}},
+        {
+            "data": {"values": line},
+            "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]},
+            "encoding": {"x": x, "y": y, "description": {"value": "predicted frontier"}},
+        },
+        {
+            "data": {"values": single},
+            "mark": {"type": "point", "shape": "diamond", "size": 55, "color": MUTED, "filled": False},
+            "encoding": {"x": x, "y": y, "description": label},
+        },
+        {
+            "data": {"values": noise},
+            "mark": {"type": "rule", "color": SECOND, "strokeDash": [2, 3]},
+            "encoding": {"y": y, "description": label},
+        },
+        {
+            "data": {"values": measured},
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
+        },
+        {
+            "data": {"values": measured},
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+            "encoding": {"x": x, "y": y, "color": colour, "description": label},
+        },
         *[
-            {"data": {"values": measured[start::2]},
-             "mark": {"type": "text", "align": "left", "dx": 8, "dy": dy, "fontSize": 12, "limit": 190},
-             "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}}
+            {
+                "data": {"values": measured[start::2]},
+                "mark": {"type": "text", "align": "left", "dx": 8, "dy": dy, "fontSize": 12, "limit": 190},
+                "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}},
+            }
             for start, dy in ((0, -9), (1, 10))
         ],
-    ]  # fmt: skip
+    ]
     return _framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
 
 
@@ -97,42 +125,63 @@ def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
     bits, names = _bits_of(sensitivity), _roles(sensitivity)
     order = sorted({choice.format for choice in report.plan.choices}, key=lambda name: (bits[name], name))
     cells = [
-        {"block": w.block, "role": names[w.name], "format": c.format,
-         "text": f"{w.name.removesuffix('.weight')}: {c.format}, {c.nbytes / 1e6:.2f} MB"}
+        {
+            "block": w.block,
+            "role": names[w.name],
+            "format": c.format,
+            "text": f"{w.name.removesuffix('.weight')}: {c.format}, {c.nbytes / 1e6:.2f} MB",
+        }
         for w, c in _pairs(report, sensitivity)
-    ]  # fmt: skip
+    ]
     colours = [_between(i / max(1, len(order) - 1)) for i in range(len(order))]
     roles = list(dict.fromkeys(names.values()))
     n_blocks = max(w.block for w in sensitivity.weights) + 1
-    return _framed({
-        "data": {"values": cells}, "width": WIDTH, "height": 22 * len(roles),
-        "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1},
-        "encoding": {
-            "x": {"field": "block", "type": "ordinal", "title": "block",
-                  "axis": {"labelAngle": 0, "values": list(range(0, n_blocks, max(1, n_blocks // 15)))}},
-            "y": {"field": "role", "type": "nominal", "sort": roles, "title": None},
-            "color": {"field": "format", "type": "nominal", "sort": order, "scale": {"domain": order, "range": colours},
-                      "legend": {"title": None, "orient": "top"}},
-            "description": {"field": "text", "type": "nominal"},
-        },
-    })  # fmt: skip
+    return _framed(
+        {
+            "data": {"values": cells},
+            "width": WIDTH,
+            "height": 22 * len(roles),
+            "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1},
+            "encoding": {
+                "x": {
+                    "field": "block",
+                    "type": "ordinal",
+                    "title": "block",
+                    "axis": {"labelAngle": 0, "values": list(range(0, n_blocks, max(1, n_blocks // 15)))},
+                },
+                "y": {"field": "role", "type": "nominal", "sort": roles, "title": None},
+                "color": {
+                    "field": "format",
+                    "type": "nominal",
+                    "sort": order,
+                    "scale": {"domain": order, "range": colours},
+                    "legend": {"title": None, "orient": "top"},
+                },
+                "description": {"field": "text", "type": "nominal"},
+            },
+        }
+    )
 
 
 def predictions(report: Report) -> Spec:
     """Predicted against measured divergence of everything that was written, with the line of equality."""
     points: list[Spec] = [
-        {"predicted": e.predicted_nats, "measured": e.divergence.kl, "name": e.label, "text": "held-out",
-         "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text"}
-        for e in report.verdict.entries if e.predicted_nats is not None and e.label != report.verdict.shipped
-    ]  # fmt: skip
+        {
+            "predicted": e.predicted_nats,
+            "measured": e.divergence.kl,
+            "name": e.label,
+            "text": "held-out",
+            "label": f"{e.label}: predicted {e.predicted_nats:.4f}, measured {e.divergence.kl:.4f} nats on held-out text",
+        }
+        for e in report.verdict.entries
+        if e.predicted_nats is not None and e.label != report.verdict.shipped
+    ]
     for text, name, measured in (
         ("held-out", "", report.result.divergence.kl),
         ("predicting fold", f"{report.verdict.shipped}, predicting fold", report.check.kl),
     ):
         words = f"result: predicted {report.plan.check_nats:.4f}, measured {measured:.4f} nats on {text} text"
-        points.append(
-            {"predicted": report.plan.check_nats, "measured": measured, "name": name, "text": text, "label": words}
-        )  # fmt: skip
+        points.append({"predicted": report.plan.check_nats, "measured": measured, "name": name, "text": text, "label": words})
     points = [point for point in points if _shows(point["predicted"], point["measured"])]
     values = [float(point[key]) for point in points for key in ("predicted", "measured")]
     low, high = _around(values)
@@ -140,21 +189,32 @@ def predictions(report: Report) -> Spec:
         point["side"] = "left" if point["predicted"] ** 2 < low * high else "right"
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
-    return _framed({
-        "width": 360, "height": 360,
-        "layer": [
-            {"data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
-             "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]}, "encoding": {"x": x, "y": y}},
-            {"data": {"values": points}, "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-             "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "label", "type": "nominal"}}},
-            *[
-                {"data": {"values": [point for point in points if point["side"] == side]},
-                 "mark": {"type": "text", "align": side, "dx": dx, "dy": dy, "fontSize": 12},
-                 "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}}}
-                for side, dx, dy in (("left", 9, 0), ("right", -9, 0))
+    return _framed(
+        {
+            "width": 360,
+            "height": 360,
+            "layer": [
+                {
+                    "data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
+                    "mark": {"type": "line", "color": MUTED, "strokeDash": [5, 4]},
+                    "encoding": {"x": x, "y": y},
+                },
+                {
+                    "data": {"values": points},
+                    "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+                    "encoding": {"x": x, "y": y, "color": colour, "description": {"field": "label", "type": "nominal"}},
+                },
+                *[
+                    {
+                        "data": {"values": [point for point in points if point["side"] == side]},
+                        "mark": {"type": "text", "align": side, "dx": dx, "dy": dy, "fontSize": 12},
+                        "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}},
+                    }
+                    for side, dx, dy in (("left", 9, 0), ("right", -9, 0))
+                ],
             ],
-        ],
-    })  # fmt: skip
+        }
+    )
 
 
 def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) -> Spec:
@@ -174,25 +234,38 @@ def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) 
     looks = {USUAL: (MUTED, "circle", 22), MORE: (ACCENT, "triangle-up", 62), LESS: (SECOND, "triangle-down", 62)}
     columns = min(FACET_COLUMNS, max(1, len(roles)))
     y = _log("value", title, [point["value"] for point in points])
-    return _framed({
-        "data": {"values": points},
-        "facet": {"field": "role", "type": "nominal", "sort": roles, "title": None,
-                  "header": {"labelFontSize": 12, "labelFontWeight": "bold", "labelColor": INK}},
-        "columns": columns, "spacing": {"row": 26, "column": 18},
-        "spec": {
-            "width": (WIDTH + 20) // columns - 30, "height": FACET_HEIGHT,
-            "mark": {"type": "point", "filled": True, "opacity": 1},
-            "encoding": {
-                "x": {"field": "block", "type": "quantitative", "title": "block", "axis": {"tickCount": 4, "grid": False}},
-                "y": y,
-                "color": _kept_scale(kinds, [looks[kind][0] for kind in kinds]),
-                "shape": _kept_scale(kinds, [looks[kind][1] for kind in kinds]),
-                "size": {"field": "kept", "type": "nominal", "legend": None,
-                         "scale": {"domain": kinds, "range": [looks[kind][2] for kind in kinds]}},
-                "description": {"field": "text", "type": "nominal"},
+    return _framed(
+        {
+            "data": {"values": points},
+            "facet": {
+                "field": "role",
+                "type": "nominal",
+                "sort": roles,
+                "title": None,
+                "header": {"labelFontSize": 12, "labelFontWeight": "bold", "labelColor": INK},
             },
-        },
-    })  # fmt: skip
+            "columns": columns,
+            "spacing": {"row": 26, "column": 18},
+            "spec": {
+                "width": (WIDTH + 20) // columns - 30,
+                "height": FACET_HEIGHT,
+                "mark": {"type": "point", "filled": True, "opacity": 1},
+                "encoding": {
+                    "x": {"field": "block", "type": "quantitative", "title": "block", "axis": {"tickCount": 4, "grid": False}},
+                    "y": y,
+                    "color": _kept_scale(kinds, [looks[kind][0] for kind in kinds]),
+                    "shape": _kept_scale(kinds, [looks[kind][1] for kind in kinds]),
+                    "size": {
+                        "field": "kept",
+                        "type": "nominal",
+                        "legend": None,
+                        "scale": {"domain": kinds, "range": [looks[kind][2] for kind in kinds]},
+                    },
+                    "description": {"field": "text", "type": "nominal"},
+                },
+            },
+        }
+    )
 
 
 def _kept_scale(kinds: list[str], values: list[str]) -> Spec:
@@ -287,9 +360,15 @@ def _framed(spec: Spec) -> Spec:
     text = {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": "var(--grid)", "domainColor": "var(--grid)", "tickColor": "var(--grid)"}
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json", "background": None, "padding": 4, **spec,
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "background": None,
+        "padding": 4,
+        **spec,
         "config": {
-            "font": "system-ui, sans-serif", "view": {"stroke": None}, "axis": {**text, **lines},
-            "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 0}, "text": {"color": INK},
+            "font": "system-ui, sans-serif",
+            "view": {"stroke": None},
+            "axis": {**text, **lines},
+            "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 0},
+            "text": {"color": INK},
         },
-    }  # fmt: skip
+    }

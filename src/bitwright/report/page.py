@@ -21,9 +21,15 @@ def page(report: Report, sensitivity: Sensitivity) -> str:
     name = Path(report.out).name
     style, script = (files("bitwright.report").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     parts = [
-        _verdict(report), _tiles(report), _contenders(report), pictures(report, sensitivity), _reasons(report, sensitivity),
-        _coverage(report), _provenance(report), _command(report),
-    ]  # fmt: skip
+        _verdict(report),
+        _tiles(report),
+        _contenders(report),
+        pictures(report, sensitivity),
+        _reasons(report, sensitivity),
+        _coverage(report),
+        _provenance(report),
+        _command(report),
+    ]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}: Bitwright report</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
@@ -78,9 +84,15 @@ def _contenders(report: Report) -> str:
 
 def _cells(d: Divergence, ratio: str) -> list[str]:
     return [
-        f"{d.kl:.4f}", f"{d.kl_low:.4f}–{d.kl_high:.4f}", ratio, f"{d.kl_p99:.3f}", f"{d.kl_max:.2f}", f"{100 * d.top1:.1f} %",
-        f"{100 * d.top5:.1f} %", f"{d.perplexity:.2f}",
-    ]  # fmt: skip
+        f"{d.kl:.4f}",
+        f"{d.kl_low:.4f}–{d.kl_high:.4f}",
+        ratio,
+        f"{d.kl_p99:.3f}",
+        f"{d.kl_max:.2f}",
+        f"{100 * d.top1:.1f} %",
+        f"{100 * d.top5:.1f} %",
+        f"{d.perplexity:.2f}",
+    ]
 
 
 def _reasons(report: Report, sensitivity: Sensitivity) -> str:
@@ -93,10 +105,18 @@ def _reasons(report: Report, sensitivity: Sensitivity) -> str:
         for c in special
     ]
     every = [
-        _row([c.weight.removesuffix(".weight"), c.format, c.rounding, f"{c.nbytes / 1e6:.2f}", f"{c.damage_nats:.2g}",
-              f"{w.row(c.format, c.rounding).output_error:.3f}"])
+        _row(
+            [
+                c.weight.removesuffix(".weight"),
+                c.format,
+                c.rounding,
+                f"{c.nbytes / 1e6:.2f}",
+                f"{c.damage_nats:.2g}",
+                f"{w.row(c.format, c.rounding).output_error:.3f}",
+            ]
+        )
         for c, w in zip(choices, sensitivity.weights, strict=True)
-    ]  # fmt: skip
+    ]
     exceptions = (
         f"<p>{len(special)} weights are not in the usual format, each for a reason.</p>"
         + _table(["weight", "MB", "reason"], rows)
@@ -113,7 +133,7 @@ def _coverage(report: Report) -> str:
     rows = [
         _row([c["role"], str(c["tensors"]), f"{c['parameters'] / 1e6:.2f}", f"{100 * c['share']:.1f} %", c["treatment"]])
         for c in sorted(report.coverage, key=lambda c: (ROLE_ORDER.index(c["treatment"]), -c["share"]))
-    ]  # fmt: skip
+    ]
     return "<h2>Coverage</h2>\n" + _table(["role", "tensors", "million parameters", "share", "treatment"], rows)
 
 

@@ -33,14 +33,16 @@ def pictures(report: Report, sensitivity: Sensitivity) -> str:
         "On the dashed line a prediction was right. Predictions are about calibration text, so the predicting fold is the fair "
         "point; held-out text may be easier or harder than that."
     )
-    return "\n".join((
-        _picture("Size against damage", charts.frontier(report, sensitivity), frontier),
-        _picture("Weight error", charts.weight_errors(report, sensitivity), weight),
-        _picture("Output error", charts.output_errors(report, sensitivity), output),
-        _picture("Damage", charts.damages(report, sensitivity), damage),
-        _picture("What was chosen", charts.format_map(report, sensitivity), chosen),
-        _picture("Predicted against measured", charts.predictions(report), predicted, "small"),
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            _picture("Size against damage", charts.frontier(report, sensitivity), frontier),
+            _picture("Weight error", charts.weight_errors(report, sensitivity), weight),
+            _picture("Output error", charts.output_errors(report, sensitivity), output),
+            _picture("Damage", charts.damages(report, sensitivity), damage),
+            _picture("What was chosen", charts.format_map(report, sensitivity), chosen),
+            _picture("Predicted against measured", charts.predictions(report), predicted, "small"),
+        )
+    )
 
 
 def _picture(title: str, spec: charts.Spec, caption: str, kind: str = "") -> str:

@@ -58,23 +58,25 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; figures that are no numbers are null."""
-        found: dict[str, Any] = finite({
-            "schema": SCHEMA,
-            "out": self.out,
-            "sentences": list(sentences(self)),
-            "kl_ratio_to_stock": self.kl_ratio_to_stock,
-            "predicted_over_measured": self.predicted_over_measured,
-            "verdict": asdict(self.verdict),
-            "check": asdict(self.check),
-            "plan": self.plan.to_dict(),
-            "n_parameters": self.n_parameters,
-            "reference_nbytes": self.reference_nbytes,
-            "coverage": list(self.coverage),
-            "notes": list(self.notes),
-            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
-            "provenance": self.provenance,
-            "command": list(self.command),
-        })  # fmt: skip
+        found: dict[str, Any] = finite(
+            {
+                "schema": SCHEMA,
+                "out": self.out,
+                "sentences": list(sentences(self)),
+                "kl_ratio_to_stock": self.kl_ratio_to_stock,
+                "predicted_over_measured": self.predicted_over_measured,
+                "verdict": asdict(self.verdict),
+                "check": asdict(self.check),
+                "plan": self.plan.to_dict(),
+                "n_parameters": self.n_parameters,
+                "reference_nbytes": self.reference_nbytes,
+                "coverage": list(self.coverage),
+                "notes": list(self.notes),
+                "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+                "provenance": self.provenance,
+                "command": list(self.command),
+            }
+        )
         return found
 
     @classmethod
@@ -85,17 +87,26 @@ class Report:
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r}")
             return cls(
-                out=data["out"], plan=Plan.from_dict(data["plan"]), verdict=Verdict.from_dict(data["verdict"]),
-                check=Divergence.from_dict(data["check"]), n_parameters=data["n_parameters"],
-                reference_nbytes=data["reference_nbytes"], coverage=tuple(data["coverage"]), notes=tuple(data["notes"]),
-                stages={name: Stage(**stage) for name, stage in data["stages"].items()}, provenance=data["provenance"],
+                out=data["out"],
+                plan=Plan.from_dict(data["plan"]),
+                verdict=Verdict.from_dict(data["verdict"]),
+                check=Divergence.from_dict(data["check"]),
+                n_parameters=data["n_parameters"],
+                reference_nbytes=data["reference_nbytes"],
+                coverage=tuple(data["coverage"]),
+                notes=tuple(data["notes"]),
+                stages={name: Stage(**stage) for name, stage in data["stages"].items()},
+                provenance=data["provenance"],
                 command=tuple(data["command"]),
-            )  # fmt: skip
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
-                "report/file", path, saw=f"{type(error).__name__}: {error}", wanted=f"a file of schema {SCHEMA}",
+                "report/file",
+                path,
+                saw=f"{type(error).__name__}: {error}",
+                wanted=f"a file of schema {SCHEMA}",
                 help="bitwright quantize SOURCE OUT --workdir DIR writes it into DIR",
-            ) from error  # fmt: skip
+            ) from error
 
 
 def sentences(report: Report) -> tuple[str, str, str]:

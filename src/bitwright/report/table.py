@@ -35,9 +35,15 @@ def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
 
 def _cells(d: Divergence, ratio: str) -> list[str]:
     return [
-        f"{d.kl:.4f}", f"{d.kl_low:.4f}-{d.kl_high:.4f}", ratio, f"{d.kl_p99:.3f}", f"{d.kl_max:.2f}", f"{100 * d.top1:.1f} %",
-        f"{100 * d.top5:.1f} %", f"{d.perplexity:.2f}",
-    ]  # fmt: skip
+        f"{d.kl:.4f}",
+        f"{d.kl_low:.4f}-{d.kl_high:.4f}",
+        ratio,
+        f"{d.kl_p99:.3f}",
+        f"{d.kl_max:.2f}",
+        f"{100 * d.top1:.1f} %",
+        f"{100 * d.top5:.1f} %",
+        f"{d.perplexity:.2f}",
+    ]
 
 
 def task_table(entries: tuple[Entry, ...]) -> Table:

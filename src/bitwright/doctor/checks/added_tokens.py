@@ -23,6 +23,10 @@ def check(model: Model) -> Iterator[Finding]:
         token = model.token(kind)
         if model.tokenizer_config.get(f"add_{kind}_token") is True and token and not adds(token):
             yield Finding(
-                "tokenizer/added-tokens", "tokenizer_config.json", f"add_{kind}_token, tokenizer.json adds no {token!r}",
-                "the two agree", f"put {token!r} into the post_processor of tokenizer.json, or drop the setting", "warning",
-            )  # fmt: skip
+                "tokenizer/added-tokens",
+                "tokenizer_config.json",
+                f"add_{kind}_token, tokenizer.json adds no {token!r}",
+                "the two agree",
+                f"put {token!r} into the post_processor of tokenizer.json, or drop the setting",
+                "warning",
+            )

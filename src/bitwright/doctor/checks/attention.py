@@ -26,16 +26,22 @@ def check(model: Model) -> Iterator[Finding]:
     assert isinstance(shared, int)
     if heads % shared:
         yield Finding(
-            "config/heads", "config.json", f"{heads} query heads, {shared} key-value heads", "the one a multiple of the other",
+            "config/heads",
+            "config.json",
+            f"{heads} query heads, {shared} key-value heads",
+            "the one a multiple of the other",
             "copy config.json from the original model",
-        )  # fmt: skip
+        )
     width = config.get("head_dim")
     if not _positive(width):
         if hidden % heads:
             yield Finding(
-                "config/heads", "config.json", f"hidden_size {hidden}, {heads} heads, no head_dim", "a width of each head",
+                "config/heads",
+                "config.json",
+                f"hidden_size {hidden}, {heads} heads, no head_dim",
+                "a width of each head",
                 "copy config.json from the original model",
-            )  # fmt: skip
+            )
             return
         width = hidden // heads
     assert isinstance(width, int)
@@ -45,9 +51,12 @@ def check(model: Model) -> Iterator[Finding]:
         for name, ref in model.refs.items():
             if name.endswith(f"self_attn.{role}.weight") and ref.shape and ref.shape[0] != count * width:
                 yield Finding(
-                    "config/heads", name, f"{ref.shape[0]} rows", f"{count} heads of {width}, as config.json says",
+                    "config/heads",
+                    name,
+                    f"{ref.shape[0]} rows",
+                    f"{count} heads of {width}, as config.json says",
                     "copy config.json from the original model",
-                )  # fmt: skip
+                )
                 return
 
 

@@ -21,7 +21,10 @@ BASE = re.compile(r"[-_.](base|pt|pretrained|foundation)($|[-_.])")
 def check(model: Model) -> Iterator[Finding]:
     if model.template is not None and BASE.search(model.name):
         yield Finding(
-            "template/base-model", "chat_template", f"a chat template, the model is called {model.name}",
+            "template/base-model",
+            "chat_template",
+            f"a chat template, the model is called {model.name}",
             "none on a base model",
-            "send plain text, or fine-tune before you chat with it", "note",
-        )  # fmt: skip
+            "send plain text, or fine-tune before you chat with it",
+            "note",
+        )

@@ -22,20 +22,29 @@ def check(model: Model) -> Iterator[Finding]:
     if model.template is None:
         if any(model.name.endswith(word) or f"{word}-" in model.name for word in TALKS) and model.tokenizer_config:
             yield Finding(
-                "template/missing", "tokenizer_config.json", f"no chat template, the model is called {model.name}",
+                "template/missing",
+                "tokenizer_config.json",
+                f"no chat template, the model is called {model.name}",
                 "a chat template",
-                "copy chat_template.jinja from the original model", "warning",
-            )  # fmt: skip
+                "copy chat_template.jinja from the original model",
+                "warning",
+            )
         return
     found = render(model)
     if not isinstance(found, Rendered):
         yield Finding(
-            "template/broken", "chat_template", found, "a template that runs on a plain conversation",
+            "template/broken",
+            "chat_template",
+            found,
+            "a template that runs on a plain conversation",
             "copy chat_template.jinja from the original model",
-        )  # fmt: skip
+        )
     elif found.opened == found.asked:
         yield Finding(
-            "template/no-generation-prompt", "chat_template", "add_generation_prompt changes nothing",
+            "template/no-generation-prompt",
+            "chat_template",
+            "add_generation_prompt changes nothing",
             "the beginning of the assistant's turn at the end",
-            "end the template with {% if add_generation_prompt %} and what opens an answer", "warning",
-        )  # fmt: skip
+            "end the template with {% if add_generation_prompt %} and what opens an answer",
+            "warning",
+        )

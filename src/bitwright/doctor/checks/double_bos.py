@@ -20,9 +20,13 @@ def check(model: Model) -> Iterator[Finding]:
     found = render(model) if model.template is not None and bos else None
     if bos and isinstance(found, Rendered) and found.asked.lstrip().startswith(bos) and model.adds(bos):
         yield Finding(
-            "template/double-bos", "chat_template", f"it writes {bos!r}, and the tokenizer adds it too", "one of the two",
-            "tokenize rendered conversations with add_special_tokens=False", "note" if _usual(model) else "warning",
-        )  # fmt: skip
+            "template/double-bos",
+            "chat_template",
+            f"it writes {bos!r}, and the tokenizer adds it too",
+            "one of the two",
+            "tokenize rendered conversations with add_special_tokens=False",
+            "note" if _usual(model) else "warning",
+        )
 
 
 def _usual(model: Model) -> bool:

@@ -18,9 +18,13 @@ def check(model: Model) -> Iterator[Finding]:
     stated, right = _stated(model), model.usual_dtype
     if stated and right and stated != right:
         yield Finding(
-            "config/dtype", "config.json", f"dtype {stated}, weights in {right}", "the format of the weights",
-            f'set "dtype": "{right}"', "warning",
-        )  # fmt: skip
+            "config/dtype",
+            "config.json",
+            f"dtype {stated}, weights in {right}",
+            "the format of the weights",
+            f'set "dtype": "{right}"',
+            "warning",
+        )
 
 
 def fix(model: Model) -> Correction:

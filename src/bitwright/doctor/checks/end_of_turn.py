@@ -21,10 +21,13 @@ def check(model: Model) -> Iterator[Finding]:
         name, ends, token = missing
         wanted = [*ends, model.token_ids[token]]
         yield Finding(
-            "generation/end-of-turn", name, f"eos_token_id {ends[0] if len(ends) == 1 else ends}",
+            "generation/end-of-turn",
+            name,
+            f"eos_token_id {ends[0] if len(ends) == 1 else ends}",
             f"the template's end of turn {token!r}, id {model.token_ids[token]}, among the ends",
-            f'set "eos_token_id": {wanted}', "warning",
-        )  # fmt: skip
+            f'set "eos_token_id": {wanted}',
+            "warning",
+        )
 
 
 def fix(model: Model) -> Correction:

@@ -25,12 +25,20 @@ def check(model: Model) -> Iterator[Finding]:
         found = render(model) if model.template is not None else None
         written = isinstance(found, Rendered) and found.asked.lstrip().startswith(bos)
         yield Finding(
-            "family/gemma-bos", "tokenizer.json", f"nothing puts {bos!r} before a text", "Gemma's texts begin with it",
-            "copy tokenizer.json and tokenizer_config.json from the original model", "note" if written else "warning",
-        )  # fmt: skip
+            "family/gemma-bos",
+            "tokenizer.json",
+            f"nothing puts {bos!r} before a text",
+            "Gemma's texts begin with it",
+            "copy tokenizer.json and tokenizer_config.json from the original model",
+            "note" if written else "warning",
+        )
     stored = model.usual_dtype
     if family in OVERFLOWING and stored == "float16":
         yield Finding(
-            "family/gemma3-float16", "config.json", "weights in float16", "bfloat16 or float32, which hold its activations",
-            "start from the original, and load with dtype bfloat16 or float32", "warning",
-        )  # fmt: skip
+            "family/gemma3-float16",
+            "config.json",
+            "weights in float16",
+            "bfloat16 or float32, which hold its activations",
+            "start from the original, and load with dtype bfloat16 or float32",
+            "warning",
+        )

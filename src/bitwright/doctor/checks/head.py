@@ -20,11 +20,18 @@ def check(model: Model) -> Iterator[Finding]:
         return
     if model.head is None and not model.ties_embeddings:
         yield Finding(
-            "weights/no-head", "config.json", "tie_word_embeddings is off and no output head is stored",
-            "a head, or an embedding that is one", 'set "tie_word_embeddings": true if the original model ties them',
-        )  # fmt: skip
+            "weights/no-head",
+            "config.json",
+            "tie_word_embeddings is off and no output head is stored",
+            "a head, or an embedding that is one",
+            'set "tie_word_embeddings": true if the original model ties them',
+        )
     elif model.head is not None and model.ties_embeddings:
         yield Finding(
-            "weights/tied-twice", model.head.name, "stored, though the head is tied to the embedding", "one copy",
-            "compare the two: where they differ, set \"tie_word_embeddings\": false; where not, leave the head out", "note",
-        )  # fmt: skip
+            "weights/tied-twice",
+            model.head.name,
+            "stored, though the head is tied to the embedding",
+            "one copy",
+            'compare the two: where they differ, set "tie_word_embeddings": false; where not, leave the head out',
+            "note",
+        )

@@ -24,9 +24,13 @@ def check(model: Model) -> Iterator[Finding]:
     held = sum(ref.nbytes for ref in model.refs.values())
     if stated is not None and stated != held:
         yield Finding(
-            "files/index-size", INDEX_NAME, f"total_size {stated}", f"total_size is what the shards hold, {held} bytes",
-            f"set metadata.total_size to {held}", "warning",
-        )  # fmt: skip
+            "files/index-size",
+            INDEX_NAME,
+            f"total_size {stated}",
+            f"total_size is what the shards hold, {held} bytes",
+            f"set metadata.total_size to {held}",
+            "warning",
+        )
     listed = {ref.file.name for ref in model.refs.values()}
     for name in model.files:
         if name.endswith(".safetensors") and name not in listed:

@@ -23,6 +23,10 @@ def check(model: Model) -> Iterator[Finding]:
     alike = (config.get("vocab_size"), config.get("max_position_embeddings")) == (VOCABULARY, CONTEXT)
     if model.config.get("model_type") == "llama" and plain and alike:
         yield Finding(
-            "family/llama3-rope", "config.json", f"a context of {CONTEXT} tokens and no rope scaling",
-            "the llama3 scaling of Llama 3.1 and later", "copy rope_scaling from the original model", "warning",
-        )  # fmt: skip
+            "family/llama3-rope",
+            "config.json",
+            f"a context of {CONTEXT} tokens and no rope scaling",
+            "the llama3 scaling of Llama 3.1 and later",
+            "copy rope_scaling from the original model",
+            "warning",
+        )

@@ -29,10 +29,13 @@ ITS_TOKENS = ("[INST]", "[AVAILABLE_TOOLS]")
 def check(model: Model) -> Iterator[Finding]:
     if _wrong(model):
         yield Finding(
-            "family/mistral-split", "tokenizer.json", "splits text as Llama 3 does, digits in threes",
-            "Mistral's own expression, digit by digit", "load with fix_mistral_regex=True, or bitwright doctor MODEL --fix OUT",
+            "family/mistral-split",
+            "tokenizer.json",
+            "splits text as Llama 3 does, digits in threes",
+            "Mistral's own expression, digit by digit",
+            "load with fix_mistral_regex=True, or bitwright doctor MODEL --fix OUT",
             "warning",
-        )  # fmt: skip
+        )
 
 
 def fix(model: Model) -> Correction:

@@ -26,6 +26,10 @@ def check(model: Model) -> Iterator[Finding]:
         yield Finding("tokens/no-padding", "tokenizer_config.json", "no pad_token", "a padding token", help, "warning")
     elif pad == eos:
         yield Finding(
-            "tokens/padding-is-end", "tokenizer_config.json", f"pad_token {pad!r} is the eos_token",
-            "a padding token that is not the end", help, "warning",
-        )  # fmt: skip
+            "tokens/padding-is-end",
+            "tokenizer_config.json",
+            f"pad_token {pad!r} is the eos_token",
+            "a padding token that is not the end",
+            help,
+            "warning",
+        )

@@ -25,9 +25,12 @@ def check(model: Model) -> Iterator[Finding]:
     if config is None:
         if packed:
             yield Finding(
-                "quantization/no-config", packed[0], f"{len(packed)} packed weights, no quantization_config",
-                "config.json says how they are packed", "copy quantization_config from where the model was quantized",
-            )  # fmt: skip
+                "quantization/no-config",
+                packed[0],
+                f"{len(packed)} packed weights, no quantization_config",
+                "config.json says how they are packed",
+                "copy quantization_config from where the model was quantized",
+            )
         return
     modules = {name.rsplit(".", 1)[0] for name in model.refs}
     parts = modules | {part for name in modules for part in name.split(".")}
@@ -36,15 +39,22 @@ def check(model: Model) -> Iterator[Finding]:
         known = name in parts or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
         if not known and not (name == "lm_head" and model.ties_embeddings):
             yield Finding(
-                "quantization/skip-list", "config.json", f"skips {name!r}, which no tensor belongs to", "names of modules",
-                "correct the name or take it out", "warning",
-            )  # fmt: skip
+                "quantization/skip-list",
+                "config.json",
+                f"skips {name!r}, which no tensor belongs to",
+                "names of modules",
+                "correct the name or take it out",
+                "warning",
+            )
     if config.get("quant_method") == "bitsandbytes" and config.get("load_in_4bit"):
         for name in packed:
             missing = [kind for kind in STATISTICS if not any(other.startswith(name + kind) for other in model.refs)]
             if missing:
                 yield Finding(
-                    "quantization/statistics", name, f"packed, without {', '.join(kind.strip('.') for kind in missing)}",
-                    "the statistics that decode it", "save the quantized model again with save_pretrained",
-                )  # fmt: skip
+                    "quantization/statistics",
+                    name,
+                    f"packed, without {', '.join(kind.strip('.') for kind in missing)}",
+                    "the statistics that decode it",
+                    "save the quantized model again with save_pretrained",
+                )
                 return

@@ -33,9 +33,13 @@ def check(model: Model) -> Iterator[Finding]:
         missing = [key for key in NEEDED.get(str(kind), ()) if settings.get(key, config.get(key)) is None]
         if missing:
             yield Finding(
-                "config/rope", f"config.json, {name}", f"{kind} without {', '.join(missing)}", "all settings of this scaling",
-                "copy them from the original model", "warning",
-            )  # fmt: skip
+                "config/rope",
+                f"config.json, {name}",
+                f"{kind} without {', '.join(missing)}",
+                "all settings of this scaling",
+                "copy them from the original model",
+                "warning",
+            )
             continue
         original = settings.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
         factor, reach = settings.get("factor"), config.get("max_position_embeddings")
@@ -43,10 +47,13 @@ def check(model: Model) -> Iterator[Finding]:
         if kind == "yarn" and len(numbers) == 3 and numbers[2] > numbers[0] * numbers[1] * (1 + TOLERANCE):
             reached = int(numbers[0] * numbers[1])
             yield Finding(
-                "config/rope-context", f"config.json, {name}",
+                "config/rope-context",
+                f"config.json, {name}",
                 f"max_position_embeddings {reach}, {original} tokens times {factor}",
-                "a context that the scaling reaches", f"set max_position_embeddings to {reached}", "warning",
-            )  # fmt: skip
+                "a context that the scaling reaches",
+                f"set max_position_embeddings to {reached}",
+                "warning",
+            )
 
 
 def _by_layer(stated: Any) -> list[tuple[str, dict[str, Any]]]:

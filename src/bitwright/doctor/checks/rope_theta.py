@@ -20,8 +20,11 @@ from bitwright.errors import Finding
 
 DEFAULT = 10_000
 TRAINED = {  # family, vocabulary -> the base of the original
-    ("llama", 128_256): 500_000, ("qwen2", 151_936): 1_000_000, ("qwen2", 152_064): 1_000_000, ("qwen3", 151_936): 1_000_000,
-}  # fmt: skip
+    ("llama", 128_256): 500_000,
+    ("qwen2", 151_936): 1_000_000,
+    ("qwen2", 152_064): 1_000_000,
+    ("qwen3", 151_936): 1_000_000,
+}
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -29,19 +32,25 @@ def check(model: Model) -> Iterator[Finding]:
     top, inner = config.get("rope_theta"), _inner(config)
     if _number(top) and _number(inner) and top != inner:
         yield Finding(
-            "config/rope-theta-twice", "config.json", f"rope_theta {top}, rope_parameters.rope_theta {inner}", "one base",
+            "config/rope-theta-twice",
+            "config.json",
+            f"rope_theta {top}, rope_parameters.rope_theta {inner}",
+            "one base",
             "copy config.json from the original model",
-        )  # fmt: skip
+        )
         return
     base = inner if _number(inner) else top if _number(top) else DEFAULT
     vocabulary = config.get("vocab_size")
     trained = TRAINED.get((str(model.config.get("model_type")), vocabulary if isinstance(vocabulary, int) else 0))
     if trained and base == DEFAULT:
         yield Finding(
-            "family/rope-theta", "config.json", f"rope_theta {top if _number(top) else inner or 'missing'}",
+            "family/rope-theta",
+            "config.json",
+            f"rope_theta {top if _number(top) else inner or 'missing'}",
             f"{trained}, with which models of this family and vocabulary were trained",
-            f'set "rope_theta": {trained}, unless the model was trained from scratch', "warning",
-        )  # fmt: skip
+            f'set "rope_theta": {trained}, unless the model was trained from scratch',
+            "warning",
+        )
 
 
 def _inner(config: dict[str, Any]) -> Any:

@@ -27,7 +27,11 @@ def check(model: Model) -> Iterator[Finding]:
         module, _, kind = name.rpartition(".")
         if module.endswith(ROUTERS) and ref.dtype in PACKED.get(kind, ()):
             yield Finding(
-                "quantization/router", name, f"packed as {ref.dtype}", "a router in 16 bit",
-                "quantize again and skip the routers", "warning" if few else "note",
-            )  # fmt: skip
+                "quantization/router",
+                name,
+                f"packed as {ref.dtype}",
+                "a router in 16 bit",
+                "quantize again and skip the routers",
+                "warning" if few else "note",
+            )
             return

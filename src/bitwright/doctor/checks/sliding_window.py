@@ -18,12 +18,18 @@ def check(model: Model) -> Iterator[Finding]:
     types, layers, window = config.get("layer_types"), config.get("num_hidden_layers"), config.get("sliding_window")
     if isinstance(types, list) and isinstance(layers, int) and len(types) != layers:
         yield Finding(
-            "config/layer-types", "config.json", f"{len(types)} layer_types, {layers} layers", "one for each layer",
+            "config/layer-types",
+            "config.json",
+            f"{len(types)} layer_types, {layers} layers",
+            "one for each layer",
             "copy config.json from the original model",
-        )  # fmt: skip
+        )
     slides = isinstance(types, list) and "sliding_attention" in types
     if slides and not (isinstance(window, int) and window > 0):
         yield Finding(
-            "config/sliding-window", "config.json", f"sliding layers, sliding_window {window}", "the window's length in tokens",
+            "config/sliding-window",
+            "config.json",
+            f"sliding layers, sliding_window {window}",
+            "the window's length in tokens",
             "copy sliding_window from the original model",
-        )  # fmt: skip
+        )

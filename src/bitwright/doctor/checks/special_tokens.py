@@ -24,9 +24,12 @@ def check(model: Model) -> Iterator[Finding]:
         own = model.token_ids.get(token) if token is not None else None
         if token is not None and model.token_ids and own is None:
             yield Finding(
-                "tokens/unknown", "tokenizer_config.json", f"{kind}_token {token!r} is no token of tokenizer.json",
-                "a token of the vocabulary", f"add {token!r} to the tokenizer or name another {kind}_token",
-            )  # fmt: skip
+                "tokens/unknown",
+                "tokenizer_config.json",
+                f"{kind}_token {token!r} is no token of tokenizer.json",
+                "a token of the vocabulary",
+                f"add {token!r} to the tokenizer or name another {kind}_token",
+            )
         for name, settings in (("config.json", model.text_config), ("generation_config.json", model.generation)):
             ids = ids_of(settings.get(f"{kind}_token_id"))
             if rows is not None and any(id >= rows or id < 0 for id in ids):
@@ -35,6 +38,10 @@ def check(model: Model) -> Iterator[Finding]:
                 )
             elif ids and own is not None and own not in ids:
                 yield Finding(
-                    "tokens/disagree", name, f"{kind}_token_id {ids[0] if len(ids) == 1 else ids}",
-                    f"the tokenizer's {kind} token {token!r}, id {own}", f'set "{kind}_token_id": {own}', "warning",
-                )  # fmt: skip
+                    "tokens/disagree",
+                    name,
+                    f"{kind}_token_id {ids[0] if len(ids) == 1 else ids}",
+                    f"the tokenizer's {kind} token {token!r}, id {own}",
+                    f'set "{kind}_token_id": {own}',
+                    "warning",
+                )

@@ -35,10 +35,13 @@ LOADED_AS_THEY_ARE = (
 def check(model: Model) -> Iterator[Finding]:
     if _wrong(model):
         yield Finding(
-            "tokenizer/class", "tokenizer_config.json",
-            f"{model.tokenizer_config['tokenizer_class']}, tokenizer.json splits into bytes", "a class that takes it as it is",
-            f'set "tokenizer_class": "{RIGHT}"', "warning",
-        )  # fmt: skip
+            "tokenizer/class",
+            "tokenizer_config.json",
+            f"{model.tokenizer_config['tokenizer_class']}, tokenizer.json splits into bytes",
+            "a class that takes it as it is",
+            f'set "tokenizer_class": "{RIGHT}"',
+            "warning",
+        )
 
 
 def fix(model: Model) -> Correction:

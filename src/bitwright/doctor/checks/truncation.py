@@ -20,15 +20,23 @@ def check(model: Model) -> Iterator[Finding]:
     truncation, padding = model.tokenizer.get("truncation"), model.tokenizer.get("padding")
     if isinstance(truncation, dict):
         yield Finding(
-            "tokenizer/truncation", "tokenizer.json", f"truncation to {truncation.get('max_length')} tokens", "none",
-            'set "truncation": null', "warning",
-        )  # fmt: skip
+            "tokenizer/truncation",
+            "tokenizer.json",
+            f"truncation to {truncation.get('max_length')} tokens",
+            "none",
+            'set "truncation": null',
+            "warning",
+        )
     strategy = padding.get("strategy") if isinstance(padding, dict) else None
     if isinstance(strategy, dict) and "Fixed" in strategy:
         yield Finding(
-            "tokenizer/padding", "tokenizer.json", f"padding to {strategy['Fixed']} tokens", "none", 'set "padding": null',
+            "tokenizer/padding",
+            "tokenizer.json",
+            f"padding to {strategy['Fixed']} tokens",
+            "none",
+            'set "padding": null',
             "warning",
-        )  # fmt: skip
+        )
 
 
 def fix(model: Model) -> Correction:

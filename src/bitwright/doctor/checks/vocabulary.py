@@ -21,17 +21,26 @@ def check(model: Model) -> Iterator[Finding]:
     rows = embedding.shape[0]
     if isinstance(stated, int) and stated != rows:
         yield Finding(
-            "vocabulary/config", "config.json", f"vocab_size {stated}, {embedding.name} has {rows} rows",
-            "vocab_size is the number of rows", f'set "vocab_size": {rows}',
-        )  # fmt: skip
+            "vocabulary/config",
+            "config.json",
+            f"vocab_size {stated}, {embedding.name} has {rows} rows",
+            "vocab_size is the number of rows",
+            f'set "vocab_size": {rows}',
+        )
     if model.token_ids and (last := max(model.token_ids.items(), key=lambda item: item[1]))[1] >= rows:
         yield Finding(
-            "vocabulary/tokenizer", "tokenizer.json", f"token {last[0]!r} has id {last[1]}, {embedding.name} has {rows} rows",
-            "every token has a row", "model.resize_token_embeddings(len(tokenizer)) and save again",
-        )  # fmt: skip
+            "vocabulary/tokenizer",
+            "tokenizer.json",
+            f"token {last[0]!r} has id {last[1]}, {embedding.name} has {rows} rows",
+            "every token has a row",
+            "model.resize_token_embeddings(len(tokenizer)) and save again",
+        )
     head = model.head
     if head is not None and len(head.shape) == 2 and head.shape[0] != rows:
         yield Finding(
-            "vocabulary/head", head.name, f"{head.shape[0]} rows, {embedding.name} has {rows}", "as many rows as the embedding",
+            "vocabulary/head",
+            head.name,
+            f"{head.shape[0]} rows, {embedding.name} has {rows}",
+            "as many rows as the embedding",
             "resize both together and save again",
-        )  # fmt: skip
+        )

@@ -21,9 +21,12 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         yield Finding(
-            "gguf/architecture", "general.architecture", repr(architecture), "the name of the architecture",
+            "gguf/architecture",
+            "general.architecture",
+            repr(architecture),
+            "the name of the architecture",
             "convert the model again",
-        )  # fmt: skip
+        )
         return
     stated = header.metadata.get(f"{architecture}.block_count")
     held = {int(match[1]) for name in header.tensors if (match := BLOCK.match(name))}

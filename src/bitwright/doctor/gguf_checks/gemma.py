@@ -18,6 +18,10 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     gemma = str(header.metadata.get("general.architecture")).startswith("gemma")
     if gemma and header.metadata.get("tokenizer.ggml.add_bos_token") is False:
         yield Finding(
-            "gguf/gemma-bos", "tokenizer.ggml.add_bos_token", "false", "true, Gemma's texts begin with it",
-            "gguf_set_metadata.py FILE tokenizer.ggml.add_bos_token 1", "warning",
-        )  # fmt: skip
+            "gguf/gemma-bos",
+            "tokenizer.ggml.add_bos_token",
+            "false",
+            "true, Gemma's texts begin with it",
+            "gguf_set_metadata.py FILE tokenizer.ggml.add_bos_token 1",
+            "warning",
+        )

@@ -25,11 +25,18 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     llama3 = isinstance(tokens, list) and all(id < len(tokens) and tokens[id] == text for id, text in LLAMA3.items())
     if llama3 and split not in LLAMA3_SPLITS and split != "smaug-bpe":  # which splits in the same way
         yield Finding(
-            "gguf/pre-tokenizer", "tokenizer.ggml.pre", repr(split), "llama-bpe, the vocabulary is that of Llama 3",
+            "gguf/pre-tokenizer",
+            "tokenizer.ggml.pre",
+            repr(split),
+            "llama-bpe, the vocabulary is that of Llama 3",
             "gguf_new_metadata.py --pre-tokenizer llama-bpe IN OUT",
-        )  # fmt: skip
+        )
     elif not split:
         yield Finding(
-            "gguf/pre-tokenizer", "tokenizer.ggml.pre", "missing", "the name of how this vocabulary splits a text",
-            "convert the model again with a current llama.cpp", "warning",
-        )  # fmt: skip
+            "gguf/pre-tokenizer",
+            "tokenizer.ggml.pre",
+            "missing",
+            "the name of how this vocabulary splits a text",
+            "convert the model again with a current llama.cpp",
+            "warning",
+        )

@@ -30,12 +30,19 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     base = header.metadata.get(f"{kind}.rope.freq_base")
     if base is None or base == DEFAULT:
         yield Finding(
-            "gguf/rope-base", f"{kind}.rope.freq_base", "missing" if base is None else f"{base:.0f}", f"{trained}",
+            "gguf/rope-base",
+            f"{kind}.rope.freq_base",
+            "missing" if base is None else f"{base:.0f}",
+            f"{trained}",
             "convert the model again, from a config.json that has rope_theta",
-        )  # fmt: skip
+        )
     scaled = f"{kind}.rope.scaling.type" in header.metadata or "rope_freqs.weight" in header.tensors
     if kind == "llama" and header.metadata.get("llama.context_length") == LONG and base == trained and not scaled:
         yield Finding(
-            "gguf/rope-freqs", "rope_freqs.weight", f"missing, with a context of {LONG} tokens",
-            "the factors of Llama 3.1 and later", "convert the model again with a llama.cpp of August 2024 or later", "warning",
-        )  # fmt: skip
+            "gguf/rope-freqs",
+            "rope_freqs.weight",
+            f"missing, with a context of {LONG} tokens",
+            "the factors of Llama 3.1 and later",
+            "convert the model again with a llama.cpp of August 2024 or later",
+            "warning",
+        )

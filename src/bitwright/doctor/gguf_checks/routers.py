@@ -20,6 +20,10 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     packed = [t for t in header.tensors.values() if t.name.endswith("ffn_gate_inp.weight") and t.type not in WIDE]
     if packed:
         yield Finding(
-            "gguf/router", packed[0].name, f"{packed[0].type}, and {len(packed) - 1} more", "a router in 16 or 32 bit",
-            "quantize again with llama.cpp's own tool", "warning",
-        )  # fmt: skip
+            "gguf/router",
+            packed[0].name,
+            f"{packed[0].type}, and {len(packed) - 1} more",
+            "a router in 16 or 32 bit",
+            "quantize again with llama.cpp's own tool",
+            "warning",
+        )

@@ -22,26 +22,39 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     rows = embedding.shape[0] if embedding is not None and len(embedding.shape) == 2 else None
     if count is not None and rows is not None and count > rows:
         yield Finding(
-            "gguf/vocabulary", "tokenizer.ggml.tokens", f"{count} tokens, token_embd.weight has {rows} rows",
-            "a row for every token", "convert the model again",
-        )  # fmt: skip
+            "gguf/vocabulary",
+            "tokenizer.ggml.tokens",
+            f"{count} tokens, token_embd.weight has {rows} rows",
+            "a row for every token",
+            "convert the model again",
+        )
     for name in ("token_type", "scores"):
         values = header.metadata.get(f"tokenizer.ggml.{name}")
         if count is not None and values is not None and hasattr(values, "__len__") and len(values) != count:
             yield Finding(
-                "gguf/token-arrays", f"tokenizer.ggml.{name}", f"{len(values)} entries, {count} tokens", "one for each token",
+                "gguf/token-arrays",
+                f"tokenizer.ggml.{name}",
+                f"{len(values)} entries, {count} tokens",
+                "one for each token",
                 "convert the model again",
-            )  # fmt: skip
+            )
     for name in IDS:
         id = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
         if isinstance(id, int) and count is not None and not 0 <= id < count:
             yield Finding(
-                "gguf/token-range", f"tokenizer.ggml.{name}_token_id", str(id), f"an id from 0 to {count - 1}",
+                "gguf/token-range",
+                f"tokenizer.ggml.{name}_token_id",
+                str(id),
+                f"an id from 0 to {count - 1}",
                 f"gguf_set_metadata.py FILE tokenizer.ggml.{name}_token_id ID",
-            )  # fmt: skip
+            )
     end, pad = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "padding"))
     if end is not None and end == pad:
         yield Finding(
-            "gguf/padding-is-end", "tokenizer.ggml.padding_token_id", f"{pad}, which is the end", "a token of its own",
-            "nothing while the file is only run; fine-tune from a model with another padding token", "note",
-        )  # fmt: skip
+            "gguf/padding-is-end",
+            "tokenizer.ggml.padding_token_id",
+            f"{pad}, which is the end",
+            "a token of its own",
+            "nothing while the file is only run; fine-tune from a model with another padding token",
+            "note",
+        )

@@ -24,11 +24,18 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
         dead = found.n_zero_rows + found.n_constant_rows
         if dead == rows:
             yield Finding(
-                "weights/constant", found.ref.name, f"all {rows} rows are zero or of one value", "trained weights",
+                "weights/constant",
+                found.ref.name,
+                f"all {rows} rows are zero or of one value",
+                "trained weights",
                 "compare with the original model",
-            )  # fmt: skip
+            )
         elif dead:
             yield Finding(
-                "weights/dead-rows", found.ref.name, f"{dead} of {rows} rows are zero or of one value", "rows that work",
-                "compare with the original model", "warning",
-            )  # fmt: skip
+                "weights/dead-rows",
+                found.ref.name,
+                f"{dead} of {rows} rows are zero or of one value",
+                "rows that work",
+                "compare with the original model",
+                "warning",
+            )

@@ -21,6 +21,10 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
     for found in statistics:
         if found.ref.dtype != "F16" and found.largest > LARGEST:
             yield Finding(
-                "weights/float16", found.ref.name, f"{found.largest:.3g}", f"at most {LARGEST:.0f}, which float16 holds",
-                "run this model in bfloat16 or float32", "warning",
-            )  # fmt: skip
+                "weights/float16",
+                found.ref.name,
+                f"{found.largest:.3g}",
+                f"at most {LARGEST:.0f}, which float16 holds",
+                "run this model in bfloat16 or float32",
+                "warning",
+            )

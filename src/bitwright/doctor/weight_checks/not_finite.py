@@ -19,7 +19,9 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
     for found in statistics:
         if found.n_not_finite:
             yield Finding(
-                "weights/not-finite", found.ref.name,
+                "weights/not-finite",
+                found.ref.name,
                 f"{found.n_not_finite} of {found.n_entries} entries, the first at flat index {found.first_not_finite}",
-                "every weight is a finite number", "download the checkpoint again, or ask its author",
-            )  # fmt: skip
+                "every weight is a finite number",
+                "download the checkpoint again, or ask its author",
+            )

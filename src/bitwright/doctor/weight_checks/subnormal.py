@@ -23,6 +23,10 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
         share = found.n_subnormal / found.n_entries
         if share > MANY:
             yield Finding(
-                "weights/subnormal", found.ref.name, f"{100 * share:.0f} % of its entries are subnormal", "normal numbers",
-                "start from the float32 or bfloat16 checkpoint", "warning",
-            )  # fmt: skip
+                "weights/subnormal",
+                found.ref.name,
+                f"{100 * share:.0f} % of its entries are subnormal",
+                "normal numbers",
+                "start from the float32 or bfloat16 checkpoint",
+                "warning",
+            )

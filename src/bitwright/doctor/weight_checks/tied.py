@@ -19,6 +19,9 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
     embedding, head = model.embedding, model.head
     if embedding is not None and head is not None and model.ties_embeddings and not same_values(embedding, head):
         yield Finding(
-            "weights/tied-differ", head.name, f"differs from {embedding.name}, to which config.json ties it", "equal matrices",
+            "weights/tied-differ",
+            head.name,
+            f"differs from {embedding.name}, to which config.json ties it",
+            "equal matrices",
             'set "tie_word_embeddings": false if the head was trained, or leave the head out',
-        )  # fmt: skip
+        )

@@ -33,16 +33,23 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
         used = [id for id in untrained if names[id] in special and names[id] in written]
         if used:
             yield Finding(
-                "tokens/untrained-in-template", part.ref.name, f"the template writes {_told(used, names, untrained)}",
-                "tokens that were trained", "train these rows too, or take the template of the model that was trained",
+                "tokens/untrained-in-template",
+                part.ref.name,
+                f"the template writes {_told(used, names, untrained)}",
+                "tokens that were trained",
+                "train these rows too, or take the template of the model that was trained",
                 "warning",
-            )  # fmt: skip
+            )
         if untrained:
             ids = list(untrained)
             yield Finding(
-                "tokens/untrained", part.ref.name, f"{len(ids)} tokens, such as {_told(ids, names, untrained)}",
-                "tokens that were trained", "use other tokens, or train these rows too", "note",
-            )  # fmt: skip
+                "tokens/untrained",
+                part.ref.name,
+                f"{len(ids)} tokens, such as {_told(ids, names, untrained)}",
+                "tokens that were trained",
+                "use other tokens, or train these rows too",
+                "note",
+            )
 
 
 def _untrained(part: Statistics, ids: list[int]) -> dict[int, str]:
