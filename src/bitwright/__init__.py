@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.errors import BitwrightError, Finding
-    from bitwright.measure.sensitivity import Sensitivity
-    from bitwright.measurement import Settings
     from bitwright.pipeline import evaluate, measure, quantize, report
     from bitwright.plan import Plan
-    from bitwright.push import push
+    from bitwright.push.push import push
     from bitwright.report.report import Report
+    from bitwright.sensitivity import Sensitivity
+    from bitwright.settings import Settings
 
 _HOME = {
     "BitwrightError": "bitwright.errors",
     "Finding": "bitwright.errors",
     "Plan": "bitwright.plan",
     "Report": "bitwright.report.report",
-    "Sensitivity": "bitwright.measure.sensitivity",
-    "Settings": "bitwright.measurement",
+    "Sensitivity": "bitwright.sensitivity",
+    "Settings": "bitwright.settings",
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
     "measure": "bitwright.pipeline",
-    "push": "bitwright.push",
+    "push": "bitwright.push.push",
     "quantize": "bitwright.pipeline",
     "report": "bitwright.pipeline",
 }

@@ -1,4 +1,4 @@
-"""The job on one page: open, measure, allocate, write, prove."""
+"""The job on one page: open, describe, measure, allocate, write, prove."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ from math import prod
 from pathlib import Path
 
 from bitwright.allocate.allocate import allocate
+from bitwright.allocate.edited import edited, keep_plan
 from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
-from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space, require_suffix
-from bitwright.clock import Clock
+from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space
+from bitwright.containers.registry import container_of, require_suffix
+from bitwright.data.documentation import DOCUMENTATION
+from bitwright.data.held_out import held_out as held_out_samples
+from bitwright.data.held_out import require_unseen
+from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
-from bitwright.evaluate.verify import NOISE_FLOOR, Entry
-from bitwright.export.container import container_of
-from bitwright.measure.prepare import DOCUMENTATION, held_out_domains, tokenizer_of
-from bitwright.measure.sensitivity import Sensitivity
-from bitwright.measurement import Measurement, Settings, device_of, measure_model
-from bitwright.places import cache_dir, without_place
-from bitwright.progress import Reporter
-from bitwright.proof import RESULT, Proof, rivals_of, write
+from bitwright.host.clock import Clock
+from bitwright.host.device import device_of, reference_dtype
+from bitwright.host.places import cache_dir, without_place
+from bitwright.host.progress import Reporter
+from bitwright.measure.measure import Measurement
+from bitwright.measure.measure import measure as measure_subject
+from bitwright.measure.subject import Subject
+from bitwright.plan import NOISE_FLOOR, Plan
+from bitwright.prove.proof import RESULT, Proof, write
+from bitwright.prove.verdict import Entry
 from bitwright.report.card import card
 from bitwright.report.page import page
 from bitwright.report.report import Report
+from bitwright.sensitivity import Sensitivity
+from bitwright.settings import Settings
 
 
 def quantize(
@@ -38,6 +47,7 @@ def quantize(
     *,
     max_damage: float | None = None,
     pins: tuple[str, ...] = (),
+    plan: str | Path | None = None,
     workdir: str | Path | None = None,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
@@ -45,52 +55,73 @@ def quantize(
 ) -> Report:
     """Write ``source`` as a quantized checkpoint ``out`` within ``budget`` and prove it against the 16-bit model.
 
-    Every stage's results stay in ``workdir`` (default: a hidden folder beside ``out``, removed at the end), so that a killed
-    run goes on where it was. ``command``: the words that asked for it, for the report. Raises BitwrightError, with nothing at
-    ``out``, when any rule is broken.
+    ``plan``: a plan.json whose formats are written instead of a choice of ours. Every stage's results stay in ``workdir``
+    (default: a hidden folder beside ``out``, removed at the end), so that a killed run goes on where it was. ``command``: the
+    words that asked for it, for the report. Raises BitwrightError, with nothing at ``out``, when any rule is broken.
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
     clock = Clock()
-    require_suffix(out, container_of(settings.container).suffix)
+    require_suffix(out, container_of(settings.container))
     require_new(out)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
-    measured = measure_model(
-        source,
-        work_root,
-        settings,
-        reporter,
-        preflight=lambda table: allocate(table, budget, max_damage=max_damage, pins=pins, frontier=False),
-    )
+    given = Plan.load(Path(plan)) if plan else None
+    subject = Subject.open(source, settings, given.formats if given else ())
+    _preflight(subject)
+
+    def choose(table: Sensitivity, frontier: bool) -> Plan:
+        if given:
+            return edited(table, given, Path(plan or ""), settings.fused_groups)
+        return allocate(table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups)
+
+    choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
+    for note in subject.notes:
+        reporter.say(f"note: {note}")
+    measured = measure_subject(subject, work_root, reporter)
     clock.lap("measure")
-    plan = allocate(measured.sensitivity, budget, max_damage=max_damage, pins=pins)
+    chosen = choose(measured.sensitivity, frontier=True)
     clock.lap("allocate")
-    write_text(work_root / "plan.json", plan.to_json())
-    rivals = rivals_of(measured, plan, settings, work_root)
-    require_space(out, plan.nbytes + sum(r.nbytes for r in rivals if r.plan and not r.candidate.quantize), "OUT")
-    proof = Proof(measured, work_root, settings, reporter)
-    with atomic_output(out.absolute()) as place:
-        write(measured, plan, place)
+    if not given:
+        keep_plan(work_root, chosen)
+    proof = Proof.of(measured, chosen, work_root, reporter)
+    require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
+    with atomic_output(out.absolute(), subject.container.suffix) as place:
+        proof.write(chosen, place)
         clock.lap("write")
-        verdict = proof.verdict(plan, place, rivals)
+        verdict = proof.verdict(chosen, place, may_replace=given is None)
         if verdict.shipped != RESULT:
-            plan = next(r.plan for r in rivals if r.label == verdict.shipped and r.plan)
+            chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
             remove(place)
-            write(measured, plan, place)
+            write(measured, {place: chosen})
         check = proof.check(place)
         clock.lap("prove")
-        report = proof.report(plan, verdict, check, out, clock.stages, tuple(map(without_place, command)))
+        report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
         report = _with_pages(report, measured, str(source), place)
         write_json(beside(place, "report.json"), report.to_dict())
-        write_json(beside(place, "bitwright.json"), {"plan": plan.to_dict(), "provenance": report.provenance})
+        write_json(beside(place, "bitwright.json"), {"plan": chosen.to_dict(), "provenance": report.provenance})
     write_json(work_root / "report.json", report.to_dict())
     if workdir is None:
         shutil.rmtree(work_root, ignore_errors=True)
     return report
 
 
+def _preflight(subject: Subject) -> None:
+    """Raise BitwrightError for what would come out at the end: no text for the verdict, a class that needs its own code."""
+    settings = subject.settings
+    if settings.trust_remote_code and "auto_map" in subject.source.checkpoint.config and not subject.container.suffix:
+        raise fail(
+            "source/code",
+            "config.json",
+            saw="auto_map: the model is built by code that it brings along",
+            wanted="a class that transformers has, since a written checkpoint carries no code",
+            help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
+        )
+    require_unseen(settings.held_out, settings.calibration)
+    held_out_samples(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+
+
 def _with_pages(report: Report, measured: Measurement, source: str, place: Path) -> Report:
     """Write the page and the card beside the weights; a finished run is not lost to a picture, which becomes a note."""
-    directory, notes = measured.skeleton.checkpoint.directory, list(report.notes)
+    directory, notes = measured.subject.source.checkpoint.directory, list(report.notes)
     makers = {"report.html": partial(page, report, measured.sensitivity), "README.md": partial(card, report, source, directory)}
     for name, make in makers.items():
         try:
@@ -135,7 +166,11 @@ def measure(
     """
     output = Path(output)
     root = Path(workdir) if workdir else output.absolute().parent / f".{output.name}.work"
-    measured = measure_model(source, root, settings or Settings(), reporter or Reporter())
+    reporter = reporter or Reporter()
+    subject = Subject.open(source, settings or Settings())
+    for note in subject.notes:
+        reporter.say(f"note: {note}")
+    measured = measure_subject(subject, root, reporter)
     if imatrix_output:
         measured.write_imatrix(Path(imatrix_output))
     sensitivity = measured.sensitivity
@@ -169,17 +204,16 @@ def evaluate(
     checkpoint = open_checkpoint(reference)
     directory = checkpoint.directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
-    ids, domains = held_out_domains(tokenizer, held_out, sequences, length)
-    wide = "float32" if where.type == "cpu" else "bfloat16"
+    samples, domains = held_out_samples(tokenizer, held_out, sequences, length)
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     if tasks:
         score([], list(tasks), quiet=reporter.quiet)  # what cannot be run is said before hours of comparing
     divergences = compare(
-        Candidate("16 bit", str(directory), dtype=wide, trust_remote_code=trust_remote_code),
+        Candidate("16 bit", str(directory), dtype=reference_dtype(where), trust_remote_code=trust_remote_code),
         models,
-        Text(ids.tolist(), domains),
+        Text.of(samples, domains),
         device=str(where),
         quiet=reporter.quiet,
         greedy=greedy,
@@ -197,8 +231,8 @@ def evaluate(
 
 
 def _candidate(path: str) -> Path:
-    """A .gguf file is run as it is; anything else becomes a directory."""
-    return Path(path) if path.endswith(".gguf") and Path(path).is_file() else local_directory(path)
+    """A file is run as it is; anything else becomes a directory."""
+    return Path(path) if Path(path).is_file() else local_directory(path)
 
 
 def _stored_nbytes(path: Path) -> int:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import fail
 
-SCHEMA = "bitwright.plan/1"
+SCHEMA = "bitwright.plan/2"
+SIXTEEN = "16bit"  # the format of a weight that stays as it is
+NOISE_FLOOR = "16-bit arithmetic"  # the line of a table that is the 16-bit model itself, as it is usually run
+
+
+class Rounding(StrEnum):
+    """How a weight came to its codes."""
+
+    CALIBRATED = "calibrated"
+    NEAREST = "nearest"
+    NONE = "none"  # 16 bit, as the source has it
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class Choice:
 
     weight: str
     format: str
-    rounding: str  # calibrated, nearest, or none for 16 bit
+    rounding: Rounding
     nbytes: int
     damage_nats: float
     pinned: bool = False
@@ -51,11 +62,19 @@ class Plan:
     price_nats_per_mb: float  # damage that one more megabyte saves
     choices: tuple[Choice, ...]
     frontier: tuple[FrontierPoint, ...] = ()
+    fused_groups: bool = True  # whether weights that a runtime fuses had to share what it asks of them
+    fused_cost_nats: float = 0.0  # predicted, that this cost at the same bytes
+    broken_groups: tuple[str, ...] = ()  # fused modules whose weights do not
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
 
     def choice(self, weight: str) -> Choice:
         return next(c for c in self.choices if c.weight == weight)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Every format that is used, each once."""
+        return tuple(dict.fromkeys(choice.format for choice in self.choices))
 
     def bits_per_weight(self, n_parameters: int) -> float:
         """Bits of each quantizable weight, scales included."""
@@ -67,9 +86,10 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         data = dict(data)
-        choices = tuple(Choice(**choice) for choice in data.pop("choices"))
+        choices = tuple(Choice(**{**c, "rounding": Rounding(c["rounding"])}) for c in data.pop("choices"))
         frontier = tuple(FrontierPoint(**point) for point in data.pop("frontier"))
-        return cls(choices=choices, frontier=frontier, **data)
+        broken = tuple(data.pop("broken_groups"))
+        return cls(choices=choices, frontier=frontier, broken_groups=broken, **data)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"

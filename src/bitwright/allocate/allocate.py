@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from bitwright.allocate.budget import budget_nbytes
 from bitwright.allocate.explain import explain
+from bitwright.allocate.groups import Problem, broken
 from bitwright.allocate.knapsack import Option, Solution, price, solve
 from bitwright.allocate.knapsack import frontier as frontier_of
 from bitwright.errors import BitwrightError, fail
-from bitwright.measure.sensitivity import Row, Sensitivity
-from bitwright.plan import Choice, FrontierPoint, Plan
+from bitwright.plan import SIXTEEN, Choice, FrontierPoint, Plan, Rounding
+from bitwright.sensitivity import Row, Sensitivity
 
 FRONTIER_POINTS = 24
 DAMAGE_STEPS = 10**9  # resolution at which --max-damage is counted
@@ -23,24 +24,12 @@ Allowed = Callable[[Row], bool]
 
 def calibrated(row: Row) -> bool:
     """The options of a normal run: calibrated rounding, or 16 bit."""
-    return row.rounding != "nearest"
+    return row.rounding != Rounding.NEAREST
 
 
 def stock_or_16bit(row: Row) -> bool:
     """The options of a hand-made skip list: the container's own rounding, or 16 bit."""
-    return row.rounding != "calibrated"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The rows that each weight may take, after pins."""
-
-    rows: tuple[tuple[Row, ...], ...]
-    pinned: tuple[bool, ...]
-
-    @property
-    def groups(self) -> list[list[Option]]:
-        return [[Option(row.nbytes, row.damage_nats) for row in rows] for rows in self.rows]
+    return row.rounding != Rounding.CALIBRATED
 
 
 def allocate(
@@ -51,23 +40,24 @@ def allocate(
     pins: tuple[str, ...] = (),
     allowed: Allowed = calibrated,
     frontier: bool = True,
+    fused_groups: bool = True,
 ) -> Plan:
     """The plan with the least predicted damage within ``budget``, or the fewest bytes within ``max_damage`` nats per token.
 
-    ``pins`` are ``pattern=format`` (shell patterns over module names). Raises BitwrightError for a budget below what
-    the formats can reach or above the 16-bit size, and for a pin that matches nothing or cannot be stored.
+    ``pins`` are ``pattern=format`` (shell patterns over module names). ``fused_groups``: weights that a runtime multiplies as
+    one matrix share what it asks of them. Raises BitwrightError for a budget below what the formats can reach or above the
+    16-bit size, and for a pin that matches nothing, cannot be stored, or breaks a group.
     """
-    problem = _problem(sensitivity, pins, allowed)
-    groups = problem.groups
-    if max_damage is None:
-        limit = budget_nbytes(budget, sensitivity)
-        _require_reachable(sensitivity, groups, limit, budget)
-        solution = solve(groups, limit - sensitivity.kept_nbytes)
-        text = budget
+    free = _problem(sensitivity, pins, allowed)
+    problem = free.fused(sensitivity) if fused_groups else free
+    text = budget if max_damage is None else f"damage <= {max_damage:g} nats"
+    limit = None if max_damage is not None else budget_nbytes(budget, sensitivity)
+    if limit is not None:
+        _require_reachable(sensitivity, problem.options, limit, budget)
+        solution = solve(problem.options, limit - sensitivity.kept_nbytes)
     else:
-        limit = None
-        solution = _least_bytes(groups, max_damage)
-        text = f"damage <= {max_damage:g} nats"
+        assert max_damage is not None
+        solution = _least_bytes(problem.options, max_damage)
     if solution is None:
         raise fail(
             "allocate/solver",
@@ -76,30 +66,39 @@ def allocate(
             wanted="a choice within the budget",
             help="try a slightly larger budget",
         )
-    chosen = tuple(rows[o] for rows, o in zip(problem.rows, solution.choice, strict=True))
-    plan = _plan(sensitivity, problem, chosen, solution, text, limit)
+    plan = _plan(sensitivity, problem, solution, text, limit, fused_groups)
     if not frontier:
         return plan
-    return replace(plan, frontier=_frontier(groups, sensitivity.kept_nbytes))
+    cost = _cost_of_groups(free, problem, plan) if fused_groups and sensitivity.groups else 0.0
+    return replace(plan, frontier=_frontier(problem.options, sensitivity.kept_nbytes), fused_cost_nats=cost)
 
 
-def uniform(sensitivity: Sensitivity, format: str, rounding: str) -> Plan:
+def _cost_of_groups(free: Problem, fused: Problem, plan: Plan) -> float:
+    """Predicted nats that a choice without the groups would save at the bytes of ``plan``."""
+    if len(free.units) == len(fused.units):
+        return 0.0
+    solution = solve(free.options, plan.nbytes - plan.kept_nbytes)
+    return max(0.0, plan.damage_nats - solution.damage) if solution else 0.0
+
+
+def uniform(sensitivity: Sensitivity, format: str, rounding: Rounding) -> Plan:
     """Every weight in one format (where that can store it, else in 16 bit)."""
-    rows = tuple(weight.row_or_16bit(format, rounding) for weight in sensitivity.weights)
-    return _given(sensitivity, rows, f"uniform {format}, {rounding}")
+    rows = [weight.row_or_16bit(format, rounding) for weight in sensitivity.weights]
+    return given(sensitivity, rows, f"uniform {format}, {rounding}")
 
 
 def stock(sensitivity: Sensitivity) -> Plan:
     """Every weight as the container's own quantizer stores it, rounded to nearest."""
-    rows = tuple(weight.row_or_16bit(weight.stock, "nearest") for weight in sensitivity.weights)
-    return _given(sensitivity, rows, sensitivity.stock)
+    rows = [weight.row_or_16bit(weight.stock, Rounding.NEAREST) for weight in sensitivity.weights]
+    return given(sensitivity, rows, sensitivity.stock)
 
 
-def _given(sensitivity: Sensitivity, rows: tuple[Row, ...], name: str) -> Plan:
+def given(sensitivity: Sensitivity, rows: Sequence[Row], name: str, fused_groups: bool = True) -> Plan:
+    """The plan that takes ``rows``, one of each weight."""
     problem = Problem(tuple((row,) for row in rows), tuple(False for _ in rows))
     total, damage = sum(row.nbytes for row in rows), sum(row.damage_nats for row in rows)
     solution = Solution(tuple(0 for _ in rows), total, damage, damage)
-    return _plan(sensitivity, problem, rows, solution, name, None)
+    return _plan(sensitivity, problem, solution, name, None, fused_groups)
 
 
 def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) -> Problem:
@@ -184,11 +183,12 @@ def _frontier(groups: list[list[Option]], kept: int) -> tuple[FrontierPoint, ...
 
 
 def _plan(
-    sensitivity: Sensitivity, problem: Problem, chosen: tuple[Row, ...], solution: Solution, budget: str, limit: int | None
+    sensitivity: Sensitivity, problem: Problem, solution: Solution, budget: str, limit: int | None, fused_groups: bool
 ) -> Plan:
-    counts = Counter(row.format for row in chosen if row.format != "16bit") or Counter(["16bit"])
+    chosen = problem.chosen(solution.choice)
+    counts = Counter(row.format for row in chosen if row.format != SIXTEEN) or Counter([SIXTEEN])
     default = counts.most_common(1)[0][0]
-    reasons = explain(sensitivity, problem.rows, chosen, problem.pinned, default)
+    reasons = explain(sensitivity, problem, chosen, default)
     choices = tuple(
         Choice(weight.name, row.format, row.rounding, row.nbytes, row.damage_nats, pinned, reason)
         for weight, row, pinned, reason in zip(sensitivity.weights, chosen, problem.pinned, reasons, strict=True)
@@ -205,7 +205,9 @@ def _plan(
         check_nats=sum(row.check_nats for row in chosen),
         check_stderr=sum(row.check_stderr**2 for row in chosen) ** 0.5,
         gap=solution.gap,
-        price_nats_per_mb=price(problem.groups, solution.nbytes) * 1e6,
+        price_nats_per_mb=price(problem.options, solution.nbytes) * 1e6,
         choices=choices,
         provenance=sensitivity.provenance,
+        fused_groups=fused_groups,
+        broken_groups=tuple(group.name for group in broken(sensitivity, {c.weight: c.format for c in choices})),
     )

@@ -44,7 +44,7 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     """Least total damage with total bytes <= ``budget_nbytes``; None when even the smallest options exceed it."""
     if sum(min(o.nbytes for o in group) for group in groups) > budget_nbytes:
         return None
-    options = [(g, o) for g, group in enumerate(groups) for o in _efficient(group)]
+    options = [(g, o) for g, group in enumerate(groups) for o in efficient(group)]
     damage = np.array([groups[g][o].damage for g, o in options])
     nbytes = np.array([groups[g][o].nbytes for g, o in options], dtype=float)
     scale = max(damage.max(), 1e-300)
@@ -87,7 +87,7 @@ def _quiet_stdout() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _efficient(group: list[Option]) -> list[int]:
+def efficient(group: list[Option]) -> list[int]:
     """Options that no other one of the group beats in both bytes and damage."""
     order = sorted(range(len(group)), key=lambda o: (group[o].nbytes, group[o].damage))
     best, kept = float("inf"), []
@@ -105,7 +105,7 @@ def _within(groups: list[list[Option]], choice: list[int], budget_nbytes: int) -
         steps = [
             ((groups[g][o].damage - groups[g][choice[g]].damage) / (groups[g][choice[g]].nbytes - groups[g][o].nbytes), g, o)
             for g in range(len(groups))
-            for o in _efficient(groups[g])
+            for o in efficient(groups[g])
             if groups[g][o].nbytes < groups[g][choice[g]].nbytes
         ]
         _, g, o = min(steps)
@@ -148,7 +148,7 @@ def _steps(groups: list[list[Option]]) -> list[tuple[float, int, float]]:
 def convex_hull(group: list[Option]) -> list[int]:
     """Options on the lower convex hull of damage over bytes, by growing bytes."""
     hull: list[int] = []
-    for o in _efficient(group):
+    for o in efficient(group):
         while len(hull) >= 2 and _slope(group, hull[-2], hull[-1]) <= _slope(group, hull[-1], o):
             hull.pop()
         hull.append(o)

@@ -9,7 +9,7 @@ from bitwright.checkpoint.demo import demo_gguf
 from bitwright.checkpoint.gguf import convert_gguf
 from bitwright.checkpoint.hub import is_hub_id, whole_model
 from bitwright.errors import fail
-from bitwright.places import cache_dir
+from bitwright.host.places import cache_dir
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

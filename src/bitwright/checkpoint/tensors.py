@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -32,24 +34,30 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def read_tensor(ref: TensorRef) -> Tensor:
     """The tensor's values. Plain reads instead of a memory map: what is resident is what was asked for."""
-    data = bytearray(ref.nbytes)
-    with open(ref.file, "rb", buffering=0) as file:
-        file.seek(ref.start)
+    if not ref.nbytes:
+        return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
+    data = read_bytes(ref.file, ref.start, ref.nbytes, ref.name)
+    return torch.frombuffer(data, dtype=DTYPES[ref.dtype]).reshape(ref.shape)
+
+
+def read_bytes(path: Path, start: int, nbytes: int, name: str = "") -> bytearray:
+    """``nbytes`` of the file from ``start`` on; raises BitwrightError, which names the tensor, where it ends before."""
+    data = bytearray(nbytes)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
         view, done = memoryview(data), 0
-        while done < ref.nbytes:
+        while done < nbytes:
             count = file.readinto(view[done:])
             if not count:
                 raise fail(
                     "checkpoint/truncated",
-                    f"{ref.file.name}: {ref.name}",
-                    saw=f"{done} of {ref.nbytes} bytes",
+                    f"{path.name}: {name}",
+                    saw=f"{done} of {nbytes} bytes",
                     wanted="the whole tensor",
-                    help=f"download {ref.file.name} again",
+                    help=f"download {path.name} again",
                 )
             done += count
-    if not ref.nbytes:
-        return torch.empty(ref.shape, dtype=DTYPES[ref.dtype])
-    return torch.frombuffer(data, dtype=DTYPES[ref.dtype]).reshape(ref.shape)
+    return data
 
 
 def _all_finite(flat: Tensor) -> bool:

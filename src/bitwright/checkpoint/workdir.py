@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitwright.checkpoint.headers import read_header
 from bitwright.checkpoint.tensors import read_tensor
-from bitwright.checkpoint.writer import TensorPlan, write_shard
+from bitwright.checkpoint.writer import ShardWriter, TensorPlan
 
 
 def content_hash(*parts: Any) -> str:
@@ -40,8 +40,12 @@ class WorkDir:
 
     def save_tensors(self, piece: str, tensors: dict[str, Tensor]) -> None:
         scratch = self.path(f".{piece}.partial")
-        items = iter(tensors.items())
-        write_shard(scratch, [TensorPlan.like(name, tensor) for name, tensor in tensors.items()], items.__next__)
+        writer = ShardWriter(scratch, [TensorPlan.like(name, tensor) for name, tensor in tensors.items()])
+        try:
+            for name, tensor in tensors.items():
+                writer.put(name, tensor)
+        finally:
+            writer.release()
         os.replace(scratch, self.path(piece))
 
     def load_tensors(self, piece: str, prefix: str = "") -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,7 +20,6 @@ from bitwright.checkpoint.tensors import NAMES
 from bitwright.errors import fail
 
 SHARD_BYTES = 5_000_000_000  # as transformers' save_pretrained
-FILE_SUFFIXES = (".gguf",)  # of checkpoints that are one file
 MARGIN_BYTES = 64 * 2**20  # kept free on the disk beside what is written
 
 
@@ -61,35 +60,30 @@ def atomic_file(out: Path) -> Iterator[Path]:
         _sync(out.parent)
 
 
-def atomic_output(out: Path) -> AbstractContextManager[Path]:
-    """``atomic_file`` for a name with a suffix of one, else ``atomic_directory``."""
-    return atomic_file(out) if out.suffix in FILE_SUFFIXES else atomic_directory(out)
+def atomic_output(out: Path, suffix: str) -> AbstractContextManager[Path]:
+    """``atomic_file`` where the container is one file, which has a ``suffix``, else ``atomic_directory``."""
+    return atomic_file(out) if suffix else atomic_directory(out)
+
+
+@contextmanager
+def atomic_outputs(outs: Sequence[Path], suffix: str) -> Iterator[list[Path]]:
+    """``atomic_output`` of several at once."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(atomic_output(out, suffix)) for out in outs]
 
 
 def beside(out: Path, name: str) -> Path:
     """Where the text ``name`` belongs that goes with the model ``out``: inside a directory, else next to the file."""
-    return out.with_name(f"{out.stem}.{name}") if out.suffix in FILE_SUFFIXES else out / name
+    return out / name if out.is_dir() else out.with_name(f"{out.stem}.{name}")
 
 
 def remove(out: Path) -> None:
     """Empty the directory ``out``, or remove the file."""
-    if out.suffix in FILE_SUFFIXES:
+    if not out.is_dir():
         out.unlink()
         return
     shutil.rmtree(out)
     out.mkdir()
-
-
-def require_suffix(out: Path, suffix: str) -> None:
-    """Raise unless the name of ``out`` ends as the container asks: ``suffix``, or for a directory none of a file."""
-    if suffix != (out.suffix if out.suffix in FILE_SUFFIXES else ""):
-        raise fail(
-            "output/suffix",
-            out,
-            saw=f"a name that ends in {out.suffix!r}" if out.suffix else "a name without a suffix",
-            wanted=f"OUT ends in {suffix}" if suffix else "OUT is a directory",
-            help=f"bitwright quantize SOURCE {out.with_suffix(suffix)}" + ("" if suffix else ", or --container gguf"),
-        )
 
 
 def require_new(out: Path) -> None:
@@ -123,11 +117,38 @@ def require_space(where: Path, nbytes: int, what: str) -> None:
         )
 
 
-def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """Write ``tensors`` (name, values) in the order of ``plans``; returns the bytes of tensor data.
+class SafetensorsWriter:
+    """A safetensors directory, written tensor by tensor in the order of ``plans``; one tensor is held at a time.
 
-    More than SHARD_BYTES is split into shards with an index. Only one tensor is held at a time.
+    More than SHARD_BYTES is split into shards with an index.
     """
+
+    def __init__(self, directory: Path, plans: list[TensorPlan]) -> None:
+        self.nbytes = sum(plan.nbytes for plan in plans)  # of tensor data
+        self._shards = _shards(directory, plans)
+        self._open: ShardWriter | None = None
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write the next tensor, which is called ``name``."""
+        if self._open is None or self._open.done:
+            self.release()
+            self._open = ShardWriter(*self._shards.pop(0))
+        self._open.put(name, tensor)
+
+    def close(self) -> None:
+        """Put the last bytes on the disk; raises AssertionError when tensors are missing."""
+        if self._shards or (self._open and not self._open.done):
+            raise AssertionError("not every planned tensor was written")
+        self.release()
+
+    def release(self) -> None:
+        if self._open:
+            self._open.release()
+        self._open = None
+
+
+def _shards(directory: Path, plans: list[TensorPlan]) -> list[tuple[Path, list[TensorPlan]]]:
+    """The files of a checkpoint with their tensors; an index is written where there are several."""
     shards: list[list[TensorPlan]] = [[]]
     filled = 0
     for plan in plans:
@@ -144,30 +165,53 @@ def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterabl
             "weight_map": {plan.name: name for name, shard in zip(names, shards, strict=True) for plan in shard},
         }
         (directory / INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
-    stream = iter(tensors)
-    for name, shard in zip(names, shards, strict=True):
-        write_shard(directory / name, shard, stream.__next__)
-    return sum(plan.nbytes for plan in plans)
+    return [(directory / name, shard) for name, shard in zip(names, shards, strict=True)]
 
 
-def write_shard(path: Path, plans: list[TensorPlan], following: Callable[[], tuple[str, Tensor]]) -> None:
-    """One safetensors file: the header from ``plans``, then the values that ``following`` yields one by one."""
-    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for plan in plans:
-        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, offset + plan.nbytes]}
-        offset += plan.nbytes
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    with open(path, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+class ShardWriter:
+    """One safetensors file: the header from ``plans`` at once, then their values one by one."""
+
+    def __init__(self, path: Path, plans: list[TensorPlan]) -> None:
+        header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for plan in plans:
-            name, tensor = following()
-            if TensorPlan.like(name, tensor) != plan:
-                raise AssertionError(f"{name} {tensor.dtype} {tuple(tensor.shape)} does not follow the plan {plan}")
-            file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+            offsets = [offset, offset + plan.nbytes]
+            header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": offsets}
+            offset += plan.nbytes
+        raw = json.dumps(header, separators=(",", ":")).encode()
+        raw += b" " * (-len(raw) % 8)
+        self._plans = list(reversed(plans))
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by release
+        self._file.write(len(raw).to_bytes(8, "little") + raw)
+
+    @property
+    def done(self) -> bool:
+        return not self._plans
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        plan = self._plans.pop()
+        if TensorPlan.like(name, tensor) != plan:
+            raise AssertionError(f"{name} {tensor.dtype} {tuple(tensor.shape)} does not follow the plan {plan}")
+        self._file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+    def release(self) -> None:
+        """Put what was written on the disk and close the file."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Write ``tensors`` (name, values) in the order of ``plans``; returns the bytes of tensor data."""
+    writer = SafetensorsWriter(directory, plans)
+    try:
+        for name, tensor in tensors:
+            writer.put(name, tensor)
+        writer.close()
+    finally:
+        writer.release()
+    return writer.nbytes
 
 
 @contextmanager

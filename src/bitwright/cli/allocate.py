@@ -19,6 +19,7 @@ def run(
     like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
+    fused_groups: common.FusedGroups = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan to write.")] = Path("plan.json"),
     json_: common.Json = False,
 ) -> None:
@@ -26,10 +27,12 @@ def run(
     from rich.table import Table
 
     from bitwright.allocate.allocate import allocate
-    from bitwright.measure.sensitivity import Sensitivity
+    from bitwright.sensitivity import Sensitivity
 
     table = Sensitivity.load(sensitivity)
-    plan = allocate(table, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()))
+    plan = allocate(
+        table, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()), fused_groups=fused_groups
+    )
     output.write_text(plan.to_json(), encoding="utf-8")
     if json_:
         print(json.dumps(plan.to_dict(), indent=1))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from bitwright.containers.registry import CONTAINERS
 from bitwright.errors import BitwrightError, fail
 
 P = ParamSpec("P")
@@ -30,7 +31,12 @@ Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a ki
 MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
-Container = Annotated[str, typer.Option(help="What to write: bitsandbytes or gguf. Default: by the name of OUT.")]
+ContainerName = Annotated[
+    str, typer.Option("--container", help=f"What to write: {', '.join(CONTAINERS)}. Default: by the name of OUT.")
+]
+FusedGroups = Annotated[
+    bool, typer.Option(help="Weights that engines such as vLLM multiply as one matrix share what that asks of them.")
+]
 Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix: its scales replace those of the text.")]
 Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
@@ -73,8 +79,8 @@ def size_nbytes(text: str) -> int | None:
 
 
 def settings_of(**options: Any) -> Any:
-    """Settings from the options that the verbs share (torch loads here)."""
-    from bitwright.measurement import Settings
+    """Settings from the options that the verbs share."""
+    from bitwright.settings import Settings
 
     formats = tuple(name.strip() for name in options.pop("formats").split(",") if name.strip())
     return Settings(formats=formats, max_memory=size_nbytes(options.pop("max_memory")), **options)

@@ -32,7 +32,7 @@ def run(
         print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
         return
     from bitwright.checkpoint.open import local_directory
-    from bitwright.progress import Reporter
+    from bitwright.host.progress import Reporter
 
     path = Path(os.path.expanduser(model))
     if is_hub_id(model) and not weights and not fix:

@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
 
+    from bitwright.host.progress import Reporter
     from bitwright.pipeline import evaluate
-    from bitwright.progress import Reporter
     from bitwright.report.table import table, task_table
 
     entries = evaluate(

@@ -15,7 +15,7 @@ from bitwright.cli.common import guarded, settings_of
 def run(
     source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path("sensitivity.json"),
-    container: common.Container = "bitsandbytes",
+    container: common.ContainerName = "bitsandbytes",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
     imatrix: common.Imatrix = "",
@@ -31,8 +31,8 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Measure what every weight of SOURCE loses in every format, in nats per token."""
+    from bitwright.host.progress import Reporter
     from bitwright.pipeline import measure
-    from bitwright.progress import Reporter
 
     settings = settings_of(
         container=container,

@@ -24,7 +24,7 @@ def run(
     from rich.markup import escape
     from rich.table import Table
 
-    from bitwright.push import push
+    from bitwright.push.push import push
 
     files, address = push(out, repo, private=private, dry_run=dry_run)
     if json_:

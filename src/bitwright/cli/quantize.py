@@ -21,7 +21,7 @@ def run(
     like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
-    container: common.Container = "",
+    container: common.ContainerName = "",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
     imatrix: common.Imatrix = "",
@@ -34,19 +34,22 @@ def run(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     trust_remote_code: common.Trust = False,
+    plan: Annotated[str, typer.Option(help="Write this plan.json, which you may have edited, instead of choosing.")] = "",
+    fused_groups: common.FusedGroups = True,
     compare: Annotated[bool, typer.Option(help="Also build and measure the ablations.")] = True,
     json_: common.Json = False,
 ) -> None:
     """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
 
     from bitwright.checkpoint.writer import beside
+    from bitwright.containers.registry import container_for
+    from bitwright.host.progress import Reporter
     from bitwright.pipeline import quantize
-    from bitwright.progress import Reporter
     from bitwright.report.report import sentences
     from bitwright.report.table import table
 
     settings = settings_of(
-        container=container or ("gguf" if out.suffix == ".gguf" else "bitsandbytes"),
+        container=container or container_for(out).name,
         formats=formats,
         calibration=calibration,
         imatrix=imatrix,
@@ -59,6 +62,7 @@ def run(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         compare=compare,
+        fused_groups=fused_groups,
     )
     report = quantize(
         source,
@@ -66,6 +70,7 @@ def run(
         f"like {like}" if like else budget,
         max_damage=max_damage,
         pins=tuple(set_ or ()),
+        plan=plan or None,
         workdir=workdir or None,
         settings=settings,
         reporter=Reporter(quiet=json_),

@@ -14,11 +14,11 @@ from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.doctor import checks, gguf_checks, weight_checks
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics, measure
-from bitwright.errors import BitwrightError, Finding
-from bitwright.progress import Reporter
+from bitwright.errors import BitwrightError, Finding, Severity
+from bitwright.host.progress import Reporter
 
 ODD = "files/odd"  # what no check expects
-SEVERITIES = ("error", "warning", "note")
+SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
 
 
 def examine(path: Path, weights: bool = False, reporter: Reporter | None = None) -> list[Finding]:
@@ -80,7 +80,7 @@ def _of_gguf(path: Path) -> list[Finding]:
 def exit_code(findings: list[Finding]) -> int:
     """0 when nothing was found but notes, 1 for warnings, 2 for errors."""
     found = {finding.severity for finding in findings}
-    return 2 if "error" in found else 1 if "warning" in found else 0
+    return 2 if Severity.ERROR in found else 1 if Severity.WARNING in found else 0
 
 
 def rules() -> dict[str, str]:

@@ -18,8 +18,8 @@ from bitwright.errors import BitwrightError, fail
 from bitwright.estimate.families import parts, parts_of_headers
 from bitwright.estimate.gguf_settings import gguf_config
 from bitwright.estimate.parts import Part
+from bitwright.host.places import cache_dir
 from bitwright.models.settings import Config, text_config
-from bitwright.places import cache_dir
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
 

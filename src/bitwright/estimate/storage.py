@@ -6,9 +6,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+from bitwright.containers.gguf.recipes import Matrix, recipe
 from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, VISION, VISION_LINEAR, Part
-from bitwright.export.gguf_recipes import Matrix, recipe
-from bitwright.formats.ggml import GGML_FORMATS
+from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.models.settings import n_layers
 
 SIXTEEN, PLAIN_4_BIT = "BF16 / FP16", "NF4 (bitsandbytes)"

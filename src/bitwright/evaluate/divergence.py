@@ -32,7 +32,7 @@ class TokenFigures:
         return cls(*[torch.cat([getattr(part, field.name).cpu() for part in parts]) for field in fields(cls)])
 
 
-def compare(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigures:
+def token_figures(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigures:
     """KL(p || q) = sum_v p_v (log p_v - log q_v) per token from the candidate's logits [T, V] and the ids that follow [<= T].
 
     With the K likeliest tokens of p kept, P and Q the masses of all others under p and q, and v drawn from p's tail:
@@ -64,17 +64,19 @@ def compare(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigu
 
 
 def summarize(label: str, figures: list[TokenFigures], domains: tuple[str, ...] = ()) -> Divergence:
-    """One line of a table from the figures of each sequence; 95 % bootstrap interval of the mean over sequences.
+    """One line of a table from the figures of each text; 95 % bootstrap interval of the mean over texts.
 
     ``domains``: that of each sequence; with more than one the line holds one of each.
     """
     every = TokenFigures.join(figures)
     means = torch.stack([f.kl.mean() for f in figures]).cpu()
-    low, high = bootstrap_interval(means)
+    tokens = torch.tensor([len(f.kl) for f in figures], dtype=torch.float64)
+    weighted = means * (tokens / tokens.mean()).to(means.dtype)  # a text counts as much as it has tokens
+    low, high = bootstrap_interval(weighted)
     names = sorted(set(domains))
     return Divergence(
         label=label,
-        kl=float(means.mean()),
+        kl=float(weighted.mean()),
         kl_low=low,
         kl_high=high,
         kl_median=_quantile(every.kl, 0.5),

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bitwright.checkpoint.workdir import content_hash
+from bitwright.data.samples import Sample
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import run_worker
-from bitwright.versions import versions
+from bitwright.host.versions import versions
 
-LAYOUT = 2  # of the kept references; another number makes the old ones unknown
+LAYOUT = 3  # of the kept references; another number makes the old ones unknown
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to compare. ``quantize``: let bitsandbytes quantize it while loading, but for ``skip_modules``."""
+    """A model to compare. ``quantization``: the configuration with which its library quantizes it while loading."""
 
     label: str
     path: str
     dtype: str = "bfloat16"
-    quantize: bool = False
-    skip_modules: tuple[str, ...] | None = None
+    quantization: dict[str, Any] | None = None
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Text:
-    """Token sequences to compare on, and the domain of each where the text names domains."""
+    """Token sequences to compare on, each of its own length, and the domain of each where the text names domains."""
 
     ids: list[list[int]]  # [S][T]
     domains: tuple[str, ...] = ()  # [S]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], domains: tuple[str, ...] = ()) -> Text:
+        return cls([sample.ids.tolist() for sample in samples], domains)
 
 
 def compare(

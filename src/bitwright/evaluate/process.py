@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
     job_path, out_path, errors = folder / "job.json", folder / "out.json", folder / "errors.txt"
     job_path.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_path), str(out_path)]
+    environment = {**os.environ, "TQDM_DISABLE": "1"}  # bars of libraries; ours tell what there is to tell
     with open(errors, "w", encoding="utf-8") as log:
-        done = subprocess.run(command, stderr=log if job["quiet"] else None, stdout=log, check=False)
+        done = subprocess.run(command, stderr=log if job["quiet"] else None, stdout=log, check=False, env=environment)
     if done.returncode:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         raise fail(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitwright.measure.curvature import drawn_at
+from bitwright.data.draw import drawn_at
 
 LIKELIEST = 256  # tokens kept exactly; a vocabulary of no more is kept whole
 SAMPLES = 32  # tokens drawn from the tail
@@ -73,10 +73,9 @@ def condense(logits: Tensor, next_ids: Tensor, likeliest: int = LIKELIEST, sampl
 
 
 def save(path: Path, references: list[Reference], greedy: Tensor | None) -> None:
-    """Write the references of sequences of equal length; the file appears whole or not at all."""
-    tensors = {
-        field.name: torch.stack([getattr(reference, field.name) for reference in references]) for field in fields(Reference)
-    }
+    """Write the references of several texts; the file appears whole or not at all."""
+    tensors = {f.name: torch.cat([getattr(reference, f.name) for reference in references]) for f in fields(Reference)}
+    tensors["lengths"] = torch.tensor([len(reference.nll) for reference in references])
     if greedy is not None:
         tensors["greedy"] = greedy.contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +90,6 @@ def save(path: Path, references: list[Reference], greedy: Tensor | None) -> None
 def load(path: Path) -> tuple[list[Reference], Tensor | None]:
     """What ``save`` wrote."""
     tensors = load_file(path)
-    greedy = tensors.pop("greedy", None)
-    count = len(tensors["nll"])
-    return [Reference(**{name: tensor[s] for name, tensor in tensors.items()}) for s in range(count)], greedy
+    greedy, lengths = tensors.pop("greedy", None), tensors.pop("lengths").tolist()
+    parts = {name: torch.split(tensor, lengths) for name, tensor in tensors.items()}
+    return [Reference(**{name: part[s] for name, part in parts.items()}) for s in range(len(lengths))], greedy

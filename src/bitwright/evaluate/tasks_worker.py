@@ -9,64 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from lm_eval import simple_evaluate
-from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.figures import TaskScore
-from bitwright.evaluate.llama_cpp import LlamaCpp
-from bitwright.evaluate.runtime import load
-from bitwright.measure.prepare import tokenizer_of
-from bitwright.progress import Reporter
+from bitwright.host.progress import Reporter
+from bitwright.runtimes.registry import load
 
 LONGEST = 2048  # tokens of a question with one of its choices
 BATCH = 8
 METRICS = ("acc_norm", "acc", "exact_match")  # the first that a task has is its figure
 
 
-class GgufLM(TemplateLM):
-    """A GGUF file in llama.cpp, as the harness wants to ask it: log-likelihoods of continuations."""
-
-    def __init__(self, runtime: LlamaCpp) -> None:
-        super().__init__()
-        self.runtime, self.opening = runtime, runtime.tokenize("")  # [BOS] where the file asks for one
-
-    @property
-    def eot_token_id(self) -> int:
-        return self.opening[0] if self.opening else 0
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        ids = self.runtime.tokenize(string)
-        return ids[len(self.opening) :] if add_special_tokens is False else ids
-
-    def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        return [self._one(context, continuation) for _, context, continuation in requests]
-
-    def _one(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-        ids = torch.tensor([*context, *continuation][-LONGEST:])
-        logits = self.runtime.last_logits(ids[:-1], len(continuation)).log_softmax(-1)
-        wanted = ids[-len(continuation) :]
-        return float(logits.gather(1, wanted[:, None]).sum()), bool((logits.argmax(-1) == wanted).all())
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        raise NotImplementedError("rolling likelihoods of a GGUF file: --tasks takes multiple choice")
-
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        raise NotImplementedError("text from a GGUF file: --tasks takes multiple choice")
-
-
 def wrapped(candidate: dict[str, Any], device: str) -> Any:
     """The candidate in its stock runtime, as a model of the harness."""
-    model = load(candidate, device, LONGEST)
-    if isinstance(model, LlamaCpp):
-        return GgufLM(model)
     path = Path(candidate["path"])
-    tokenizer = tokenizer_of(path if path.is_dir() else path.parent, candidate["trust_remote_code"])
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=LONGEST)
+    tokenizer = tokenizer_of(path, candidate["trust_remote_code"]) if path.is_dir() else None
+    return load(candidate, device, LONGEST).for_harness(tokenizer, LONGEST, BATCH)
 
 
 def local_task(name: str, questions: list[dict[str, Any]]) -> ConfigurableTask:

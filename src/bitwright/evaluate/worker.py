@@ -14,28 +14,28 @@ from torch import Tensor
 from transformers.utils import logging
 
 from bitwright.checkpoint.workdir import finite
-from bitwright.evaluate.divergence import TokenFigures, agreed, compare, summarize
+from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.reference import Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
-from bitwright.evaluate.runtime import greedy_of, load, logits_of
-from bitwright.progress import Reporter
+from bitwright.host.progress import Reporter
+from bitwright.runtimes.registry import load
 
 WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
 PROMPT_TOKENS = 64  # of each sequence, continued greedily
 
 
-def condense_sequence(parts: Iterable[Tensor], ids: Tensor) -> Reference:
+def condense_text(parts: Iterable[Tensor], ids: Tensor) -> Reference:
     """``condense`` part by part, so that the vocabulary never lives in float32 for a whole sequence."""
     kept = [condense(part, following.to(part.device)) for part, _, following in _pieces(parts, ids)]
     return Reference.join(kept)
 
 
-def compare_sequence(reference: Reference, parts: Iterable[Tensor], ids: Tensor) -> TokenFigures:
+def compare_text(reference: Reference, parts: Iterable[Tensor], ids: Tensor) -> TokenFigures:
     """``compare`` part by part."""
     figures = [
-        compare(reference.part(where).to(part.device), part, following.to(part.device))
+        token_figures(reference.part(where).to(part.device), part, following.to(part.device))
         for part, where, following in _pieces(parts, ids)
     ]
     return TokenFigures.join(figures)
@@ -53,29 +53,35 @@ def _pieces(parts: Iterable[Tensor], ids: Tensor) -> Iterator[tuple[Tensor, slic
 def run(job: dict[str, Any]) -> list[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
-    ids = torch.tensor(job["ids"])
+    texts = [torch.tensor(ids) for ids in job["ids"]]
     device, count = job["device"], job["greedy"]
-    prompts = ids[:, : min(PROMPT_TOKENS, ids.shape[1])]
-    longest = max(ids.shape[1], prompts.shape[1] + count)
+    prompts = prompts_of(texts)
+    longest = max(*map(len, texts), prompts.shape[1] + count)
     kept = Path(job["reference_file"])
     if not kept.exists():
         model = load(job["reference"], device, longest)
-        stream = reporter.track(logits_of(model, ids, device), "evaluate reference", len(ids))
-        found = [condense_sequence(parts, sequence) for parts, sequence in zip(stream, ids, strict=True)]
-        save_reference(kept, found, greedy_of(model, prompts, count, device) if count else None)
+        stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
+        found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
+        save_reference(kept, found, model.greedy(prompts, count) if count else None)
         del model, stream, found
     references, wanted = load_reference(kept)
     results = []
     for candidate in job["candidates"]:
         model = load(candidate, device, longest)
-        stream = reporter.track(logits_of(model, ids, device), f"evaluate {candidate['label']}", len(ids))
-        figures = [compare_sequence(known, parts, row) for known, parts, row in zip(references, stream, ids, strict=True)]
+        stream = reporter.track(model.logits(texts), f"evaluate {candidate['label']}", len(texts))
+        figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]))
         if wanted is not None:
-            line = replace(line, greedy=agreed(wanted, greedy_of(model, prompts, count, device)))
+            line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
         results.append(line)
         del model, stream
     return results
+
+
+def prompts_of(texts: list[Tensor]) -> Tensor:
+    """The first PROMPT_TOKENS of every text that has so many, or as many as the longest has: [P, T]."""
+    length = min(PROMPT_TOKENS, max(len(text) for text in texts))
+    return torch.stack([text[:length] for text in texts if len(text) >= length])
 
 
 def main() -> None:

@@ -7,36 +7,12 @@ output gradient of -log p(y) at token t: the Fisher quadratic form (Amari 1998; 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from bitwright.measure.traffic import Traffic
 
 CHUNK_BYTES = 24 * 2**20  # of score products
 CHUNK_ROWS = 1024  # of a second moment, while it is added to
-DRAW_RUN = 256
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``."""
-    wide = logits.float()
-    return drawn_at((wide - wide.amax(1, keepdim=True)).exp_(), uniform)
-
-
-def drawn_at(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Where the running sum of ``mass`` [T, V], none negative, reaches the shares ``uniform`` [T, S]: int64 [T, S].
-
-    The cumulative sum is taken over runs of DRAW_RUN entries first and then inside the runs that are hit.
-    """
-    n_tokens, n_entries = mass.shape
-    if n_entries % DRAW_RUN:
-        mass = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN))
-    runs = mass.view(n_tokens, -1, DRAW_RUN)
-    upto = runs.sum(-1).double().cumsum(-1)
-    target = uniform.double() * upto[:, -1:]
-    run = torch.searchsorted(upto, target).clamp_(max=upto.shape[1] - 1)
-    inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN)).double().cumsum(-1)
-    before = upto.gather(1, run) - inside[:, :, -1]
-    entry = torch.searchsorted(inside, (target - before)[:, :, None])[:, :, 0]
-    last = (inside < inside[:, :, -1:]).sum(-1)  # the last entry with any mass, for what rounding leads past it
-    return (run * DRAW_RUN + torch.minimum(entry, last)).clamp_(max=n_entries - 1)
 
 
 def token_weights(gradients: Tensor) -> Tensor:
@@ -79,25 +55,37 @@ def rescaled(plain: Tensor, weighted: Tensor, importance: Tensor, mean_square: T
     return plain * outer, weighted * outer
 
 
-def fisher_scores(changes: list[Tensor], inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Scores [C, S]: <dW_c, sum_t g_t x_t^T> of each change dW_c [N, K] on each sequence.
+def fisher_scores(changes: list[Tensor], traffic: Traffic, n_samples: int) -> Tensor:
+    """Scores [C, S]: <dW_c, sum_t g_t x_t^T> of each change dW_c [N, K] on each of ``n_samples`` samples.
 
-    inputs [S, T, K] and gradients [S, T, N]. The damage of change c is mean_s scores[c, s]^2 / (2 T) nats per token.
+    The damage of change c is sum_s scores[c, s]^2 / (2 T) nats per token, T being the tokens of all samples.
     """
-    n_sequences, n_rows, n_cols = len(inputs), gradients.shape[-1], inputs.shape[-1]
-    scores = torch.zeros(len(changes), n_sequences, dtype=torch.float64, device=inputs.device)
-    rows = max(1, CHUNK_BYTES // (4 * n_cols * (n_sequences + len(changes))))
+    scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=traffic.x.device)
+    for run in traffic.runs():
+        part = _scores_of_run(changes, run.of(traffic.x), run.of(traffic.g))
+        scores.index_add_(1, torch.tensor(run.samples, device=scores.device), part)
+    return scores
+
+
+def _scores_of_run(changes: list[Tensor], x: Tensor, g: Tensor) -> Tensor:
+    """The same [C, R] for R samples of as many tokens: x [R, T, K], g [R, T, N]. Some outputs at a time."""
+    n_samples, n_rows, n_cols = len(x), g.shape[-1], x.shape[-1]
+    scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=x.device)
+    rows = max(1, CHUNK_BYTES // (4 * n_cols * (n_samples + len(changes))))
     for start in range(0, n_rows, rows):
-        part = gradients[:, :, start : start + rows]
-        products = torch.bmm(part.transpose(1, 2), inputs).float().reshape(n_sequences, -1)
+        products = torch.bmm(g[:, :, start : start + rows].transpose(1, 2), x).float().reshape(n_samples, -1)
         stacked = torch.stack([change[start : start + rows].reshape(-1) for change in changes])
         scores += (stacked.float() @ products.t()).double()
     return scores
 
 
-def damage(scores: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
-    """Nats per token and their standard error over sequences: ([C], [C]) from scores [C, S]."""
-    each = scores.double().square() / (2 * n_tokens)
+def damage(scores: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats per token and their standard error over samples: ([C], [C]) from scores [C, S] of samples of ``n_tokens`` [S].
+
+    A sample counts as much as it has tokens.
+    """
+    tokens = n_tokens.to(scores.device, torch.float64)
+    each = scores.double().square() / (2 * tokens) * (tokens / tokens.mean())
     return each.mean(1), each.std(1) / each.shape[1] ** 0.5
 
 

@@ -1,234 +1,138 @@
-"""Measure a model in two sweeps: forward for the boundaries, backward to round and score every weight of a block."""
+"""Measure a model: two sweeps, a job for every weight, and the table of what was found."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
+from bitwright.checkpoint.writer import require_space
+from bitwright.containers.gguf.imatrix import write_imatrix
+from bitwright.data.calibration import calibration_folds, calibration_of
+from bitwright.data.folds import Folds
+from bitwright.formats.base import Packed
+from bitwright.host.places import without_place
+from bitwright.host.progress import Reporter
+from bitwright.host.versions import versions
+from bitwright.measure import store
+from bitwright.measure.scores import Scored, WeightScores, score
+from bitwright.measure.subject import Subject
+from bitwright.measure.sweep import Sweep
+from bitwright.measure.table import table_of
+from bitwright.measure.vocabulary import measure_vocabulary
+from bitwright.models.spec import Kind, Weight
+from bitwright.plan import Rounding
+from bitwright.sensitivity import Sensitivity
 
-from bitwright.checkpoint.workdir import WorkDir
-from bitwright.errors import fail
-from bitwright.formats.pack import AnyCodes, codes_to_tensors
-from bitwright.measure.calibration import Folds
-from bitwright.measure.curvature import (
-    add_second_moment,
-    blend_into,
-    damage,
-    energy,
-    fisher_scores,
-    relative_output_errors,
-    relative_weight_error,
-    rescaled,
-    token_weights,
-)
-from bitwright.measure.heap import return_free_pages
-from bitwright.measure.pieces import MEAN_SQUARE, codes_piece, gradient_piece, hidden_piece, load_block, results_piece
-from bitwright.measure.recipe import Candidate, Measured, Recipe
-from bitwright.measure.stream import BlockStream, HeadState, backward_through
-from bitwright.measure.vocabulary import measure_vocabulary, save_head
-from bitwright.models.spec import Weight
-from bitwright.progress import Reporter
-from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.round import round_calibrated, round_nearest
+DAMPING_NOTES = 3  # weights that are named; with little calibration there may be many
 
 
-def measure_blocks(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> list[Measured]:
-    """Round and score every weight; codes and scores of each block stay in ``work``, which a killed run resumes from."""
-    done = [index for index in range(stream.n_blocks) if work.has(results_piece(index))]
-    lowest = min(done, default=stream.n_blocks)
-    if lowest > 0:
-        stream.fill_rest()
-        first = _embed(stream, folds, recipe)
-        if lowest == stream.n_blocks and not work.has(gradient_piece(lowest)):
-            _forward_sweep(stream, folds, recipe, first, work, reporter)
-            _top_gradient(stream, folds, recipe, work, reporter)
-        stream.release_rest()
-        for index in reporter.track(reversed(range(lowest)), "measure and round blocks", lowest):
-            _measure_block(stream, folds, recipe, work, index)
-    indices = list(range(stream.n_blocks))
-    if stream.skeleton.spec.vocabulary:
-        if not work.has(results_piece(stream.n_blocks)):
-            measure_vocabulary(stream, folds, recipe, work, reporter)
-        indices.append(stream.n_blocks)
-    return [m for index in indices for m in load_block(work, index)]
+@dataclass(frozen=True)
+class Measurement:
+    """A measured model: the table, and the codes that every plan is written from."""
+
+    subject: Subject
+    work: WorkDir
+    folds: Folds
+    sensitivity: Sensitivity
+    notes: tuple[str, ...]  # what the run substituted or had to work around
+
+    def packed_of(self, weight: Weight, format: str, rounding: Rounding) -> Packed:
+        """The codes of one weight: read from the work directory, or rounded to nearest anew."""
+        container = self.subject.container
+        chosen = container.format(format)
+        if rounding == Rounding.CALIBRATED:
+            return store.load_codes(self.work, weight, chosen)
+        value = weight.view.matrix(self.subject.source.read(weight.name))
+        return Packed.of(container.rounder(chosen).nearest(value, chosen))
+
+    def write_imatrix(self, path: Path) -> None:
+        """Write the mean squared inputs of all linears as llama.cpp's importance matrix."""
+        source, folds = self.subject.source, self.folds
+        means = {w.name: store.load_mean_square(self.work, w) for w in source.spec.weights if w.kind == Kind.LINEAR}
+        n_tokens = sum(sample.n_tokens for sample in folds.rounding)
+        write_imatrix(path, source, means, n_tokens, folds.longest, folds.source)
 
 
-def _batches(count: int, n_tokens: int, recipe: Recipe) -> list[slice]:
-    size = max(1, recipe.batch_tokens // n_tokens)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measurement:
+    """Round and score every weight of ``subject`` in every format.
+
+    Codes and figures of each block stay in ``work_root`` under a hash of everything they depend on, from which a killed run
+    goes on; ``sensitivity.json`` appears there at the end.
+    """
+    _require_room(subject, work_root)
+    folds, notes = _folds(subject, work_root, reporter)
+    sweep = Sweep(subject, folds, WorkDir(work_root, _key(subject, folds)), reporter)
+    sweep.prepare()
+    left = sweep.unfinished()
+    for block in reporter.track(left, "measure and round blocks", len(left)):
+        found: list[Scored] = []
+        means = {}
+        for job, mean_square in sweep.jobs(block):
+            means[job.name] = mean_square
+            found.append(score(job))
+            del job  # its traffic and moments, before the next one's are made
+        codes = {scored.scores.name: scored.codes for scored in found}
+        store.save_block(sweep.work, block, [scored.scores for scored in found], codes, means)
+        sweep.finished(block)
+    ends = subject.source.spec.after_blocks
+    if subject.source.spec.vocabulary and not sweep.work.has(store.results_piece(ends)):
+        measure_vocabulary(sweep, reporter)
+    places = (*sweep.blocks, *((ends,) if subject.source.spec.vocabulary else ()))
+    scores = [one for block in places for one in store.load_block(sweep.work, block)]
+    table = table_of(subject.name, subject.container, subject.method, subject.source, scores, _provenance(subject, folds))
+    write_text(work_root / "sensitivity.json", table.to_json())
+    notes = subject.notes + notes + _damping_notes(scores, subject.method.damping)
+    return Measurement(subject, sweep.work, folds, table, notes)
 
 
-def _embed(stream: BlockStream, folds: Folds, recipe: Recipe) -> Tensor:
-    """Hidden states [S, T, D] that enter the first block; the stream learns how blocks are called on the way."""
-    ids = folds.all
-    for count in (len(folds.rounding), len(folds.scoring)):
-        for batch in _batches(count, folds.n_tokens, recipe)[-1:]:
-            stream.embed(ids[: batch.stop - batch.start])
-    return torch.cat([stream.embed(ids[batch]).cpu() for batch in _batches(len(ids), folds.n_tokens, recipe)])
+def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds, tuple[str, ...]]:
+    """The calibration samples, and a note where their source was chosen by size."""
+    settings, device = subject.settings, subject.device
+    calibration, why = calibration_of(settings, subject.skeleton)
+    fingerprint = subject.source.checkpoint.fingerprint
+    text = content_hash(fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
+    work = WorkDir(work_root, text)
+    folds = calibration_folds(subject.skeleton, subject.tokenizer, calibration, settings, device, work, reporter)
+    return folds, ((why,) if why else ())
 
 
-def _forward_sweep(stream: BlockStream, folds: Folds, recipe: Recipe, first: Tensor, work: WorkDir, reporter: Reporter) -> None:
-    """Boundary activations of every block, [S, T, D] each, into ``work``."""
-    batches = _batches(len(first), folds.n_tokens, recipe)
-    start = max((i for i in range(stream.n_blocks + 1) if work.has(hidden_piece(i))), default=-1)
-    if start < 0:
-        start = 0
-        work.save_tensors(hidden_piece(0), {"hidden": first})
-    hidden = work.load_tensors(hidden_piece(start))["hidden"]
-    for index in reporter.track(range(start, stream.n_blocks), "forward", stream.n_blocks - start):
-        with stream.block(index) as block, torch.no_grad():
-            for batch in batches:
-                given = hidden[batch].to(stream.device)
-                hidden[batch] = stream.call(index, given.shape)(block, given).to(hidden.device)
-        if not bool(torch.isfinite(hidden).all()):
-            raise fail(
-                "measure/not-finite",
-                f"{stream.skeleton.block_path}.{index}",
-                saw="activations overflow to NaN or infinity",
-                wanted=f"finite activations in {stream.dtype}",
-                help="measure in 32 bit: --dtype float32",
-            )
-        work.save_tensors(hidden_piece(index + 1), {"hidden": hidden})
+def _key(subject: Subject, folds: Folds) -> str:
+    """Hash of everything that codes and figures depend on."""
+    fingerprint, device = subject.source.checkpoint.fingerprint, subject.device.type
+    return content_hash(fingerprint, folds.key, str(subject.dtype), device, subject.method.key(), versions())
 
 
-def _top_gradient(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> None:
-    """Gradient of the sampled-label loss at the last block's output, one sequence at a time."""
-    ids = folds.all
-    hidden = work.load_tensors(hidden_piece(stream.n_blocks))["hidden"]
-    gradient = torch.empty_like(hidden)
-    seen: list[HeadState] = []
-    for s in reporter.track(range(len(ids)), "sample labels", len(ids)):
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + s)
-        given = hidden[s : s + 1].to(stream.device)
-        found, state = stream.sampled_score_gradient(ids[s : s + 1], given, generator)
-        gradient[s] = found[0].to(hidden.device)
-        if stream.skeleton.spec.vocabulary:
-            seen.append(state)
-    if seen:
-        save_head(work, seen)
-    work.save_tensors(gradient_piece(stream.n_blocks), {"gradient": gradient})
+def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "fingerprint": subject.source.checkpoint.fingerprint,
+        "seed": subject.settings.seed,
+        "calibration": without_place(folds.source),
+        "sequences": len(folds.all),
+        "length": folds.longest,
+        "calibration_hash": folds.key,
+        "dtype": str(subject.dtype),
+        "device": subject.device.type,
+    }
 
 
-def _measure_block(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, index: int) -> None:
-    """Recompute block ``index``, round its weights in every format, score them, and pass the gradient down."""
-    hidden = work.load_tensors(hidden_piece(index))["hidden"]
-    gradient = work.load_tensors(gradient_piece(index + 1))["gradient"]
-    weights = {w.name: w for w in stream.skeleton.spec.weights if w.block == index}
-    n_rounding = len(folds.rounding)
-    with stream.block(index) as block:
-        linears = {name: stream.skeleton.model.get_submodule(w.module) for name, w in weights.items()}
-        statistics = _Statistics()
-        captured: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        for offset, count in ((0, n_rounding), (n_rounding, len(folds.scoring))):
-            for batch in _batches(count, folds.n_tokens, recipe):
-                at = slice(offset + batch.start, offset + batch.stop)
-                given, down = hidden[at].to(stream.device), gradient[at].to(stream.device)
-                call = stream.call(index, given.shape)
-                passed, inputs, gradients = backward_through(block, call, given, down, linears)
-                gradient[at] = passed.to(gradient.device)
-                if offset == 0:
-                    statistics.add(inputs, gradients)
-                else:
-                    captured.append((inputs, gradients))
-        tensors: dict[str, Tensor] = {}
-        results: list[Measured] = []
-        mean_square = statistics.mean_square(n_rounding * folds.n_tokens)
-        del passed, inputs, gradients, given, down
-        for name, weight in sorted(weights.items(), key=lambda item: item[1].n_cols):  # the widest when the others are gone
-            value = _matrix(linears[name], weight)
-            inputs_of = torch.cat([inputs[name] for inputs, _ in captured])
-            gradients_of = torch.cat([gradients.pop(name) for _, gradients in captured])
-            return_free_pages(value.numel())
-            found, codes = _measure_weight(weight, value, statistics, inputs_of, gradients_of, folds, recipe)
-            results.append(found)
-            tensors[f"{name}|{MEAN_SQUARE}"] = mean_square[name]
-            for one in codes:
-                for part, tensor in codes_to_tensors(one).items():
-                    tensors[f"{name}|{one.format.name}|{part}"] = tensor
-    if index > 0 or stream.skeleton.spec.vocabulary:
-        work.save_tensors(gradient_piece(index), {"gradient": gradient})
-    work.save_tensors(codes_piece(index), tensors)
-    work.save_json(results_piece(index), [asdict(result) for result in results])
-    work.drop(gradient_piece(index + 1))
-    work.drop(hidden_piece(index + 1))
-
-
-def _matrix(linear: Any, weight: Weight) -> Tensor:
-    """The weight as [N, K] in float32."""
-    value = linear.weight.detach().float()
-    return value.t().contiguous() if weight.transposed else value
-
-
-class _Statistics:
-    """Second moments of a block's linears, plain once per distinct input and weighted once per weight."""
-
-    def __init__(self) -> None:
-        self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input
-        self.plain: dict[str, Tensor] = {}
-        self.weighted: dict[str, Tensor] = {}
-
-    def add(self, inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
-        first: dict[int, str] = {}
-        for name, x in inputs.items():
-            owner = self.shared.setdefault(name, first.setdefault(x.data_ptr(), name))
-            tokens = x.flatten(0, -2)
-            if owner == name:
-                add_second_moment(self._sum(self.plain, name, x), tokens)
-            add_second_moment(self._sum(self.weighted, name, x), tokens, token_weights(gradients[name].flatten(0, -2)))
-
-    @staticmethod
-    def _sum(sums: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-        if name not in sums:
-            sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
-        return sums[name]
-
-    def mean_square(self, n_tokens: int) -> dict[str, Tensor]:
-        """Mean squared inputs [K] of every weight."""
-        return {name: (self.plain[owner].diagonal() / n_tokens).cpu() for name, owner in self.shared.items()}
-
-    def take(self, name: str) -> tuple[Tensor, Tensor]:
-        """Sums over tokens of x x^T, plain and weighted, for the input of ``name``; they are kept no longer than needed."""
-        owner = self.shared.pop(name)
-        plain = self.plain[owner] if owner in self.shared.values() else self.plain.pop(owner)
-        return plain, self.weighted.pop(name)
-
-
-def _measure_weight(
-    spec: Weight, weight: Tensor, statistics: _Statistics, inputs: Tensor, gradients: Tensor, folds: Folds, recipe: Recipe
-) -> tuple[Measured, list[AnyCodes]]:
-    plain, weighted = statistics.take(spec.name)
-    if spec.name in recipe.importance:
-        mean_square = plain.diagonal() / (len(folds.rounding) * folds.n_tokens)
-        plain, weighted = rescaled(plain, weighted, recipe.importance[spec.name].to(plain.device), mean_square)
-    unit = float(weighted.diagonal().mean()) / (2 * weight.shape[0] * len(folds.rounding) * folds.n_tokens)
-    feedback = Feedback.of(blend_into(weighted, plain, recipe.plain_share), recipe.damping, reuse=True)
-    codes = round_calibrated(weight, feedback, recipe.formats[spec.name])
-    moment, damping = feedback.moment, feedback.damping
-    del feedback  # its factor is as large as a second moment
-    stock = [round_nearest(weight, format) for format in recipe.stock_of(spec)]
-    changes = [one.decode().sub_(weight) for one in (*stock, *codes)]
-    moments = [unit * energy(change, moment) for change in changes]
-    del weighted, moment  # one and the same
-    scores = fisher_scores(changes, inputs, gradients)
-    labels = [(one.format.name, kind) for kind, group in (("nearest", stock), ("calibrated", codes)) for one in group]
-    n_choosing = len(folds.choosing)
-    chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
-    check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
-    output_errors = relative_output_errors(weight, changes, plain)
-    candidates = tuple(
-        Candidate(
-            format,
-            rounding,
-            float(chosen[i]),
-            float(chosen_error[i]),
-            float(check[i]),
-            float(check_error[i]),
-            relative_weight_error(weight, changes[i]),
-            output_errors[i],
-            moments[i],
-        )
-        for i, (format, rounding) in enumerate(labels)
+def _require_room(subject: Subject, work_root: Path) -> None:
+    """Raise BitwrightError unless the disk has room for the codes of all formats and for the boundaries."""
+    spec, settings = subject.source.spec, subject.settings
+    codes = sum(
+        subject.container.nbytes(weight, format, subject.source)
+        for weight in spec.weights
+        for format in subject.method.formats[weight.name]
     )
-    return Measured(spec.name, damping, candidates), codes
+    boundary = settings.sequences * settings.length * spec.text.width * subject.dtype.itemsize
+    require_space(work_root, codes + (spec.text.n_blocks + 2) * boundary, "the work directory")
+
+
+def _damping_notes(found: list[WeightScores], usual: float) -> tuple[str, ...]:
+    damped = sorted((scores for scores in found if scores.damping > usual), key=lambda scores: -scores.damping)
+    notes = [f"{one.name}: second moment needed damping {one.damping:g}" for one in damped[:DAMPING_NOTES]]
+    if len(damped) > DAMPING_NOTES:
+        notes.append(f"{len(damped) - DAMPING_NOTES} more weights needed more damping than {usual:g}: sensitivity.json has all")
+    return tuple(notes)

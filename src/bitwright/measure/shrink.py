@@ -15,7 +15,7 @@ from math import exp, log
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Observation:
     """One weight in one format. ``fisher`` with its standard error, and ``moment`` on any scale; all in nats per token."""
 
     fisher: float
@@ -23,7 +23,7 @@ class Estimate:
     moment: float
 
 
-def shrink(weights: Sequence[Sequence[Estimate]], roles: Sequence[str]) -> list[list[tuple[float, float]]]:
+def shrink(weights: Sequence[Sequence[Observation]], roles: Sequence[str]) -> list[list[tuple[float, float]]]:
     """(damage, standard error) for every format of every weight; the formats of one weight share one ratio.
 
     A weight whose estimates are zero, or without formats, is returned as it is.

@@ -2,156 +2,151 @@
 
 The head is a linear like any other, but its output gradient p - onehot(y) is as wide as the vocabulary; it is made again for
 some rows at a time from what the head saw. A row of the embedding is the input of the first block wherever its token stands:
-the score of a change dE on a sequence is sum_t g_t . dE[token_t], g_t being the gradient at the first block's input.
+the score of a change dE on a sample is sum_t g_t . dE[token_t], g_t being the gradient at the first block's input.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitwright.checkpoint.workdir import WorkDir
+from bitwright.data.samples import Batch
 from bitwright.errors import fail
-from bitwright.formats.pack import AnyCodes, codes_to_tensors
-from bitwright.measure.calibration import Folds
-from bitwright.measure.curvature import Errors, add_second_moment, blend_into, damage, fisher_scores
-from bitwright.measure.pieces import HEAD_PIECE, codes_piece, gradient_piece, hidden_piece, results_piece
-from bitwright.measure.recipe import Candidate, Measured, Recipe
-from bitwright.measure.stream import BlockStream, HeadState
-from bitwright.models.spec import EMBEDDING, HEAD, Weight
-from bitwright.progress import Reporter
-from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.round import round_calibrated, round_nearest
+from bitwright.formats.base import Packed
+from bitwright.host.progress import Reporter
+from bitwright.measure import store
+from bitwright.measure.curvature import Errors, add_second_moment, fisher_scores
+from bitwright.measure.scores import Moments, WeightScores, by_rounder, figures, in_order, rounder_of
+from bitwright.measure.sweep import Sweep
+from bitwright.measure.traffic import Traffic
+from bitwright.models.spec import BlockId, Kind, Weight
+from bitwright.plan import Rounding
 
 LOGITS_BYTES = 64 * 2**20  # of the chunk of rows at work, in float32
 SCALE_TOLERANCE = 0.05  # how far an embedding may be from a multiple of its row, relatively: 16-bit arithmetic
 
 
-def save_head(work: WorkDir, seen: list[HeadState]) -> None:
-    """Keep what the head saw of each sequence."""
-    parts = {name: torch.stack([getattr(state, name).cpu() for state in seen]) for name in vars(seen[0])}
-    work.save_tensors(HEAD_PIECE, parts)
-
-
-def measure_vocabulary(stream: BlockStream, folds: Folds, recipe: Recipe, work: WorkDir, reporter: Reporter) -> None:
-    """Measure embedding and head; codes and scores stay in ``work`` like those of one more block."""
-    traces = _Traces.load(stream, folds, work)
-    tensors: dict[str, Tensor] = {}
-    results = []
-    for weight in stream.skeleton.spec.vocabulary:
-        found, codes = _measure(weight, stream, traces, folds, recipe, reporter)
-        results.append(found)
-        for name, parts in codes.items():
-            tensors |= {f"{weight.name}|{name}|{part}": torch.cat(chunks) for part, chunks in parts.items()}
-    work.save_tensors(codes_piece(stream.n_blocks), tensors)
-    work.save_json(results_piece(stream.n_blocks), [asdict(result) for result in results])
+def measure_vocabulary(sweep: Sweep, reporter: Reporter) -> None:
+    """Measure embedding and head; codes and figures stay in the work directory like those of one more block."""
+    ends = Ends.load(sweep)
+    spec = sweep.skeleton.spec
+    found = [_measure(weight, sweep, ends, reporter) for weight in spec.vocabulary]
+    codes = {scores.name: packed for scores, packed in found}
+    store.save_block(sweep.work, spec.after_blocks, [scores for scores, _ in found], codes, {})
 
 
 @dataclass(frozen=True)
-class _Traces:
-    """What passed the two ends of the model, for all sequences."""
+class Ends:
+    """What passed the two ends of the model: M tokens of all samples, one sample after the other."""
 
-    ids: Tensor  # [S, T]
-    first: Tensor  # [S, T, K], the first block's input
-    gradient: Tensor  # [S, T, K], the gradient there
-    states: Tensor  # [S, T, K], the head's input
-    normalizer: Tensor  # [S, T]
-    label: Tensor  # [S, T]
-    energy: Tensor  # [S, T]
+    ids: Tensor  # int64 [M]
+    sample: Tensor  # int64 [M]
+    first: Tensor  # [M, K], the first block's input
+    gradient: Tensor  # [M, K], the gradient there
+    states: Tensor  # [M, K], the head's input
+    normalizer: Tensor  # [M]
+    label: Tensor  # [M]
+    energy: Tensor  # [M]
     softcap: float | None
 
     @classmethod
-    def load(cls, stream: BlockStream, folds: Folds, work: WorkDir) -> _Traces:
-        head = work.load_tensors(HEAD_PIECE)
-        config = stream.skeleton.model.config.get_text_config()
+    def load(cls, sweep: Sweep) -> Ends:
+        samples, bottom = sweep.folds.all, BlockId(sweep.skeleton.spec.text.name, 0)
+        head = sweep.work.load_tensors(store.HEAD_PIECE)
+        counts = torch.tensor([sample.n_tokens for sample in samples])
         return cls(
-            folds.all,
-            work.load_tensors(hidden_piece(0))["hidden"],
-            work.load_tensors(gradient_piece(0))["gradient"],
+            torch.cat([sample.ids for sample in samples]),
+            torch.arange(len(samples)).repeat_interleave(counts),
+            _rows(store.load_batches(sweep.work, store.hidden_piece(bottom)), sweep.batches),
+            _rows(store.load_batches(sweep.work, store.gradient_piece(bottom)), sweep.batches),
             head["states"],
             head["normalizer"],
             head["label"],
             head["energy"],
-            getattr(config, "final_logit_softcapping", None),
+            getattr(sweep.skeleton.source.config, "final_logit_softcapping", None),
         )
 
+    def part(self, where: slice) -> Ends:
+        """The tokens ``where``, samples numbered from its first on."""
+        names = ("ids", "sample", "first", "gradient", "states", "normalizer", "label", "energy")
+        parts: dict[str, Any] = {name: getattr(self, name)[where] for name in names}
+        parts["sample"] = parts["sample"] - parts["sample"][0]
+        return Ends(**parts, softcap=self.softcap)
 
-def _measure(
-    spec: Weight, stream: BlockStream, traces: _Traces, folds: Folds, recipe: Recipe, reporter: Reporter
-) -> tuple[Measured, dict[str, dict[str, list[Tensor]]]]:
-    value = stream.skeleton.read(spec.name)
-    scale = 0.0 if spec.kind == HEAD else _embedding_scale(spec, value, traces)
-    n_rounding, device = len(folds.rounding), stream.device
-    plain, weighted = _moments(spec, traces, n_rounding, scale, device)
-    unit = float(weighted.diagonal().mean()) / (2 * spec.n_rows * n_rounding * folds.n_tokens)
-    feedback = Feedback.of(blend_into(weighted, plain, recipe.plain_share), recipe.damping, reuse=True)
-    stock = recipe.stock_of(spec)
-    labels = [(f.name, "nearest") for f in stock] + [(f.name, "calibrated") for f in recipe.formats[spec.name]]
-    scores = torch.zeros(len(labels), len(folds.scoring), dtype=torch.float64)
+
+def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:
+    """Rows [M, D] in the order of the samples, from one tensor [B, T, D] a batch."""
+    found = {s: part[i] for part, batch in zip(parts, batches, strict=True) for i, s in enumerate(batch.at)}
+    return torch.cat([found[s] for s in sorted(found)])
+
+
+def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tuple[WeightScores, list[Packed]]:
+    value, method, device = sweep.skeleton.source.read(spec.name), sweep.method, sweep.device
+    scale = 0.0 if spec.kind == Kind.HEAD else _embedding_scale(spec, value, ends)
+    n_rounding = sweep.n_rounding_tokens
+    rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
+    moments = Moments(*_moments(spec, rounding, scale, device), spec.n_rows, n_rounding)
+    feedback, unit = moments.feedback(method.plain_share, method.damping)
+    stock, formats = method.stock_of(spec), method.formats[spec.name]
+    labels = [(f.name, Rounding.NEAREST) for f in stock] + [(f.name, Rounding.CALIBRATED) for f in formats]
+    scores = torch.zeros(len(labels), len(sweep.n_scored), dtype=torch.float64)
     errors = Errors(len(labels))
-    kept: dict[str, dict[str, list[Tensor]]] = {}
-    rows = max(1, LOGITS_BYTES // (4 * len(folds.scoring) * folds.n_tokens))
+    kept: list[list[Packed]] = [[] for _ in formats]
+    rows = max(1, LOGITS_BYTES // (4 * len(scoring.ids)))
     starts = range(0, spec.n_rows, rows)
     for start in reporter.track(starts, f"measure and round {spec.role}", len(starts)):
         part = value[start : start + rows].to(device)
         matrix = part.float()
-        codes = round_calibrated(matrix, feedback, recipe.formats[spec.name])
-        changes = [one.decode().sub_(matrix) for one in (*[round_nearest(matrix, f) for f in stock], *codes)]
-        errors.add(matrix, changes, plain, feedback.moment)
-        if spec.kind != EMBEDDING:
-            scores += _head_scores(changes, part.to(stream.dtype), start, traces, n_rounding).cpu()
-        if spec.kind != HEAD:
-            scores += _embedding_scores(changes, start, traces, n_rounding, scale).cpu()
-        _keep(kept, codes)
-    n_choosing = len(folds.choosing)
-    chosen, chosen_error = damage(scores[:, :n_choosing], folds.n_tokens)
-    check, check_error = damage(scores[:, n_choosing:], folds.n_tokens)
-    candidates = tuple(
-        Candidate(
-            format,
-            rounding,
-            float(chosen[i]),
-            float(chosen_error[i]),
-            float(check[i]),
-            float(check_error[i]),
-            errors.weight_error(i),
-            errors.output_error(i),
-            unit * errors.moment_energy(i),
-        )
-        for i, (format, rounding) in enumerate(labels)
+        made = [r.calibrated(matrix, feedback, own) for r, own in by_rounder(formats, method.rounders)]
+        codes = in_order(made, formats)
+        nearest = [rounder_of(f, method.rounders).nearest(matrix, f) for f in stock]
+        changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
+        errors.add(matrix, changes, moments.plain, feedback.moment)
+        if spec.kind != Kind.EMBEDDING:
+            scores += _head_scores(changes, part.to(sweep.dtype), start, scoring, scores.shape[1]).cpu()
+        if spec.kind != Kind.HEAD:
+            scores += _embedding_scores(changes, start, scoring, scores.shape[1], scale).cpu()
+        for parts, one in zip(kept, codes, strict=True):
+            packed = Packed.of(one)
+            parts.append(Packed(packed.format, packed.shape, {n: t.cpu() for n, t in packed.tensors.items()}))
+    found = figures(
+        labels,
+        scores,
+        sweep.n_scored,
+        len(sweep.folds.choosing),
+        [errors.weight_error(i) for i in range(len(labels))],
+        [errors.output_error(i) for i in range(len(labels))],
+        [unit * errors.moment_energy(i) for i in range(len(labels))],
     )
-    return Measured(spec.name, feedback.damping, candidates), kept
+    return WeightScores(spec.name, feedback.damping, found), [Packed.join(parts) for parts in kept]
 
 
-def _keep(kept: dict[str, dict[str, list[Tensor]]], codes: list[AnyCodes]) -> None:
-    for one in codes:
-        parts = kept.setdefault(one.format.name, {})
-        for part, tensor in codes_to_tensors(one).items():
-            parts.setdefault(part, []).append(tensor.cpu())
-
-
-def _moments(spec: Weight, traces: _Traces, n_rounding: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Second moments [K, K] over the rounding fold: of the head's inputs, and weighted by what each end's gradient makes of a
     change of a row. For a matrix that is both ends the two add up, since either is a sum over the tokens of the text."""
     plain = torch.zeros(spec.n_cols, spec.n_cols, device=device)
     weighted = torch.zeros_like(plain)
-    for s in range(n_rounding):
-        if spec.kind != EMBEDDING:
-            states = traces.states[s].to(device)
+    counts = ends.sample.unique_consecutive(return_counts=True)[1]
+    for stop, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True):
+        part = slice(stop - count, stop)
+        if spec.kind != Kind.EMBEDDING:
+            states = ends.states[part].to(device)
             add_second_moment(plain, states)
-            add_second_moment(weighted, states, traces.energy[s].to(device))
-        if spec.kind != HEAD:
-            add_second_moment(weighted, scale * traces.gradient[s].to(device).float())
-    if spec.kind == EMBEDDING:
+            add_second_moment(weighted, states, ends.energy[part].to(device))
+        if spec.kind != Kind.HEAD:
+            add_second_moment(weighted, scale * ends.gradient[part].to(device).float())
+    if spec.kind == Kind.EMBEDDING:
         plain = torch.eye(spec.n_cols, device=device)
     return plain, weighted
 
 
-def _embedding_scale(spec: Weight, value: Tensor, traces: _Traces) -> float:
+def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:
     """What the model multiplies rows of the embedding with on their way into the first block."""
-    rows, first = value[traces.ids[0]].float(), traces.first[0].float()
+    one = ends.sample == ends.sample[0]
+    rows, first = value[ends.ids[one]].float(), ends.first[one].float()
     scale = float((rows * first).sum() / rows.square().sum().clamp(min=1e-30))
     if float((first - scale * rows).norm()) > SCALE_TOLERANCE * float(first.norm()):
         raise fail(
@@ -164,32 +159,34 @@ def _embedding_scale(spec: Weight, value: Tensor, traces: _Traces) -> float:
     return scale
 
 
-def _head_scores(changes: list[Tensor], part: Tensor, start: int, traces: _Traces, n_rounding: int) -> Tensor:
+def _head_scores(changes: list[Tensor], part: Tensor, start: int, ends: Ends, n_samples: int) -> Tensor:
     """Scores [C, S] of changes of the head's rows from ``start`` on; ``part`` [R, K] are those rows."""
-    states = traces.states[n_rounding:].to(part.device)
-    logits = (states.to(part.dtype) @ part.t()).float()  # [S, T, R]
+    device = part.device
+    states = ends.states.to(device)
+    logits = (states.to(part.dtype) @ part.t()).float()  # [M, R]
     slope = None
-    if traces.softcap:
-        logits = traces.softcap * torch.tanh_(logits.div_(traces.softcap))
-        slope = 1 - (logits / traces.softcap).square_()
-    gradient = logits.sub_(traces.normalizer[n_rounding:, :, None].to(part.device)).exp_()
-    label = traces.label[n_rounding:].to(part.device) - start
-    hit = (label >= 0) & (label < len(part))
-    s, t = hit.nonzero(as_tuple=True)
-    gradient[s, t, label[hit]] -= 1
+    if ends.softcap:
+        logits = ends.softcap * torch.tanh_(logits.div_(ends.softcap))
+        slope = 1 - (logits / ends.softcap).square_()
+    gradient = logits.sub_(ends.normalizer[:, None].to(device)).exp_()
+    label = ends.label.to(device) - start
+    hit = ((label >= 0) & (label < len(part))).nonzero(as_tuple=True)[0]
+    gradient[hit, label[hit]] -= 1
     if slope is not None:
         gradient *= slope
-    return fisher_scores(changes, states, gradient.to(states.dtype))
+    silent = (ends.energy == 0).nonzero(as_tuple=True)[0].to(device)  # positions that do not count have no gradient
+    gradient[silent] = 0
+    return fisher_scores(changes, Traffic(states, gradient.to(states.dtype), ends.sample), n_samples)
 
 
-def _embedding_scores(changes: list[Tensor], start: int, traces: _Traces, n_rounding: int, scale: float) -> Tensor:
+def _embedding_scores(changes: list[Tensor], start: int, ends: Ends, n_samples: int, scale: float) -> Tensor:
     """Scores [C, S] of changes of the embedding's rows from ``start`` on."""
     device = changes[0].device
-    ids = traces.ids[n_rounding:] - start
+    ids = ends.ids - start
     hit = (ids >= 0) & (ids < len(changes[0]))
-    at, row = hit.nonzero(as_tuple=True)[0].to(device), ids[hit].to(device)
-    gradient = traces.gradient[n_rounding:][hit].to(device).float()
-    scores = torch.zeros(len(changes), len(ids), dtype=torch.float64, device=device)
+    at, row = ends.sample[hit].to(device), ids[hit].to(device)
+    gradient = ends.gradient[hit].to(device).float()
+    scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=device)
     for c, change in enumerate(changes):
         scores[c].index_add_(0, at, scale * (change[row] * gradient).sum(1).double())
     return scores

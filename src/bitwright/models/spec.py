@@ -1,12 +1,68 @@
-"""What each tensor of a model means: its role, its block, whether it can be quantized (no torch)."""
+"""What each tensor of a model means: its stack and block, its role, whether it can be quantized (no torch)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
-LINEAR, EMBEDDING, HEAD, TIED = "linear", "embedding", "head", "tied"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Kind(StrEnum):
+    """Where a weight takes part: in a block, or at the ends, where its rows are tokens."""
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    TIED = "tied"  # embedding and head at once
+
+
+class Role(StrEnum):
+    """Why a tensor is kept as it is."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    NORM = "norm"
+    BIAS = "bias"
+    OUTSIDE = "outside"  # a linear that is in no block
+    BUFFER = "buffer"  # not a parameter, but stored with them
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of like blocks that a model calls one after the other: the text decoder, a vision tower."""
+
+    name: str  # text, ...
+    path: str  # of the list of blocks in the model
+    n_blocks: int
+    width: int  # features of a block's input
+
+
+@dataclass(frozen=True, order=True)
+class BlockId:
+    """One block of one stack."""
+
+    stack: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.stack}-{self.index:04d}"
+
+
+@dataclass(frozen=True)
+class View:
+    """How a matrix [N, K] lies in its parameter."""
+
+    transposed: bool = False  # the parameter is [K, N] (GPT-2's Conv1D)
+
+    def matrix(self, parameter: Tensor) -> Tensor:
+        """The matrix [N, K], without a copy."""
+        return parameter.t() if self.transposed else parameter
 
 
 @dataclass(frozen=True)
@@ -14,12 +70,12 @@ class Weight:
     """A matrix that can be stored in a quantized format: y = W x with W of N rows (outputs) and K columns (inputs)."""
 
     name: str  # parameter name, for example model.layers.3.mlp.down_proj.weight
-    block: int  # for embedding and head the number of blocks
+    at: BlockId  # of embedding and head the one after the last of the text stack
     n_rows: int
     n_cols: int
-    transposed: bool  # the checkpoint stores [K, N] (GPT-2's Conv1D)
-    nbytes: int  # as the source stores it
-    kind: str = LINEAR  # of a block, or one whose rows are tokens: embedding, head, or both at once
+    nbytes: int  # in 16 bit
+    kind: Kind = Kind.LINEAR
+    view: View = View()
 
     @property
     def module(self) -> str:
@@ -29,6 +85,11 @@ class Weight:
     def role(self) -> str:
         return self.module.rsplit(".", 1)[-1]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the parameter, as the checkpoint stores it."""
+        return (self.n_cols, self.n_rows) if self.view.transposed else (self.n_rows, self.n_cols)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -36,7 +97,7 @@ class Kept:
 
     name: str
     shape: tuple[int, ...]
-    role: str  # embedding, head, norm, bias, outside
+    role: Role
     nbytes: int
     tied_to: str | None = None  # shares its values with this tensor and is not stored
 
@@ -46,18 +107,43 @@ class ModelSpec:
     """All parameters of a model, each exactly once."""
 
     architecture: str
-    n_blocks: int
+    stacks: tuple[Stack, ...]
     weights: tuple[Weight, ...]
     kept: tuple[Kept, ...]
 
     @property
+    def text(self) -> Stack:
+        """The stack that the output head reads."""
+        return self.stacks[-1]
+
+    @property
+    def after_blocks(self) -> BlockId:
+        """Where embedding and head are counted: behind the last block."""
+        return BlockId(self.text.name, self.text.n_blocks)
+
+    def blocks(self) -> tuple[BlockId, ...]:
+        """Every block, in the order in which a forward pass meets them."""
+        return tuple(BlockId(stack.name, index) for stack in self.stacks for index in range(stack.n_blocks))
+
+    def weights_at(self, block: BlockId) -> tuple[Weight, ...]:
+        return tuple(weight for weight in self.weights if weight.at == block)
+
+    @property
     def vocabulary(self) -> tuple[Weight, ...]:
         """The weights whose rows are tokens, where the container quantizes them."""
-        return tuple(weight for weight in self.weights if weight.kind != LINEAR)
+        return tuple(weight for weight in self.weights if weight.kind != Kind.LINEAR)
 
     @property
     def kept_nbytes(self) -> int:
         return sum(kept.nbytes for kept in self.kept if kept.tied_to is None)
+
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        """The shape of one parameter as the checkpoint stores it."""
+        return self._shapes[parameter]
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {weight.name: weight.shape for weight in self.weights} | {kept.name: kept.shape for kept in self.kept}
 
     def coverage(self) -> list[dict[str, object]]:
         """One row per role: tensors, parameters, share of all parameters, and how the role is treated."""
@@ -68,7 +154,7 @@ class ModelSpec:
             row[1] += weight.n_rows * weight.n_cols
         for kept in self.kept:
             if kept.tied_to is None:
-                row = counts[kept.role, "kept in 16 bit"]
+                row = counts[kept.role.value, "kept in 16 bit"]
                 row[0] += 1
                 row[1] += prod(kept.shape)
         total = sum(parameters for _, parameters in counts.values())

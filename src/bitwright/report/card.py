@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bitwright.checkpoint.demo import DEMO_LICENSE, DEMO_MODEL
 from bitwright.doctor.model import Model
-from bitwright.evaluate.verify import NOISE_FLOOR
+from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
 
 TAKEN_OVER = ("license", "license_name", "license_link", "language")  # from the source's own card

@@ -11,10 +11,9 @@ from math import ceil, floor, inf, log10
 from typing import Any
 
 from bitwright.allocate.allocate import uniform
-from bitwright.evaluate.verify import NOISE_FLOOR
-from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
-from bitwright.plan import Choice
+from bitwright.plan import NOISE_FLOOR, Choice, Rounding
 from bitwright.report.report import Report
+from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
 Spec = dict[str, Any]
 WIDTH, HEIGHT = 700, 300
@@ -34,8 +33,8 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
     line: list[Spec] = [
         {"mb": p.nbytes / 1e6, "nats": p.damage_nats} for p in report.plan.frontier if p.damage_nats > 0 and p.nbytes <= largest
     ]
-    formats = sorted({row.format for w in sensitivity.weights for row in w.rows if row.rounding == "calibrated"})
-    singles = [(name, uniform(sensitivity, name, "calibrated")) for name in formats]
+    formats = sorted({row.format for w in sensitivity.weights for row in w.rows if row.rounding == Rounding.CALIBRATED})
+    singles = [(name, uniform(sensitivity, name, Rounding.CALIBRATED)) for name in formats]
     single: list[Spec] = [
         {
             "mb": p.nbytes / 1e6,
@@ -280,7 +279,7 @@ def _pairs(report: Report, sensitivity: Sensitivity) -> list[tuple[WeightRows, C
 
 def _usual_row(weight: WeightRows, usual: str) -> Row | None:
     """The plan's usual format, or where it cannot store this weight the smallest calibrated one."""
-    rows = [row for row in weight.rows if row.rounding == "calibrated"]
+    rows = [row for row in weight.rows if row.rounding == Rounding.CALIBRATED]
     return next((row for row in rows if row.format == usual), min(rows, key=lambda row: row.nbytes, default=None))
 
 

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from bitwright.evaluate.figures import Divergence
-from bitwright.measure.sensitivity import Sensitivity
 from bitwright.report.pictures import pictures
 from bitwright.report.report import Report, sentences
+from bitwright.sensitivity import Sensitivity
 
 ROLE_ORDER = ("measured and allocated", "kept in 16 bit")
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from html import escape
 
-from bitwright.formats.format import SIXTEEN_BIT
-from bitwright.measure.sensitivity import Sensitivity
+from bitwright.plan import SIXTEEN
 from bitwright.report import charts
 from bitwright.report.draw import svg
 from bitwright.report.report import Report
+from bitwright.sensitivity import Sensitivity
 
 
 def pictures(report: Report, sensitivity: Sensitivity) -> str:
     """All charts, each under its heading and above its caption, as HTML."""
     usual = report.plan.default_format
-    if usual == SIXTEEN_BIT.name:
+    if usual == SIXTEEN:
         usual = "its smallest format"
     marked = "Triangles mark what is stored with more bits than that (up) or fewer (down)."
     frontier = (

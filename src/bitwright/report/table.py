@@ -6,7 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.verify import NOISE_FLOOR, Entry
+from bitwright.plan import NOISE_FLOOR
+from bitwright.prove.verdict import Entry
 from bitwright.report.report import LEAST_NATS
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -28,5 +28,5 @@ def check(model: Model) -> Iterator[Finding]:
                 f"add_{kind}_token, tokenizer.json adds no {token!r}",
                 "the two agree",
                 f"put {token!r} into the post_processor of tokenizer.json, or drop the setting",
-                "warning",
+                Severity.WARNING,
             )

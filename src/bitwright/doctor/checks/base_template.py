@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 BASE = re.compile(r"[-_.](base|pt|pretrained|foundation)($|[-_.])")
 
@@ -26,5 +26,5 @@ def check(model: Model) -> Iterator[Finding]:
             f"a chat template, the model is called {model.name}",
             "none on a base model",
             "send plain text, or fine-tune before you chat with it",
-            "note",
+            Severity.NOTE,
         )

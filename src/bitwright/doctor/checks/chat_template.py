@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.conversation import Rendered, render
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 TALKS = ("instruct", "chat", "-it")
 
@@ -27,7 +27,7 @@ def check(model: Model) -> Iterator[Finding]:
                 f"no chat template, the model is called {model.name}",
                 "a chat template",
                 "copy chat_template.jinja from the original model",
-                "warning",
+                Severity.WARNING,
             )
         return
     found = render(model)
@@ -46,5 +46,5 @@ def check(model: Model) -> Iterator[Finding]:
             "add_generation_prompt changes nothing",
             "the beginning of the assistant's turn at the end",
             "end the template with {% if add_generation_prompt %} and what opens an answer",
-            "warning",
+            Severity.WARNING,
         )

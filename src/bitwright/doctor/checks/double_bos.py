@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.conversation import Rendered, render
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -25,7 +25,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"it writes {bos!r}, and the tokenizer adds it too",
             "one of the two",
             "tokenize rendered conversations with add_special_tokens=False",
-            "note" if _usual(model) else "warning",
+            Severity.NOTE if _usual(model) else Severity.WARNING,
         )
 
 

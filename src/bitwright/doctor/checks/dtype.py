@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import DTYPES, Correction, Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -23,7 +23,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"dtype {stated}, weights in {right}",
             "the format of the weights",
             f'set "dtype": "{right}"',
-            "warning",
+            Severity.WARNING,
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.conversation import Rendered, render
 from bitwright.doctor.model import Correction, Model, ids_of
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -26,7 +26,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"eos_token_id {ends[0] if len(ends) == 1 else ends}",
             f"the template's end of turn {token!r}, id {model.token_ids[token]}, among the ends",
             f'set "eos_token_id": {wanted}',
-            "warning",
+            Severity.WARNING,
         )
 
 

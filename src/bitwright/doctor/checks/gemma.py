@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.conversation import Rendered, render
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 OVERFLOWING = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
 
@@ -30,7 +30,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"nothing puts {bos!r} before a text",
             "Gemma's texts begin with it",
             "copy tokenizer.json and tokenizer_config.json from the original model",
-            "note" if written else "warning",
+            Severity.NOTE if written else Severity.WARNING,
         )
     stored = model.usual_dtype
     if family in OVERFLOWING and stored == "float16":
@@ -40,5 +40,5 @@ def check(model: Model) -> Iterator[Finding]:
             "weights in float16",
             "bfloat16 or float32, which hold its activations",
             "start from the original, and load with dtype bfloat16 or float32",
-            "warning",
+            Severity.WARNING,
         )

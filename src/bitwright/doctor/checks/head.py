@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -33,5 +33,5 @@ def check(model: Model) -> Iterator[Finding]:
             "stored, though the head is tied to the embedding",
             "one copy",
             'compare the two: where they differ, set "tie_word_embeddings": false; where not, leave the head out',
-            "note",
+            Severity.NOTE,
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from bitwright.checkpoint.headers import INDEX_NAME, SINGLE_NAME
 from bitwright.doctor.model import Correction, Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -29,7 +29,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"total_size {stated}",
             f"total_size is what the shards hold, {held} bytes",
             f"set metadata.total_size to {held}",
-            "warning",
+            Severity.WARNING,
         )
     listed = {ref.file.name for ref in model.refs.values()}
     for name in model.files:
@@ -37,7 +37,7 @@ def check(model: Model) -> Iterator[Finding]:
             alone = name == SINGLE_NAME
             wanted = "one copy of the weights" if alone else "every shard is in the index"
             help = f"delete {name}" if alone else f"delete {name}, or save the model into an empty folder"
-            yield Finding("files/unlisted", name, "not in the index", wanted, help, "warning")
+            yield Finding("files/unlisted", name, "not in the index", wanted, help, Severity.WARNING)
 
 
 def fix(model: Model) -> Correction:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 VOCABULARY, CONTEXT = 128_256, 131_072
 
@@ -28,5 +28,5 @@ def check(model: Model) -> Iterator[Finding]:
             f"a context of {CONTEXT} tokens and no rope scaling",
             "the llama3 scaling of Llama 3.1 and later",
             "copy rope_scaling from the original model",
-            "warning",
+            Severity.WARNING,
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitwright.doctor.model import Correction, Model, dicts_of
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 WRONG = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 RIGHT = (
@@ -34,7 +34,7 @@ def check(model: Model) -> Iterator[Finding]:
             "splits text as Llama 3 does, digits in threes",
             "Mistral's own expression, digit by digit",
             "load with fix_mistral_regex=True, or bitwright doctor MODEL --fix OUT",
-            "warning",
+            Severity.WARNING,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 SPARE = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|dummy_87|>", "<unk>")
 
@@ -23,7 +23,7 @@ def check(model: Model) -> Iterator[Finding]:
     spare = next((token for token in SPARE if token in model.token_ids and token not in (eos, model.token("bos"))), None)
     help = f"tokenizer.pad_token = {spare!r}" if spare else "add a token of its own for padding before fine-tuning"
     if pad is None:
-        yield Finding("tokens/no-padding", "tokenizer_config.json", "no pad_token", "a padding token", help, "warning")
+        yield Finding("tokens/no-padding", "tokenizer_config.json", "no pad_token", "a padding token", help, Severity.WARNING)
     elif pad == eos:
         yield Finding(
             "tokens/padding-is-end",
@@ -31,5 +31,5 @@ def check(model: Model) -> Iterator[Finding]:
             f"pad_token {pad!r} is the eos_token",
             "a padding token that is not the end",
             help,
-            "warning",
+            Severity.WARNING,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Correction, Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 OTHERS = ("openvino",)  # whose .bin files hold plain numbers
 SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -19,7 +19,7 @@ SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 def check(model: Model) -> Iterator[Finding]:
     for name in _pickles(model):
-        yield Finding("files/pickle", name, "a pickle", "weights in safetensors alone", f"delete {name}", "warning")
+        yield Finding("files/pickle", name, "a pickle", "weights in safetensors alone", f"delete {name}", Severity.WARNING)
 
 
 def fix(model: Model) -> Correction:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 STATISTICS = (".absmax", ".quant_map", ".quant_state.")
 PACKED = ("U8", "I32", "U32")
@@ -44,7 +44,7 @@ def check(model: Model) -> Iterator[Finding]:
                 f"skips {name!r}, which no tensor belongs to",
                 "names of modules",
                 "correct the name or take it out",
-                "warning",
+                Severity.WARNING,
             )
     if config.get("quant_method") == "bitsandbytes" and config.get("load_in_4bit"):
         for name in packed:

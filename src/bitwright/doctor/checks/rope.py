@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 NEEDED = {
     "linear": ("factor",),
@@ -38,7 +38,7 @@ def check(model: Model) -> Iterator[Finding]:
                 f"{kind} without {', '.join(missing)}",
                 "all settings of this scaling",
                 "copy them from the original model",
-                "warning",
+                Severity.WARNING,
             )
             continue
         original = settings.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
@@ -52,7 +52,7 @@ def check(model: Model) -> Iterator[Finding]:
                 f"max_position_embeddings {reach}, {original} tokens times {factor}",
                 "a context that the scaling reaches",
                 f"set max_position_embeddings to {reached}",
-                "warning",
+                Severity.WARNING,
             )
 
 

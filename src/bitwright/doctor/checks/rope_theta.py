@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 DEFAULT = 10_000
 TRAINED = {  # family, vocabulary -> the base of the original
@@ -49,7 +49,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"rope_theta {top if _number(top) else inner or 'missing'}",
             f"{trained}, with which models of this family and vocabulary were trained",
             f'set "rope_theta": {trained}, unless the model was trained from scratch',
-            "warning",
+            Severity.WARNING,
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 ROUTERS = ("mlp.gate", "block_sparse_moe.gate", "mixer.gate", "mlp.router", "feed_forward.router")
 PACKED = {"weight": ("U8", "U32", "I32"), "qweight": ("I32", "U32"), "weight_packed": ("I32", "U8", "U32")}
@@ -32,6 +32,6 @@ def check(model: Model) -> Iterator[Finding]:
                 f"packed as {ref.dtype}",
                 "a router in 16 bit",
                 "quantize again and skip the routers",
-                "warning" if few else "note",
+                Severity.WARNING if few else Severity.NOTE,
             )
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model, ids_of
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 KINDS = ("bos", "eos", "pad")
 
@@ -43,5 +43,5 @@ def check(model: Model) -> Iterator[Finding]:
                     f"{kind}_token_id {ids[0] if len(ids) == 1 else ids}",
                     f"the tokenizer's {kind} token {token!r}, id {own}",
                     f'set "{kind}_token_id": {own}',
-                    "warning",
+                    Severity.WARNING,
                 )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitwright.doctor.model import Correction, Model, dicts_of
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 WORDS = ("LlamaTokenizer", "LlamaTokenizerFast")
 RIGHT = "PreTrainedTokenizerFast"
@@ -40,7 +40,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"{model.tokenizer_config['tokenizer_class']}, tokenizer.json splits into bytes",
             "a class that takes it as it is",
             f'set "tokenizer_class": "{RIGHT}"',
-            "warning",
+            Severity.WARNING,
         )
 
 

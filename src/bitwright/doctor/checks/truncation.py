@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Correction, Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -25,7 +25,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"truncation to {truncation.get('max_length')} tokens",
             "none",
             'set "truncation": null',
-            "warning",
+            Severity.WARNING,
         )
     strategy = padding.get("strategy") if isinstance(padding, dict) else None
     if isinstance(strategy, dict) and "Fixed" in strategy:
@@ -35,7 +35,7 @@ def check(model: Model) -> Iterator[Finding]:
             f"padding to {strategy['Fixed']} tokens",
             "none",
             'set "padding": null',
-            "warning",
+            Severity.WARNING,
         )
 
 

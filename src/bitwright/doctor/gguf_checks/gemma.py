@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(header: GgufHeader) -> Iterator[Finding]:
@@ -23,5 +23,5 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             "false",
             "true, Gemma's texts begin with it",
             "gguf_set_metadata.py FILE tokenizer.ggml.add_bos_token 1",
-            "warning",
+            Severity.WARNING,
         )

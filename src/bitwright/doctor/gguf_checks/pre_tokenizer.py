@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 LLAMA3 = {128_000: "<|begin_of_text|>", 128_009: "<|eot_id|>"}
 LLAMA3_SPLITS = ("llama-bpe", "llama3", "llama-v3")
@@ -38,5 +38,5 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             "missing",
             "the name of how this vocabulary splits a text",
             "convert the model again with a current llama.cpp",
-            "warning",
+            Severity.WARNING,
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 DEFAULT = 10_000
 TRAINED = {("llama", 128_256): 500_000} | {
@@ -44,5 +44,5 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             f"missing, with a context of {LONG} tokens",
             "the factors of Llama 3.1 and later",
             "convert the model again with a llama.cpp of August 2024 or later",
-            "warning",
+            Severity.WARNING,
         )

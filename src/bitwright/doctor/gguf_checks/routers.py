@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 WIDE = ("f32", "f16", "bf16", "q8_0")
 
@@ -25,5 +25,5 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             f"{packed[0].type}, and {len(packed) - 1} more",
             "a router in 16 or 32 bit",
             "quantize again with llama.cpp's own tool",
-            "warning",
+            Severity.WARNING,
         )

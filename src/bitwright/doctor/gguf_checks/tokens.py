@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 IDS = ("bos", "eos", "padding", "unknown", "eot")
 
@@ -56,5 +56,5 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             f"{pad}, which is the end",
             "a token of its own",
             "nothing while the file is only run; fine-tune from a model with another padding token",
-            "note",
+            Severity.NOTE,
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 
 def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
@@ -37,5 +37,5 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
                 f"{dead} of {rows} rows are zero or of one value",
                 "rows that work",
                 "compare with the original model",
-                "warning",
+                Severity.WARNING,
             )

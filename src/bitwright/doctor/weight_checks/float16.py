@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 LARGEST = 65504.0  # of float16
 
@@ -26,5 +26,5 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
                 f"{found.largest:.3g}",
                 f"at most {LARGEST:.0f}, which float16 holds",
                 "run this model in bfloat16 or float32",
-                "warning",
+                Severity.WARNING,
             )

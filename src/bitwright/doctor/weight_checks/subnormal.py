@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 MANY = 0.05  # of a tensor's entries; normal training in float16 leaves well below a hundredth
 
@@ -28,5 +28,5 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
                 f"{100 * share:.0f} % of its entries are subnormal",
                 "normal numbers",
                 "start from the float32 or bfloat16 checkpoint",
-                "warning",
+                Severity.WARNING,
             )

@@ -16,7 +16,7 @@ import numpy as np
 from bitwright.doctor.conversation import Rendered, render
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 SMALL = 0.02  # of the median row; the smallest of SmolLM2-135M has 0.57 of it, of gemma-3-270m 0.997 (2026-11-25)
 
@@ -38,7 +38,7 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
                 f"the template writes {_told(used, names, untrained)}",
                 "tokens that were trained",
                 "train these rows too, or take the template of the model that was trained",
-                "warning",
+                Severity.WARNING,
             )
         if untrained:
             ids = list(untrained)
@@ -48,7 +48,7 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
                 f"{len(ids)} tokens, such as {_told(ids, names, untrained)}",
                 "tokens that were trained",
                 "use other tokens, or train these rows too",
-                "note",
+                Severity.NOTE,
             )
 
 

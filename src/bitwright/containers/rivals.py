@@ -1,0 +1,56 @@
+"""What a result is measured against: stock, arithmetic noise, the best uniform choice, and ablations of our own method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
+from bitwright.formats.base import SIXTEEN_BIT
+from bitwright.plan import NOISE_FLOOR, Plan, Rounding
+from bitwright.sensitivity import Sensitivity
+
+SAME_BYTES = "calibrated, stock bytes"
+SKIPS_ONLY = "skips, stock rounding"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A way to store the model, written by us unless the runtime makes it from the source itself."""
+
+    label: str
+    plan: Plan
+    gated: bool = False  # whether the result gives way to it where it measures better
+    from_source: bool = False  # the runtime loads the source, ...
+    quantization: dict[str, Any] | None = None  # ... and quantizes it so
+
+
+OnLoad = Callable[[Plan], dict[str, Any] | None]
+
+
+def rivals(table: Sensitivity, plan: Plan, on_load: OnLoad, ablations: bool, fused_groups: bool) -> list[Rival]:
+    """The rivals of ``plan``. ``on_load``: the configuration with which a runtime makes a plan itself, or None.
+
+    ``ablations``: also our rounding and choice at the bytes of stock, and the best skip list under stock rounding.
+    """
+    plain = stock(table)
+    by_runtime = on_load(plain)
+    sixteen = uniform(table, SIXTEEN_BIT.name, Rounding.NONE)
+    found = [
+        Rival(table.stock, plain, gated=True, from_source=by_runtime is not None, quantization=by_runtime),
+        Rival(NOISE_FLOOR, sixteen, from_source=by_runtime is not None),
+    ]
+    formats = {row.format for w in table.weights for row in w.rows if row.rounding == Rounding.CALIBRATED}
+    choices = [uniform(table, name, Rounding.CALIBRATED) for name in sorted(formats)]
+    choices = [choice for choice in choices if choice.nbytes <= plan.nbytes]
+    if choices:
+        best = min(choices, key=lambda choice: choice.damage_nats)
+        found.append(Rival(f"uniform {best.default_format}", best, gated=True))
+    if ablations and plan.nbytes > plain.nbytes >= table.least_nbytes():
+        same = allocate(table, f"{plain.nbytes}B", frontier=False, fused_groups=fused_groups)
+        found.append(Rival(SAME_BYTES, same))
+    if ablations and by_runtime is not None and plan.nbytes >= plain.nbytes:
+        skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False, fused_groups=fused_groups)
+        found.append(Rival(SKIPS_ONLY, skips, from_source=True, quantization=on_load(skips)))
+    return found

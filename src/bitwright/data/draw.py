@@ -1,0 +1,33 @@
+"""Drawing tokens from distributions over a vocabulary (pure functions)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+DRAW_RUN = 256
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``."""
+    wide = logits.float()
+    return drawn_at((wide - wide.amax(1, keepdim=True)).exp_(), uniform)
+
+
+def drawn_at(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Where the running sum of ``mass`` [T, V], none negative, reaches the shares ``uniform`` [T, S]: int64 [T, S].
+
+    The cumulative sum is taken over runs of DRAW_RUN entries first and then inside the runs that are hit.
+    """
+    n_tokens, n_entries = mass.shape
+    if n_entries % DRAW_RUN:
+        mass = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN))
+    runs = mass.view(n_tokens, -1, DRAW_RUN)
+    upto = runs.sum(-1).double().cumsum(-1)
+    target = uniform.double() * upto[:, -1:]
+    run = torch.searchsorted(upto, target).clamp_(max=upto.shape[1] - 1)
+    inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN)).double().cumsum(-1)
+    before = upto.gather(1, run) - inside[:, :, -1]
+    entry = torch.searchsorted(inside, (target - before)[:, :, None])[:, :, 0]
+    last = (inside < inside[:, :, -1:]).sum(-1)  # the last entry with any mass, for what rounding leads past it
+    return (run * DRAW_RUN + torch.minimum(entry, last)).clamp_(max=n_entries - 1)

@@ -1,0 +1,46 @@
+"""The text of the verdict, which nothing else has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitwright.data.documentation import DOCUMENTATION, documentation
+from bitwright.data.rows import read_domains
+from bitwright.data.samples import Sample, cut
+from bitwright.errors import fail
+
+LEAST = 6
+LEAST_OF_DOMAIN = 2  # what an interval needs
+
+
+def held_out(tokenizer: Any, source: str, count: int, length: int) -> tuple[list[Sample], tuple[str, ...]]:
+    """Samples for the verdict, and the domain of each where the rows of a file name domains.
+
+    ``source``: ``documentation`` (the half that calibration never reads) or a file. Of several domains each gets as much as
+    ``count`` samples of ``length`` tokens allow, and never fewer than two samples.
+    """
+    texts = {"": documentation(1, 2)} if source == DOCUMENTATION else read_domains(source, tokenizer)
+    if len(texts) == 1:
+        name, only = texts.popitem()
+        samples = cut(only, tokenizer, count, length, source, LEAST)
+        return samples, (name,) * len(samples)
+    found: list[Sample] = []
+    names: list[str] = []
+    for name, of_domain in texts.items():
+        share = max(LEAST_OF_DOMAIN, count // len(texts))
+        part = cut(of_domain, tokenizer, share, length, f"{source}, domain {name}", LEAST_OF_DOMAIN)
+        found += part
+        names += [name] * len(part)
+    return found, tuple(names)
+
+
+def require_unseen(source: str, calibration: str) -> None:
+    """Raise BitwrightError when the text of the verdict is the one that calibration reads."""
+    if source == calibration and source != DOCUMENTATION:
+        raise fail(
+            "held-out/seen",
+            f"--held-out {source}",
+            saw="the calibration text",
+            wanted="text that nothing else saw",
+            help="name another file, or leave --held-out out",
+        )

@@ -1,0 +1,125 @@
+"""Texts of people: rows of .txt, .jsonl and .parquet files and of data sets, as plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import BitwrightError, fail
+
+
+def read_texts(source: str, tokenizer: Any) -> list[str]:
+    """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template."""
+    return [_text_of_row(row, tokenizer, source) for row in _rows(source)]
+
+
+def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
+    """The same texts by the column ``domain`` of their rows; all under "" unless every row names one."""
+    rows = list(_rows(source))
+    named = all(isinstance(row, dict) and isinstance(row.get("domain"), str) for row in rows)
+    domains: dict[str, list[str]] = {}
+    for row in rows:
+        domains.setdefault(row["domain"] if named else "", []).append(_text_of_row(row, tokenizer, source))
+    return domains
+
+
+def _rows(source: str) -> Iterable[Any]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+        return readers.get(path.suffix, _plain_rows)(path)
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise fail(
+            "calibration/source",
+            source,
+            saw="no such file",
+            wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
+            help="check the path, or leave --calibration out",
+        )
+    return _hub_rows(source)
+
+
+def _plain_rows(path: Path) -> Iterable[Any]:
+    return [{"text": path.read_text(encoding="utf-8", errors="replace")}]
+
+
+def _jsonl_rows(path: Path) -> Iterable[Any]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise fail(
+                    "calibration/jsonl",
+                    f"{path}:{number}",
+                    saw=line[:60],
+                    wanted="one JSON object per line",
+                    help="repair the line or remove it",
+                ) from None
+
+
+def _parquet_rows(path: Path) -> Iterable[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise _needs("pyarrow", path) from None
+    try:
+        table = parquet.read_table(path)
+    except Exception as error:
+        raise fail(
+            "calibration/parquet", path, saw=str(error).splitlines()[0], wanted="a parquet file", help="write it again"
+        ) from error
+    rows: list[Any] = table.to_pylist()
+    return rows
+
+
+def _hub_rows(name: str) -> Iterable[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise _needs("datasets", name) from None
+    try:
+        stream = load_dataset(name, split="train", streaming=True)
+        return [row for row, _ in zip(stream, range(2000), strict=False)]
+    except Exception as error:
+        raise fail(
+            "calibration/hub",
+            name,
+            saw=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            wanted="a data set with a train split that can be reached",
+            help="name a local file",
+        ) from error
+
+
+def _needs(package: str, where: object) -> BitwrightError:
+    return fail(
+        "calibration/package",
+        where,
+        saw=f"{package} is not installed",
+        wanted=f"{package} reads this source",
+        help=f"pip install {package}",
+    )
+
+
+def _text_of_row(row: Any, tokenizer: Any, where: str) -> str:
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return str(row["text"])
+    if isinstance(row, dict) and isinstance(row.get("messages"), list):
+        if not tokenizer.chat_template:
+            raise fail(
+                "calibration/template",
+                where,
+                saw="chat messages, but the tokenizer has no chat template",
+                wanted="plain text for a base model",
+                help="give rows a text column",
+            )
+        return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+    raise fail(
+        "calibration/row",
+        where,
+        saw=f"a row with {list(row) if isinstance(row, dict) else type(row).__name__}",
+        wanted="rows with a text or a messages column",
+        help="rename the column",
+    )

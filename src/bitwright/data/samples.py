@@ -1,0 +1,123 @@
+"""Samples: what a model is run on, each as long as it is, and batches of those that can share a forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.data.tokenizer import bos_prefix
+from bitwright.errors import fail
+
+IDS = "input_ids"
+LEAST_TOKENS = 2  # of a sample: one to read and one to predict
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything that the class's forward takes for one text, without the dimension of batches; T tokens.
+
+    ``scored`` bool [T]: the positions whose next-token distribution counts; None: all.
+    """
+
+    inputs: dict[str, Tensor]  # input_ids int64 [T], and what else the class takes
+    scored: Tensor | None = None
+
+    @classmethod
+    def of(cls, ids: Sequence[int] | Tensor) -> Sample:
+        """A text alone."""
+        return cls({IDS: torch.as_tensor(ids, dtype=torch.long)})
+
+    @property
+    def ids(self) -> Tensor:
+        return self.inputs[IDS]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_scored(self) -> int:
+        return self.n_tokens if self.scored is None else int(self.scored.sum())
+
+    def digest(self) -> str:
+        """Hash of all that is in it."""
+        found = hashlib.sha256()
+        parts = {**self.inputs, **({} if self.scored is None else {"scored": self.scored})}
+        for name, tensor in sorted(parts.items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of equal shapes, run in one forward pass: no padding, so that every sample sees itself alone."""
+
+    at: tuple[int, ...]  # which samples
+    inputs: dict[str, Tensor]  # [B, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.inputs[IDS].shape[1])
+
+
+def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0) -> list[Batch]:
+    """``samples`` in batches of up to ``batch_tokens`` tokens, those of equal shapes together, in their order.
+
+    ``first``: the number of the first sample.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        key = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(sample.inputs.items()))
+        alike.setdefault(key, []).append(i)
+    found = []
+    for members in alike.values():
+        size = max(1, batch_tokens // samples[members[0]].n_tokens)
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            names = samples[part[0]].inputs
+            inputs = {name: torch.stack([samples[i].inputs[name] for i in part]) for name in names}
+            found.append(Batch(tuple(first + i for i in part), inputs))
+    return found
+
+
+def cut(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: str, least: int) -> list[Sample]:
+    """Samples of at most ``length`` tokens, as many as ``count`` whole ones hold tokens, taken evenly from ``texts``.
+
+    A text of ``length`` tokens or more gives whole samples and its rest is left; a shorter one is a sample of its own length.
+    Each opens with BOS where the tokenizer adds it. Raises BitwrightError when there is no token, or fewer samples than
+    ``least``.
+    """
+    bos = bos_prefix(tokenizer)
+    step = length - len(bos)
+    pieces: list[list[int]] = []
+    n_tokens = 0
+    for text in texts:
+        body = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        n_tokens += len(body)
+        whole = [bos + body[start : start + step] for start in range(0, len(body) - step + 1, step)]
+        pieces += whole or ([bos + body] if len(bos + body) >= LEAST_TOKENS and body else [])
+    if not n_tokens:
+        raise fail(
+            "calibration/empty",
+            where,
+            saw="no text",
+            wanted="text to calibrate on",
+            help="name a file with text, or leave --calibration out",
+        )
+    if len(pieces) < least:
+        raise fail(
+            "calibration/short",
+            where,
+            saw=f"{n_tokens} tokens, {len(pieces)} samples of up to {length}",
+            wanted=f"at least {least} samples, such as one text of {least * length} tokens or {least} short ones",
+            help=f"add text, or shorten the sequences: --length {max(16, n_tokens // least)}",
+        )
+    total = sum(len(piece) for piece in pieces)
+    taken = min(len(pieces), max(least, len(pieces) * count * length // total))
+    return [Sample.of(pieces[len(pieces) * i // taken]) for i in range(taken)]

@@ -1,0 +1,92 @@
+"""What every format and its codes promise, whatever the family (no torch until a tensor is made).
+
+A format is a numeric contract: which numbers a code stands for and how scales are stored. Where the bytes lie in a file is the
+container's business: it may permute bits and never rounds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Format(ABC):
+    """One way to store a matrix [N, K]. Every subclass is a frozen dataclass with a ``name``."""
+
+    name: str
+
+    @abstractmethod
+    def unavailable(self, n_cols: int) -> str | None:
+        """Why rows of ``n_cols`` weights cannot be stored, or None."""
+
+
+@dataclass(frozen=True)
+class SixteenBit(Format):
+    """The weight as the source stores it: bfloat16 or float16, unchanged."""
+
+    name: str = "16bit"
+
+    def unavailable(self, n_cols: int) -> str | None:
+        return None
+
+
+SIXTEEN_BIT = SixteenBit()
+
+
+def whole_groups(n_cols: int, size: int) -> str | None:
+    """Why rows of ``n_cols`` columns are not whole groups of ``size``, or None.
+
+    >>> whole_groups(576, 128), whole_groups(576, 64)
+    ('rows of 576 columns are not a multiple of 128', None)
+    """
+    return f"rows of {n_cols} columns are not a multiple of {size}" if n_cols % size else None
+
+
+class Codes(ABC):
+    """One weight in one format: what a file stores of it, and what that decodes to."""
+
+    format: Any  # a Format of the family
+    shape: tuple[int, ...]
+    parts: ClassVar[tuple[str, ...]]  # every name that ``tensors`` may give
+
+    @abstractmethod
+    def decode(self, dtype: torch.dtype = ...) -> Tensor:
+        """The weights [*shape]: computed in float32, then rounded once to ``dtype``."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Codes and scales as small as in a checkpoint, for the work directory and for the writers."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, format: Any, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of ``tensors``."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One weight's codes as files keep them. Between rounding and a file nothing unpacks them."""
+
+    format: Format
+    shape: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, codes: Codes) -> Packed:
+        return cls(codes.format, codes.shape, codes.tensors())
+
+    @classmethod
+    def join(cls, parts: list[Packed]) -> Packed:
+        """Rows of one weight, rounded some at a time, as one."""
+        import torch
+
+        names = parts[0].tensors
+        rows = sum(part.shape[0] for part in parts)
+        joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
+        return cls(parts[0].format, (rows, *parts[0].shape[1:]), joined)

@@ -1,0 +1,88 @@
+"""The files of a run's work directory, by what they hold. A killed run goes on from those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from bitwright.checkpoint.workdir import WorkDir
+from bitwright.formats.base import Format, Packed
+from bitwright.measure.scores import FormatScore, WeightScores
+from bitwright.models.spec import BlockId, Weight
+from bitwright.plan import Rounding
+
+HEAD_PIECE = "head.safetensors"
+MEAN_SQUARE = "mean-square"  # of a weight's inputs, beside its codes
+
+
+def save_block(
+    work: WorkDir,
+    block: BlockId,
+    scores: Sequence[WeightScores],
+    codes: Mapping[str, Sequence[Packed]],
+    mean_square: Mapping[str, Tensor],
+) -> None:
+    """Keep what was found for the weights of one block; with its figures the block counts as finished."""
+    tensors = {f"{name}|{MEAN_SQUARE}": mean for name, mean in mean_square.items()}
+    for name, formats in codes.items():
+        for packed in formats:
+            tensors |= {f"{name}|{packed.format.name}|{part}": tensor for part, tensor in packed.tensors.items()}
+    work.save_tensors(codes_piece(block), tensors)
+    work.save_json(results_piece(block), [asdict(result) for result in scores])
+
+
+def load_block(work: WorkDir, block: BlockId) -> list[WeightScores]:
+    """The figures of one finished block."""
+    return [
+        WeightScores(m["name"], m["damping"], tuple(_score(score) for score in m["formats"]))
+        for m in work.load_json(results_piece(block))
+    ]
+
+
+def _score(data: dict[str, object]) -> FormatScore:
+    return FormatScore(**{**data, "rounding": Rounding(str(data["rounding"]))})  # type: ignore[arg-type]
+
+
+def load_codes(work: WorkDir, weight: Weight, format: Format) -> Packed:
+    """The calibrated codes of ``weight`` in ``format``, as measured."""
+    tensors = work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{format.name}|")
+    return Packed(format, (weight.n_rows, weight.n_cols), tensors)
+
+
+def load_mean_square(work: WorkDir, weight: Weight) -> Tensor:
+    """Mean squared inputs [K] of a linear over the rounding fold."""
+    return work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{MEAN_SQUARE}")[""]
+
+
+def save_batches(work: WorkDir, piece: str, values: Sequence[Tensor]) -> None:
+    """Keep one tensor for each batch."""
+    work.save_tensors(piece, {f"{i:05d}": value for i, value in enumerate(values)})
+
+
+def load_batches(work: WorkDir, piece: str) -> list[Tensor]:
+    found = work.load_tensors(piece)
+    return [found[name] for name in sorted(found)]
+
+
+def save_rows(work: WorkDir, piece: str, rows: Mapping[str, Sequence[Tensor]]) -> None:
+    """Keep what belongs to the tokens of each sample, all samples one after the other."""
+    work.save_tensors(piece, {name: torch.cat(list(parts)) for name, parts in rows.items()})
+
+
+def hidden_piece(block: BlockId) -> str:
+    return f"hidden-{block}.safetensors"
+
+
+def gradient_piece(block: BlockId) -> str:
+    return f"gradient-{block}.safetensors"
+
+
+def results_piece(block: BlockId) -> str:
+    return f"block-{block}.json"
+
+
+def codes_piece(block: BlockId) -> str:
+    return f"block-{block}.safetensors"

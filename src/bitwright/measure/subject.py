@@ -1,0 +1,83 @@
+"""The model on the table: opened, described and examined, before anything slow begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.checkpoint.open import open_checkpoint
+from bitwright.containers.base import Container
+from bitwright.containers.gguf.imatrix import read_imatrix
+from bitwright.containers.registry import container_of
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.doctor.doctor import examine
+from bitwright.errors import Severity
+from bitwright.host.device import device_of, dtype_of
+from bitwright.host.heap import return_large_blocks
+from bitwright.measure.memory import fit
+from bitwright.measure.method import Method
+from bitwright.measure.table import table_of
+from bitwright.models.open import open_model
+from bitwright.models.skeleton import Skeleton
+from bitwright.models.source import Source
+from bitwright.sensitivity import Sensitivity
+from bitwright.settings import Settings
+
+DOCTOR_NOTES = 3  # findings that are told; the doctor has all
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A source and how it will be measured. ``notes``: what a user should know before it takes long."""
+
+    name: str  # as the user typed it
+    settings: Settings
+    container: Container
+    skeleton: Skeleton
+    tokenizer: Any
+    method: Method
+    device: torch.device
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+    @property
+    def source(self) -> Source:
+        return self.skeleton.source
+
+    @classmethod
+    def open(cls, name: str | Path, settings: Settings, formats: tuple[str, ...] = ()) -> Subject:
+        """Open ``name`` for the container of ``settings``. ``formats``: also measured, for a plan that asks for them.
+
+        Raises BitwrightError for a source or settings that cannot be carried out.
+        """
+        container = container_of(settings.container)
+        checkpoint = open_checkpoint(name)
+        skeleton = open_model(checkpoint, settings.trust_remote_code, container.vocabulary)
+        source, spec = skeleton.source, skeleton.spec
+        container.require(source)
+        return_large_blocks(max(w.n_rows * w.n_cols for w in spec.weights))
+        device = device_of(settings.device)
+        dtype = dtype_of(settings.dtype, device)
+        importance = read_imatrix(Path(settings.imatrix), source) if settings.imatrix else {}
+        method = Method.of(container, spec, settings.formats, importance, settings.seed).with_formats(container, spec, formats)
+        method = fit(spec, method, settings, dtype.itemsize)
+        notes = _doctor_notes(checkpoint.directory) + container.notes()
+        tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
+        return cls(str(name), settings, container, skeleton, tokenizer, method, device, dtype, notes)
+
+    def blank_table(self) -> Sensitivity:
+        """The table with all bytes and no damage, so that a budget can be refused before anything slow."""
+        blank = [self.method.unmeasured(weight) for weight in self.skeleton.spec.weights]
+        return table_of(self.name, self.container, self.method, self.source, blank, {})
+
+
+def _doctor_notes(directory: Path) -> tuple[str, ...]:
+    """What the doctor's checks found; what makes quantizing impossible has stopped the run before."""
+    findings = [finding for finding in examine(directory) if finding.severity != Severity.NOTE]
+    notes = tuple(f"{finding.where}: {finding.saw} ({finding.rule})" for finding in findings[:DOCTOR_NOTES])
+    if len(findings) > DOCTOR_NOTES:
+        notes += (f"{len(findings) - DOCTOR_NOTES} more findings: bitwright doctor prints all",)
+    return notes

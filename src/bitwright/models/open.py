@@ -1,0 +1,63 @@
+"""From a checkpoint to its transformers class, without weights, with every parameter accounted for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bitwright.checkpoint.checkpoint import Checkpoint
+from bitwright.errors import fail
+from bitwright.models.names import match_names
+from bitwright.models.roles import describe
+from bitwright.models.skeleton import Skeleton
+from bitwright.models.source import Source
+from bitwright.models.spec import Kind, Stack
+
+TEXT = "text"
+
+
+def open_model(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabulary: frozenset[Kind] = frozenset()) -> Skeleton:
+    """Instantiate the class that the config names, without weights, and account for every parameter.
+
+    ``vocabulary``: which of embedding and head are weights to be quantized; the others are kept.
+
+    Raises BitwrightError for a class without decoder blocks, a parameter that is not understood (fused experts), a parameter
+    without a tensor, or a tensor without a parameter.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise fail(
+            "model/class",
+            checkpoint.directory / "config.json",
+            saw=str(error).strip().splitlines()[0],
+            wanted="a decoder-only model class of transformers",
+            help="if the model brings its own code and you trust it: --trust-remote-code",
+        ) from error
+    model.tie_weights()
+    model.eval().requires_grad_(False)
+    text = config.get_text_config()
+    stacks = (_text_stack(checkpoint, model, text),)
+    stored = match_names(checkpoint, model)
+    buffers = [name for name, _ in model.named_buffers() if name in stored]
+    return Skeleton(Source(checkpoint, describe(model, stacks, vocabulary, buffers), stored, text), model)
+
+
+def _text_stack(checkpoint: Checkpoint, model: Any, config: Any) -> Stack:
+    n_blocks = config.num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
+            return Stack(TEXT, path, n_blocks, int(config.hidden_size))
+    raise fail(
+        "model/blocks",
+        checkpoint.directory / "config.json",
+        saw=f"{type(model).__name__} has no list of {n_blocks} blocks",
+        wanted="a stack of decoder blocks",
+        help="only decoder-only text models can be measured so far",
+    )

@@ -1,0 +1,89 @@
+"""What each parameter of a model is for: read off the modules that own them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bitwright.errors import fail
+from bitwright.models.spec import BlockId, Kept, Kind, ModelSpec, Role, Stack, View, Weight
+
+
+def describe(model: Any, stacks: tuple[Stack, ...], vocabulary: frozenset[Kind], buffers: Iterable[str]) -> ModelSpec:
+    """All parameters of ``model``, and its ``buffers`` that a checkpoint stores.
+
+    Matrices of the blocks are weights; so are embedding and head where their kind is in ``vocabulary``. Raises BitwrightError
+    for a parameter of a block that is not understood (fused experts).
+    """
+    weights: list[Weight] = []
+    kept: list[Kept] = []
+    seen: dict[int, str] = {}
+    ends = _ends(model)
+    after = BlockId(stacks[-1].name, stacks[-1].n_blocks)
+    for name, owner, parameter in _parameters(model):
+        shape, nbytes = tuple(parameter.shape), parameter.numel() * 2
+        block, kind = _block_of(name, stacks), ends.get(name)
+        if id(parameter) in seen:
+            role = Role.HEAD if kind else _role(name, owner, parameter, model, block)
+            kept.append(Kept(name, shape, role, nbytes, seen[id(parameter)]))
+            continue
+        seen[id(parameter)] = name
+        if block and name.endswith(".weight") and (type(owner) is nn.Linear or isinstance(owner, Conv1D)):
+            view = View(transposed=isinstance(owner, Conv1D))
+            n_rows, n_cols = view.matrix(parameter).shape
+            weights.append(Weight(name, block, n_rows, n_cols, nbytes, Kind.LINEAR, view))
+        elif kind in vocabulary:
+            weights.append(Weight(name, after, shape[0], shape[1], nbytes, kind))
+        else:
+            kept.append(Kept(name, shape, _role(name, owner, parameter, model, block), nbytes))
+    for name in buffers:
+        buffer = model.get_buffer(name)
+        kept.append(Kept(name, tuple(buffer.shape), Role.BUFFER, buffer.numel() * 2))
+    return ModelSpec(type(model).__name__, stacks, tuple(weights), tuple(kept))
+
+
+def _parameters(model: Any) -> Iterable[tuple[str, nn.Module, nn.Parameter]]:
+    for path, owner in model.named_modules():
+        for short, parameter in owner.named_parameters(recurse=False):
+            yield (f"{path}.{short}" if path else short), owner, parameter
+
+
+def _block_of(name: str, stacks: tuple[Stack, ...]) -> BlockId | None:
+    for stack in stacks:
+        if name.startswith(stack.path + "."):
+            return BlockId(stack.name, int(name[len(stack.path) + 1 :].split(".")[0]))
+    return None
+
+
+def _ends(model: Any) -> dict[str, Kind]:
+    """Parameter name -> kind, for the weights of input embedding and output head."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    names = {id(module): path for path, module in model.named_modules()}
+    found = {f"{names[id(embedding)]}.weight": Kind.TIED if tied else Kind.EMBEDDING}
+    if head is not None:
+        found[f"{names[id(head)]}.weight"] = Kind.TIED if tied else Kind.HEAD
+    return found
+
+
+def _role(name: str, owner: nn.Module, parameter: Tensor, model: Any, block: BlockId | None) -> Role:
+    """Why ``parameter`` is kept; refuses what it cannot tell."""
+    if owner is model.get_output_embeddings():
+        return Role.HEAD
+    if isinstance(owner, nn.Embedding):
+        return Role.EMBEDDING
+    if parameter.dim() <= 1:
+        return Role.BIAS if isinstance(owner, nn.Linear | Conv1D) else Role.NORM
+    if block is None and isinstance(owner, nn.Linear | Conv1D):
+        return Role.OUTSIDE
+    kind = "fused expert weights" if parameter.dim() == 3 else f"a parameter of {type(owner).__name__}"
+    raise fail(
+        "model/not-understood",
+        name,
+        saw=f"{kind}, shape {list(parameter.shape)}, {2 * parameter.numel() / 1e6:.1f} MB in 16 bit",
+        wanted="every matrix inside a block is an nn.Linear or Conv1D",
+        help="this architecture is not supported yet; nothing was quantized",
+    )

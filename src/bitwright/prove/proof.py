@@ -1,0 +1,137 @@
+"""The proof of a written checkpoint: a fresh process measures it and its rivals, and the better one is shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitwright.checkpoint.workdir import content_hash
+from bitwright.checkpoint.writer import atomic_outputs
+from bitwright.containers.rivals import Rival
+from bitwright.data.held_out import held_out
+from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.evaluate.figures import Divergence
+from bitwright.host.clock import Stage
+from bitwright.host.device import reference_dtype
+from bitwright.host.places import without_place
+from bitwright.host.progress import Reporter
+from bitwright.measure.measure import Measurement
+from bitwright.plan import Plan
+from bitwright.prove.verdict import Contender, Verdict, judge
+from bitwright.report.report import Report
+
+RESULT = "bitwright"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Compares written files with the 16-bit model in fresh processes."""
+
+    measured: Measurement
+    rivals: list[Rival]
+    work_root: Path
+    reporter: Reporter
+
+    @classmethod
+    def of(cls, measured: Measurement, plan: Plan, work_root: Path, reporter: Reporter) -> Proof:
+        """The proof of ``plan`` beside all that its container names as rivals."""
+        subject = measured.subject
+        rivals = subject.container.rivals(subject.source.spec, measured.sensitivity, plan, subject.settings.compare)
+        return cls(measured, rivals, work_root, reporter)
+
+    def write(self, plan: Plan, place: Path) -> None:
+        """Write ``plan`` at ``place`` and every rival that is not there yet, in one pass over the source.
+
+        Each rival appears whole or not at all.
+        """
+        rivals = self.missing()
+        for path in rivals:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_outputs(list(rivals), self.measured.subject.container.suffix) as places:
+            write(self.measured, {place: plan, **dict(zip(places, rivals.values(), strict=True))})
+
+    def missing(self) -> dict[Path, Plan]:
+        """Rivals that have to be written."""
+        places = {self._place(rival): rival.plan for rival in self.rivals if not rival.from_source}
+        return {path: plan for path, plan in places.items() if not path.exists()}
+
+    def verdict(self, plan: Plan, path: Path, may_replace: bool = True) -> Verdict:
+        """Measure the files at ``path`` and all rivals on held-out text, and judge.
+
+        ``may_replace``: whether a uniform choice that measures better takes the result's place.
+        """
+        settings = self.measured.subject.settings
+        samples, domains = held_out(
+            self.measured.subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length
+        )
+        result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
+        rivals = [self._contender(rival) for rival in self.rivals]
+        candidates = [contender.candidate for contender in (result, *rivals)]
+        divergences = self._on(Text.of(samples, domains), candidates)
+        return judge(result, rivals, divergences, self.measured.sensitivity.stock, may_replace)
+
+    def check(self, path: Path) -> Divergence:
+        """The files at ``path`` on the predicting fold: the text that the prediction is about."""
+        return self._on(Text.of(self.measured.folds.predicting), [Candidate("predicting fold", str(path))])[0]
+
+    def report(
+        self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage], command: tuple[str, ...]
+    ) -> Report:
+        subject, table = self.measured.subject, self.measured.sensitivity
+        held = {
+            "source": without_place(subject.settings.held_out),
+            "sequences": subject.settings.held_out_sequences,
+            "length": subject.settings.held_out_length,
+        }
+        return Report(
+            out=out.name,
+            plan=plan,
+            verdict=verdict,
+            check=check,
+            n_parameters=table.n_parameters,
+            reference_nbytes=table.sixteen_bit_nbytes(),
+            coverage=tuple(subject.source.spec.coverage()),
+            notes=self.measured.notes + subject.container.plan_notes(plan),
+            stages=stages,
+            provenance={**table.provenance, "held_out": held},
+            command=command,
+        )
+
+    def _contender(self, rival: Rival) -> Contender:
+        path = self._source if rival.from_source else str(self._place(rival))
+        trust = self.measured.subject.settings.trust_remote_code
+        candidate = Candidate(rival.label, path, quantization=rival.quantization, trust_remote_code=trust)
+        predicted = None if rival.plan.damage_nats == 0 else rival.plan.check_nats
+        return Contender(candidate, rival.plan.nbytes, predicted, rival.gated, rival.plan)
+
+    def _place(self, rival: Rival) -> Path:
+        suffix = self.measured.subject.container.suffix
+        return self.work_root / "rivals" / f"{content_hash(rival.plan.to_dict())}{suffix}"
+
+    @property
+    def _source(self) -> str:
+        return str(self.measured.subject.source.checkpoint.directory)
+
+    def _on(self, text: Text, candidates: list[Candidate]) -> list[Divergence]:
+        subject = self.measured.subject
+        wide, trust = reference_dtype(subject.device), subject.settings.trust_remote_code
+        return compare(
+            Candidate("16 bit", self._source, dtype=wide, trust_remote_code=trust),
+            candidates,
+            text,
+            device=str(subject.device),
+            quiet=self.reporter.quiet,
+            scratch=self.work_root,
+            references=self.work_root / "references",
+            fingerprint=subject.source.checkpoint.fingerprint,
+        )
+
+
+def write(measured: Measurement, outputs: Mapping[Path, Plan]) -> None:
+    """Write every plan of ``outputs`` at its place and hold the files to the bytes that were planned."""
+    subject = measured.subject
+    written = subject.container.write(outputs, subject.source, measured.packed_of)
+    for path, plan in outputs.items():
+        if written[path] != plan.nbytes:
+            raise AssertionError(f"the plan counts {plan.nbytes} bytes, the files hold {written[path]}")

@@ -1,0 +1,63 @@
+"""What rounds a weight into the formats of one family: to nearest, and with calibration, the default."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from bitwright.formats.base import Codes, Format
+from bitwright.rounding.kernels.error_feedback import Feedback
+
+SWEEPS = 1  # of coordinate descent; a second one moves the objective by less than a hundredth (docs/LOG.md)
+
+
+class Rounder(ABC):
+    """Rounds into one family of formats. Instances hold nothing, so that a job that carries one can go anywhere."""
+
+    formats: ClassVar[Mapping[str, Format]]
+    codes: ClassVar[type[Codes]]
+
+    @abstractmethod
+    def nearest(self, weight: Tensor, format: Any) -> Codes:
+        """Codes of ``weight`` [N, K], each weight to the nearest level under the scale that the stock quantizer takes."""
+
+    @abstractmethod
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
+        """Codes of ``weight`` [N, K] in each of ``formats``, in their order, with little tr(dW S dW^T).
+
+        Raises ValueError for a format that cannot store rows of K weights.
+        """
+
+    @property
+    def version(self) -> str:
+        """A hash that changes with every constant that the rounding depends on: kept pieces of another version are not used."""
+        return constants_hash(type(self).__module__)
+
+
+def constants_hash(*modules: str, within: str = "bitwright.rounding") -> str:
+    """Hash of the upper-case constants of ``modules`` and of every module under ``within`` that they take something from.
+
+    >>> constants_hash("bitwright.rounding.base") == constants_hash("bitwright.rounding.base")
+    True
+    """
+    found: dict[str, str] = {}
+    pending = list(modules)
+    seen: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for key, value in vars(sys.modules[name]).items():
+            if key.strip("_").isupper():
+                found[f"{name}.{key}"] = repr(value)
+            source = getattr(value, "__module__", None)
+            if isinstance(source, str) and source.startswith(within):
+                pending.append(source)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]

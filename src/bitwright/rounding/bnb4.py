@@ -1,0 +1,99 @@
+"""Rounding into the 4-bit formats of bitsandbytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.base import Codes
+from bitwright.formats.bnb4.codes import CHUNK_ENTRIES, BlockCodes
+from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
+from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.kernels.block_scales import ScaleTable
+from bitwright.rounding.kernels.blocks import descend_blocks, feed_back_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.grid import TableGrid, reciprocal
+
+STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
+
+
+class Bnb4Rounder(Rounder):
+    """NF4 and FP4 in blocks of consecutive weights."""
+
+    formats: ClassVar[Mapping[str, BlockFormat]] = BLOCK_FORMATS
+    codes: ClassVar[type[Codes]] = BlockCodes
+
+    def nearest(self, weight: Tensor, format: BlockFormat) -> BlockCodes:
+        return nearest(weight, format)
+
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
+        """Error feedback, formats of one grid side by side, then a sweep of coordinate descent over scales and codes."""
+        at_once = max(1, STACK_ENTRIES // weight.numel())
+        done: dict[str, Codes] = {}
+        for grid in dict.fromkeys(format.grid for format in formats):
+            same = [format for format in formats if format.grid == grid]
+            for first in range(0, len(same), at_once):
+                for start in error_feedback(weight, feedback, same[first : first + at_once]):
+                    done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
+        return [done[format.name] for format in formats]
+
+
+BNB4 = Bnb4Rounder()
+
+
+def blocks_of(weight: Tensor, block_size: int) -> Tensor:
+    """The weight as rows of blocks [blocks, block_size], row-major, the last block padded with zeros."""
+    flat = weight.float().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % block_size)).reshape(-1, block_size)
+
+
+def nearest(weight: Tensor, format: BlockFormat) -> BlockCodes:
+    """Codes of ``weight`` (any shape): scale = max |w| of each block, code = nearest level of w / scale.
+
+    The code is chosen with the exact scale and decoded with the stored one, as bitsandbytes' ``quantize_4bit`` does.
+    """
+    grid = TableGrid.of(format.levels, weight.device)
+    blocks = blocks_of(weight, format.block_size)
+    absmax = blocks.abs().amax(1)
+    offset = float(absmax.mean()) if format.double_quant else 0.0
+    code = torch.empty(blocks.shape, dtype=torch.uint8, device=weight.device)
+    rows = max(1, CHUNK_ENTRIES // format.block_size)
+    for part, values, scale in zip(code.split(rows), blocks.split(rows), absmax.split(rows), strict=True):
+        cell = grid.nearest((values * reciprocal(scale)[:, None]).clamp_(-1, 1))
+        part.copy_(grid.code_of_level.index_select(0, cell.reshape(-1)).reshape(cell.shape))
+    flat = code.reshape(-1)[: weight.numel()]
+    return BlockCodes(format, tuple(weight.shape), flat, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())
+
+
+def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[BlockCodes]:
+    """Codes of ``weight`` [N, K] in each of ``formats`` (of one grid), lowering tr(dW S dW^T) column by column.
+
+    Raises ValueError for a format whose blocks would run across rows.
+    """
+    shape = (weight.shape[0], weight.shape[1])
+    for format in formats:
+        if reason := format.unavailable(weight.shape[1]):
+            raise ValueError(f"{format.name}: {reason}")
+    tables = [
+        ScaleTable(format, blocks_of(weight, format.block_size).abs().amax(1).reshape(shape[0], -1)) for format in formats
+    ]
+    codes = feed_back_blocks(weight, feedback, TableGrid.of(formats[0].levels, weight.device), tables)
+    return [
+        BlockCodes(format, shape, code.t().reshape(-1), table.scales())
+        for format, code, table in zip(formats, codes, tables, strict=True)
+    ]
+
+
+def coordinate_descent(weight: Tensor, codes: BlockCodes, moment: Tensor, sweeps: int = 1) -> BlockCodes:
+    """Codes and scales with no larger tr(dW S dW^T) than those of ``codes``; weight [N, K], damped S = ``moment`` [K, K]."""
+    n_rows, n_cols = weight.shape
+    format = codes.format
+    table = ScaleTable.of(format, codes.scales, n_rows)
+    code = codes.code.reshape(n_rows, n_cols).t().contiguous()
+    levels = torch.tensor(format.levels, dtype=torch.float32, device=weight.device)
+    grid = TableGrid.of(format.levels, weight.device)
+    code = descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, sweeps)
+    return BlockCodes(format, (n_rows, n_cols), code.t().reshape(-1), table.scales())

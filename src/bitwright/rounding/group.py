@@ -1,0 +1,107 @@
+"""Rounding into symmetric integers with one scale a group of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.base import Codes
+from bitwright.formats.group.codes import GroupCodes
+from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
+from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.kernels.blocks import descend_blocks, feed_back_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
+from bitwright.rounding.kernels.scale_search import RATIOS
+
+STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
+# Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
+RATIOS_OF_BITS = {
+    2: tuple(1.0 - 0.06 * i for i in range(13)),
+    3: (1.06, 1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58),
+    4: RATIOS,
+    8: (1.01, 1.0, 0.98),
+}
+
+
+class GroupRounder(Rounder):
+    """Two to eight bits, groups of 32 to 128 columns."""
+
+    formats: ClassVar[Mapping[str, GroupFormat]] = GROUP_FORMATS
+    codes: ClassVar[type[Codes]] = GroupCodes
+
+    def nearest(self, weight: Tensor, format: GroupFormat) -> GroupCodes:
+        return nearest_group(weight, format)
+
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
+        """Error feedback, formats of as many bits side by side, then a sweep of coordinate descent over scales and codes."""
+        at_once = max(1, STACK_ENTRIES // weight.numel())
+        done: dict[str, Codes] = {}
+        for bits in dict.fromkeys(format.bits for format in formats):
+            alike = [format for format in formats if format.bits == bits]
+            for first in range(0, len(alike), at_once):
+                for codes in round_groups(weight, feedback, alike[first : first + at_once], SWEEPS):
+                    done[codes.format.name] = codes
+        return [done[format.name] for format in formats]
+
+
+GROUP = GroupRounder()
+
+
+def nearest_group(weight: Tensor, format: GroupFormat) -> GroupCodes:
+    """Codes of ``weight`` [N, K] as compressed-tensors sets them: scale = 2 max |w| / (2^bits - 1) of each group.
+
+    Raises ValueError where rows are not whole groups.
+    """
+    groups = _groups(weight, format)
+    scale = (groups.abs().amax(2) / ((format.highest - format.lowest) / 2)).bfloat16()
+    code = (groups * reciprocal(scale.float())[:, :, None]).round_().clamp_(format.lowest, format.highest)
+    return GroupCodes(format, tuple(weight.shape), (code - format.lowest).to(torch.uint8).reshape(weight.shape), scale)
+
+
+def round_groups(weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat], sweeps: int = SWEEPS) -> list[GroupCodes]:
+    """Calibrated codes of ``weight`` [N, K] in each of ``formats``, all of as many bits, with little tr(dW S dW^T).
+
+    Raises ValueError for a format whose groups do not fill the rows.
+    """
+    first, done = formats[0], []
+    grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
+    tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in formats]
+    codes = feed_back_blocks(weight, feedback, grid, tables, RATIOS_OF_BITS[first.bits])
+    levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
+    for table, code in zip(tables, codes, strict=True):
+        decoded = table.codes(code).decode()
+        found = descend_blocks(weight, code.contiguous(), decoded, grid, levels, table, feedback.moment, sweeps)
+        done.append(table.codes(found))
+    return done
+
+
+class GroupScales:
+    """The scales of one weight, bfloat16 in storage; ``value`` is what the grid's level 1 decodes to: 2^(bits - 1) scales."""
+
+    def __init__(self, format: GroupFormat, wanted: Tensor) -> None:
+        """``wanted`` [N, G]: first values, on the scale of ``value``."""
+        self.format, self.size = format, format.group_size
+        self.stored, self.value = self.snap(wanted, 0)
+
+    def snap(self, wanted: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        stored = (wanted / -self.format.lowest).bfloat16()
+        return stored, stored.float() * -self.format.lowest
+
+    def put(self, group: int, stored: Tensor, value: Tensor) -> None:
+        self.stored[:, group] = stored
+        self.value[:, group] = value
+
+    def codes(self, code: Tensor) -> GroupCodes:
+        """``code`` [K, N] with the scales as they are now."""
+        return GroupCodes(self.format, (code.shape[1], code.shape[0]), code.t().contiguous(), self.stored.clone())
+
+
+def _groups(weight: Tensor, format: GroupFormat) -> Tensor:
+    """``weight`` [N, K] as float32 [N, G, group_size]."""
+    if reason := format.unavailable(weight.shape[1]):
+        raise ValueError(f"{format.name}: {reason}")
+    return weight.float().reshape(len(weight), -1, format.group_size)

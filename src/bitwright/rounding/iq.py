@@ -1,0 +1,50 @@
+"""Rounding into llama.cpp's codebook formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.base import Codes
+from bitwright.formats.iq.codes import CodebookCodes
+from bitwright.formats.iq.format import CODEBOOK_FORMATS, CodebookFormat
+from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.kernels.codebook_search import Search
+from bitwright.rounding.kernels.error_feedback import Feedback
+
+
+class IqRounder(Rounder):
+    """Four or eight weights to an entry of a published table."""
+
+    formats: ClassVar[Mapping[str, CodebookFormat]] = CODEBOOK_FORMATS
+    codes: ClassVar[type[Codes]] = CodebookCodes
+
+    def nearest(self, weight: Tensor, format: CodebookFormat) -> CodebookCodes:
+        return nearest_codebook(weight, format)
+
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
+        """Error feedback by groups of eight columns, then a sweep that offers every group another choice."""
+        return [codebook_feedback(weight, feedback, format, SWEEPS) for format in formats]
+
+
+IQ = IqRounder()
+
+
+def codebook_feedback(weight: Tensor, feedback: Feedback, format: CodebookFormat, sweeps: int = 1) -> CodebookCodes:
+    """Codes of ``weight`` [N, K] in ``format``, lowering tr(dW S dW^T). Raises ValueError where rows are not whole records."""
+    if reason := format.unavailable(weight.shape[-1]):
+        raise ValueError(f"{format.name}: {reason}")
+    rounder = Search(weight.float().t().contiguous(), feedback.factor.diagonal().pow(-2), format)
+    rounder.feed_back(feedback.factor)
+    for _ in range(sweeps):
+        rounder.descend(weight.float().t(), feedback.moment)
+    return rounder.codes((weight.shape[0], weight.shape[1]))
+
+
+def nearest_codebook(weight: Tensor, format: CodebookFormat) -> CodebookCodes:
+    """Codes of ``weight`` [N, K] with the same search for scales, every weight as important as any other."""
+    eye = torch.eye(weight.shape[1], device=weight.device)
+    return codebook_feedback(weight, Feedback(eye, eye, 0.0), format, sweeps=0)

@@ -1,0 +1,103 @@
+"""Error feedback and coordinate descent for formats with one scale a block of a row's columns, whatever stores that scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitwright.rounding.kernels.coordinate_descent import sweep_columns
+from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
+from bitwright.rounding.kernels.grid import Grid
+from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
+
+
+class Scales(Protocol):
+    """The scales of one weight as storage holds them: every scale that is set comes back as it will decode."""
+
+    size: int  # columns of a block
+    stored: Tensor  # [N, G]
+    value: Tensor  # float32 [N, G], what they decode to
+
+    def snap(self, wanted: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """The storable scale nearest to each of ``wanted`` [N] in ``group``: (what is stored, what it decodes to)."""
+
+    def put(self, group: int, stored: Tensor, value: Tensor) -> None:
+        """Set the scales [N] of one group."""
+
+
+def feed_back_blocks(
+    weight: Tensor, feedback: Feedback, grid: Grid, tables: Sequence[Scales], ratios: tuple[float, ...] = RATIOS
+) -> list[Tensor]:
+    """Codes uint8 [K, N] of ``weight`` [N, K] for each of ``tables`` side by side, lowering tr(dW S dW^T) column by column.
+
+    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. The scale of a block is searched when its first
+    column is reached, on the weights as corrected so far, weighting column j with 1 / U_jj^2 (its share of the
+    objective).
+    """
+    n_rows = len(weight)
+    importance = feedback.factor.diagonal().pow(-2)[:, None]  # [K, 1]
+    w = weight.float().t().repeat(1, len(tables)).contiguous()  # [K, tables * N]
+
+    def enter(start: int) -> tuple[Tensor, None]:
+        values = []
+        for i, table in enumerate(tables):
+            group, offset = divmod(start, table.size)
+            if offset == 0:
+                block = slice(start, start + table.size)
+                part = w[block, i * n_rows : (i + 1) * n_rows]
+                found = search_scale(part, importance[block], grid, partial(_snap, table, group), ratios)
+                table.put(group, *found)
+            values.append(table.value[:, group])
+        return torch.cat(values), None
+
+    step = min(STEP, *(table.size for table in tables))
+    codes = feed_back(w, feedback.factor, grid, step, enter)
+    return [codes[:, i * n_rows : (i + 1) * n_rows] for i in range(len(tables))]
+
+
+def _snap(table: Scales, group: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    return table.snap(wanted, group)
+
+
+def descend_blocks(
+    weight: Tensor, code: Tensor, decoded: Tensor, grid: Grid, levels: Tensor, table: Scales, moment: Tensor, sweeps: int
+) -> Tensor:
+    """Codes [K, N] with no larger tr(dW S dW^T) than ``code`` [K, N] has; scales in ``table`` follow.
+
+    weight [N, K], what it decodes to now [N, K] (overwritten), ``levels`` by code, damped S = ``moment`` [K, K]. Block by
+    block. The scale first: with the codes c of a block fixed, the best change of its scale is c^T (S e) / c^T S c, where
+    e = w - q is the error of the row; it is snapped to what storage holds and taken if it helps. Then each column j of the
+    block: the best value is w_j + sum_{k != j} e_k S_kj / S_jj, snapped to the grid.
+    """
+    size = table.size
+    error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
+    for _ in range(sweeps):
+        for start in range(0, weight.shape[1], size):
+            block = slice(start, start + size)
+            inner = moment[block, block]
+            target = weight[:, block].float().t().contiguous()
+            pull = moment[block] @ error  # S e, the rows of this block
+            level = levels[code[block].int()]
+            scale = _refit(table, start // size, level, inner, pull, error[block])
+            code[block] = sweep_columns(grid, target, error[block], pull, inner, scale)
+    return code
+
+
+def _refit(table: Scales, group: int, level: Tensor, inner: Tensor, pull: Tensor, error: Tensor) -> Tensor:
+    """The best storable scale [N] of one block given its levels [B, N]; ``error`` and ``pull`` follow in place."""
+    old = table.value[:, group]
+    image = inner @ level  # S c
+    slope, bend = (level * pull).sum(0), (level * image).sum(0)
+    wanted = old + torch.where(bend > 0, slope / bend.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+    stored, value = table.snap(wanted, group)
+    change = value - old
+    better = change * (change * bend - 2 * slope) < 0
+    change = torch.where(better, change, 0.0)
+    table.put(group, torch.where(better, stored, table.stored[:, group]), torch.where(better, value, old))
+    error -= level * change
+    pull -= image * change
+    return table.value[:, group]

@@ -1,0 +1,196 @@
+"""Rounding into llama.cpp's codebook formats: entries chosen by weighted distance, errors fed forward group by group.
+
+Eight columns are rounded at once, since their entries and the parity of their signs belong together; the columns that follow
+absorb the error of all eight (vector quantization under GPTQ's feedback: GPTVQ, arXiv 2402.15319). A sweep of coordinate
+descent then offers every eight columns another choice, which is taken where the objective falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwright.formats.iq.codes import CodebookCodes, table_of
+from bitwright.formats.iq.format import DELTA, SIGNED, CodebookFormat
+from bitwright.rounding.kernels.grid import reciprocal
+
+RATIOS = (0.55, 0.65, 0.75, 0.85, 0.95, 1.05)  # trial scales, to the one at which the largest weight is the largest number
+STEPS_BESIDE = 1  # integer steps on either side of the wanted one that are tried for a block
+CHUNK_ENTRIES = 1 << 22  # distances computed at once
+
+
+@dataclass
+class _Choice:
+    """What eight columns were rounded to."""
+
+    entry: Tensor  # int64 [8 / group, N]
+    sign: Tensor  # bool [8, N]; of a format without signs [1, N], the shift's
+    value: Tensor  # float32 [8, N], to be multiplied with the scale
+
+
+class Search:
+    """The state of one weight while its columns pass. w is [K, N], tables are [K / block, N]."""
+
+    def __init__(self, w: Tensor, importance: Tensor, format: CodebookFormat) -> None:
+        self.w, self.importance, self.format = w, importance, format
+        self.table = table_of(format).to(w.device)
+        self.largest = float(self.table.abs().max()) + (DELTA if format.signs == "none" else 0.0)
+        n_cols, n_rows = w.shape
+        self.entry = torch.zeros(n_cols // format.group, n_rows, dtype=torch.int16, device=w.device)
+        width = format.shifted or 1
+        self.sign = torch.zeros(n_cols // width, n_rows, dtype=torch.bool, device=w.device)
+        self.step = torch.zeros(n_cols // format.block, n_rows, dtype=torch.uint8, device=w.device)
+        self.unit = self._record_scales()  # float16 [K / 256, N]
+
+    def _record_scales(self) -> Tensor:
+        """The 16-bit scale of every record, of which the largest wanted scale of a block is the largest multiple."""
+        size = self.format.block
+        wanted = []
+        for start in range(0, len(self.w), size):
+            block = slice(start, start + size)
+            top = self.w[block].abs().amax(0) / self.largest
+            trials = torch.stack([top * ratio for ratio in RATIOS])
+            costs = torch.stack([self._block_cost(block, scale)[0] for scale in trials])
+            wanted.append(trials.gather(0, costs.argmin(0, keepdim=True))[0])
+        per_record = self.format.record // size
+        highest = torch.stack(wanted).reshape(-1, per_record, self.w.shape[1]).amax(1)
+        self.wanted = torch.stack(wanted)
+        return (highest / (self.format.gain * (self.format.n_steps - 0.5))).half()
+
+    def feed_back(self, factor: Tensor) -> None:
+        """Round all columns in order; those that follow absorb each group's error."""
+        size = self.format.block
+        for start in range(0, len(self.w), size):
+            block = slice(start, start + size)
+            scale, shift = self._enter(start)
+            for first in range(start, start + size, SIGNED):
+                group = slice(first, first + SIGNED)
+                found = self._choose(self.w[group], self.importance[group], scale, shift)
+                self._put(first, found)
+                self._absorb(group, found.value * scale, factor, block.stop)
+            done = self.w[block].mul(factor.diagonal()[block].reciprocal()[:, None])
+            self.w[block.stop :].addmm_(factor[block, block.stop :].t(), done, alpha=-1)
+
+    def _absorb(self, group: slice, value: Tensor, factor: Tensor, stop: int) -> None:
+        """Turn the columns of ``group`` into their errors, and move what follows inside the block up to ``stop``."""
+        for offset in range(SIGNED):
+            column = group.start + offset
+            self.w[column] -= value[offset]
+            follow = factor[column, column + 1 : stop] / factor[column, column]
+            self.w[column + 1 : stop].addr_(follow, self.w[column], alpha=-1)
+
+    def _enter(self, start: int) -> tuple[Tensor, Tensor | None]:
+        """Scale [N] of the block from ``start`` on, by its integer step, and the sign of its shift where the block has one."""
+        size, format = self.format.block, self.format
+        index, block = start // size, slice(start, start + size)
+        unit = self.unit[start // format.record].float() * format.gain
+        near = (self.wanted[index] * reciprocal(unit) - 0.5).round()
+        steps = [(near + offset).clamp(0, format.n_steps - 1) for offset in range(-STEPS_BESIDE, STEPS_BESIDE + 1)]
+        costs, shifts = zip(*(self._block_cost(block, (step + 0.5) * unit) for step in steps), strict=True)
+        best = torch.stack(costs).argmin(0, keepdim=True)
+        step, shift = (torch.stack(tables).gather(0, best)[0] for tables in (steps, shifts))
+        self.step[index] = step.to(torch.uint8)
+        return (step + 0.5) * unit, shift if format.shifted == format.block else None
+
+    def _block_cost(self, block: slice, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted squared error [N] of a block under ``scale`` [N], and the better sign of one shift for all of it."""
+        w, importance = self.w[block], self.importance[block]
+        if self.format.shifted == self.format.block:
+            plus, minus = (self._cost(w, importance, scale, torch.full_like(scale, s, dtype=torch.bool)) for s in (False, True))
+            return torch.minimum(plus, minus), minus < plus
+        return self._cost(w, importance, scale, None), torch.zeros_like(scale, dtype=torch.bool)
+
+    def _cost(self, w: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        total = torch.zeros_like(scale)
+        for first in range(0, len(w), SIGNED):
+            part, weights = w[first : first + SIGNED], importance[first : first + SIGNED]
+            value = self._choose(part, weights, scale, shift).value * scale
+            total += ((part - value).square_() * weights[:, None]).sum(0)
+        return total
+
+    def _choose(self, target: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> _Choice:
+        """The entries nearest to eight columns ``target`` [8, N], weighted by ``importance`` [8], under ``scale`` [N]."""
+        x = target * reciprocal(scale)
+        if self.format.signs == "none":
+            if shift is not None:
+                return self._shifted(x, importance, shift)
+            plus, minus = (self._shifted(x, importance, torch.full_like(scale, s, dtype=torch.bool)) for s in (False, True))
+            costs = [((x - c.value).square() * importance[:, None]).sum(0) for c in (plus, minus)]
+            better = costs[1] < costs[0]
+            return _Choice(*(torch.where(better, getattr(minus, f), getattr(plus, f)) for f in ("entry", "sign", "value")))
+        sign = x < 0
+        if self.format.signs == "even":
+            odd = sign.sum(0) % 2 == 1
+            cheapest = (x.abs() * importance[:, None]).argmin(0, keepdim=True)
+            flipped = sign.scatter(0, cheapest, ~sign.gather(0, cheapest))
+            sign = torch.where(odd, flipped, sign)
+        factor = torch.where(sign, -1.0, 1.0)
+        entry, value = self._nearest(x * factor, importance)
+        return _Choice(entry, sign, value * factor)
+
+    def _shifted(self, x: Tensor, importance: Tensor, shift: Tensor) -> _Choice:
+        delta = torch.where(shift, -DELTA, DELTA)
+        entry, value = self._nearest(x - delta, importance)
+        return _Choice(entry, shift[None], value + delta)
+
+    def _nearest(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries int64 [8 / group, N] and their numbers [8, N] that are nearest to ``x`` [8, N]."""
+        entries, values = [], []
+        for first in range(0, SIGNED, self.format.group):
+            part = slice(first, first + self.format.group)
+            weights = importance[part]
+            norms = self.table.square() @ weights
+            rows = max(1, CHUNK_ENTRIES // len(self.table))
+            chunks = [
+                torch.addmm(norms, (chunk.t() * weights), self.table.t(), alpha=-2).argmin(1)
+                for chunk in x[part].split(rows, 1)
+            ]
+            entries.append(torch.cat(chunks))
+            values.append(self.table[entries[-1]].t())
+        return torch.stack(entries), torch.cat(values)
+
+    def _put(self, first: int, found: _Choice, where: Tensor | None = None) -> None:
+        """Store the choice for the eight columns from ``first`` on, for rows ``where`` [N] or all."""
+        for table, width, new in (
+            (self.entry, self.format.group, found.entry),
+            (self.sign, self.format.shifted or 1, found.sign),
+        ):
+            if width == self.format.block and self.format.signs == "none" and table is self.sign:
+                part = slice(first // width, first // width + 1)
+            else:
+                part = slice(first // width, (first + SIGNED) // width)
+            new = new.to(table.dtype)
+            table[part] = new if where is None else torch.where(where, new, table[part])
+
+    def descend(self, weight: Tensor, moment: Tensor) -> None:
+        """One sweep over all columns, eight at a time, each at a better choice given all others. weight is [K, N]."""
+        decoded = self.codes((weight.shape[1], weight.shape[0])).decode().t()
+        error = (weight - decoded).contiguous()
+        for index, scale in self._scales():
+            start = index * self.format.block
+            for first in range(start, start + self.format.block, SIGNED):
+                group = slice(first, first + SIGNED)
+                inner, pull = moment[group, group], moment[group] @ error
+                wish = weight[group] - error[group] + torch.linalg.solve(inner, pull)
+                shift = self.sign[first // self.format.shifted] if self.format.shifted == self.format.block else None
+                found = self._choose(wish, inner.diagonal(), scale, shift)
+                new = weight[group] - found.value * scale
+                change = new - error[group]
+                gain = (change * (2 * pull + inner @ change)).sum(0)
+                better = gain < 0
+                self._put(first, found, better)
+                error[group] = torch.where(better, new, error[group])
+
+    def _scales(self) -> Iterator[tuple[int, Tensor]]:
+        per_record = self.format.record // self.format.block
+        for index in range(len(self.step)):
+            unit = self.unit[index // per_record].float() * self.format.gain
+            yield index, (self.step[index].float() + 0.5) * unit
+
+    def codes(self, shape: tuple[int, int]) -> CodebookCodes:
+        """What was chosen, row-major."""
+        parts = (table.t().reshape(-1) for table in (self.entry, self.sign, self.step, self.unit))
+        return CodebookCodes(self.format, shape, *parts)

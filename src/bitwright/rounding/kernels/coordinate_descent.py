@@ -1,0 +1,26 @@
+"""Coordinate descent: sweep scales and codes again, each at its best given all others (QuantEase, arXiv 2309.01885)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.rounding.kernels.grid import Grid, reciprocal
+
+
+def sweep_columns(grid: Grid, target: Tensor, error: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+    """Codes [B, N] of one block, each column at its best given all others; ``error`` and ``pull`` follow in place.
+
+    ``target`` [B, N] is what scale * level has to meet, ``error`` what it misses so far, ``pull`` = S e at these columns, and
+    ``inner`` [B, B] the block's own part of S.
+    """
+    inverse, pivot = reciprocal(scale), inner.diagonal()
+    cells = torch.empty(target.shape, dtype=grid.cell_dtype, device=target.device)
+    for j in range(len(target)):
+        row = error[j]
+        cell = grid.cell((target[j] - row + pull[j] / pivot[j]) * inverse)
+        found = target[j] - grid.level(cell) * scale
+        pull[j + 1 :].addr_(inner[j, j + 1 :], found - row)
+        error[j] = found
+        cells[j] = cell
+    return grid.code(cells)

@@ -1,0 +1,72 @@
+"""Error feedback: round column by column and let the columns that follow absorb each error (GPTQ, arXiv 2210.17323)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitwright.rounding.kernels.grid import Grid, reciprocal
+from bitwright.rounding.kernels.inverse_factor import inverse_factor
+
+DAMPING = 0.01  # share of the mean diagonal added to the second moment; GPTQ's default, see docs/LOG.md
+_ESCALATION = 10.0
+STEP = 32  # columns between updates of all that follow; divides every block size
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How an error in one input column is absorbed by the later ones: inv(S) = U^T U with U upper triangular."""
+
+    factor: Tensor  # U float32 [K, K]
+    moment: Tensor  # S as factored: float32 [K, K], mean diagonal one, damped
+    damping: float  # the share of the mean diagonal that was needed
+
+    @classmethod
+    def of(cls, second_moment: Tensor, damping: float = DAMPING, reuse: bool = False) -> Feedback:
+        """Factor ``second_moment`` S float32 [K, K] = mean of x x^T. Dead columns, singular S: damping grows until it factors.
+
+        ``reuse``: scale and damp S in its place, which saves a copy of it. Raises ValueError for entries that are not
+        finite; every finite S factors in the end.
+        """
+        damped = second_moment if reuse else second_moment.clone()
+        damped /= damped.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        if not bool(torch.isfinite(damped.sum())):
+            raise ValueError("the second moment has NaN or infinite entries")
+        damped.diagonal().add_(damping)
+        while (upper := inverse_factor(damped.clone())) is None:
+            damped.diagonal().add_(damping * (_ESCALATION - 1))
+            damping *= _ESCALATION
+        return cls(upper, damped, damping)
+
+
+def feed_back(w: Tensor, factor: Tensor, grid: Grid, step: int, enter: Callable[[int], tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Codes uint8 [K, R] of the columns of ``w`` [K, R], which is overwritten.
+
+    ``enter(j)`` gives scale and minimum [R] of the ``step`` columns from j on, while ``w`` holds the weights as corrected
+    so far: value = scale * level + minimum.
+    """
+    n_cols = len(w)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    inverse_pivot = factor.diagonal().reciprocal()
+    for start in range(0, n_cols, step):
+        stop = min(start + step, n_cols)
+        scale, minimum = enter(start)
+        inverse = reciprocal(scale)
+        block = w[start:stop]
+        cells = torch.empty(block.shape, dtype=grid.cell_dtype, device=w.device)
+        follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
+        for j in range(stop - start):
+            row = block[j]
+            if minimum is not None:
+                row -= minimum
+            cell = grid.cell(row * inverse)
+            cells[j] = cell
+            row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
+            block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
+        codes[start:stop] = grid.code(cells)
+        block.mul_(inverse_pivot[start:stop, None])
+        w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
+    return codes

@@ -1,0 +1,28 @@
+"""What a runtime promises: a checkpoint loaded as its users load it, and what it says."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class Loaded(ABC):
+    """A model in its stock runtime."""
+
+    @abstractmethod
+    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
+        """Logits of each of ``texts`` ([T] each), in parts [t, V] that are small enough to be worked on in float32.
+
+        Take a text's parts before the next text.
+        """
+
+    @abstractmethod
+    def greedy(self, prompts: Tensor, count: int) -> Tensor:
+        """The ``count`` likeliest ids [P, count] that follow ``prompts`` [P, T], one after the other."""
+
+    @abstractmethod
+    def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
+        """The same as a model of lm-evaluation-harness, for texts of up to ``longest`` tokens."""

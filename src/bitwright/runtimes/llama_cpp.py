@@ -1,0 +1,263 @@
+"""llama.cpp through its C interface, as the wheel ``xllamacpp`` carries it: logits, tokens, and its own encoders.
+
+Structures that are handed over by value are declared longer than they are: only fields at their start are set, which
+have kept their places since 2023. Source: include/llama.h of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.errors import fail
+from bitwright.runtimes.base import Loaded
+
+CHUNK_TOKENS = 128  # logits of which are held at once
+STRUCTURE_BYTES = 1024  # more than any parameter structure has
+
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _ModelParameters(ctypes.Structure):
+    _fields_ = [("opaque", ctypes.c_byte * STRUCTURE_BYTES)]
+
+
+class _ContextParameters(ctypes.Structure):
+    _fields_ = [
+        ("n_ctx", ctypes.c_uint32),
+        ("n_batch", ctypes.c_uint32),
+        ("n_ubatch", ctypes.c_uint32),
+        ("opaque", ctypes.c_byte * STRUCTURE_BYTES),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    ]
+
+
+def available() -> bool:
+    """Whether the wheel is installed."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def accepts(path: str) -> bool:
+    """Whether this runtime loads ``path``: a GGUF file, where the wheel is installed."""
+    return path.endswith(".gguf") and Path(path).is_file() and available()
+
+
+def load(candidate: dict[str, Any], device: str, n_tokens: int) -> LlamaCpp:
+    """The file ``candidate["path"]``, on the processor whatever ``device`` says."""
+    return LlamaCpp(Path(candidate["path"]), n_tokens)
+
+
+class LlamaCpp(Loaded):
+    """A GGUF file in llama.cpp, on the processor."""
+
+    def __init__(self, path: Path, n_tokens: int = 0, n_threads: int = 0) -> None:
+        """Load ``path`` for sequences of up to ``n_tokens``; 0: the vocabulary alone. Raises BitwrightError if it does not."""
+        self._library = library()
+        parameters = self._library.llama_model_default_params()
+        self._model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise fail(
+                "gguf/load",
+                path,
+                saw=_last_message(),
+                wanted="llama.cpp loads the file",
+                help="pip install --upgrade xllamacpp",
+            )
+        self._vocabulary = self._library.llama_model_get_vocab(self._model)
+        self.n_tokens, self.n_vocabulary = n_tokens, int(self._library.llama_vocab_n_tokens(self._vocabulary))
+        self._context = None
+        if n_tokens:
+            options = self._library.llama_context_default_params()
+            options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, CHUNK_TOKENS, CHUNK_TOKENS
+            self._context = self._library.llama_init_from_model(self._model, options)
+            threads = n_threads or available_cores()
+            self._library.llama_set_n_threads(self._context, threads, threads)
+
+    def close(self) -> None:
+        """Release the model; it must not be used afterwards."""
+        if self._context:
+            self._library.llama_free(self._context)
+        self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self.close()
+
+    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
+        yield from (self.logit_parts(text) for text in texts)
+
+    def logits_of(self, ids: Tensor) -> Tensor:
+        """Logits float32 [T, V] of one text of ``ids`` [T]."""
+        return torch.cat(list(self.logit_parts(ids)))
+
+    def last_logits(self, ids: Tensor, count: int) -> Tensor:
+        """Logits float32 [count, V] of the last ``count`` of ``ids`` [T]."""
+        kept: list[Tensor] = []
+        for part in self.logit_parts(ids):
+            kept = [*kept, part]
+            while len(kept) > 1 and sum(len(p) for p in kept[1:]) >= count:
+                kept.pop(0)
+        return torch.cat(kept)[-count:]
+
+    def logit_parts(self, ids: Tensor) -> Iterator[Tensor]:
+        """The same in parts of CHUNK_TOKENS tokens."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        for start in range(0, len(ids), CHUNK_TOKENS):
+            yield self._decode(ids[start : start + CHUNK_TOKENS], start)
+
+    def _decode(self, ids: Tensor, start: int) -> Tensor:
+        batch = self._library.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids.tolist()):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, start + i, 1, 1
+                batch.seq_id[i][0] = 0
+            if status := self._library.llama_decode(self._context, batch):
+                raise fail(
+                    "gguf/decode",
+                    "llama.cpp",
+                    saw=f"status {status}: {_last_message()}",
+                    wanted="it runs the file",
+                    help="pip install --upgrade xllamacpp",
+                )
+            pointer = self._library.llama_get_logits(self._context)
+            return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(ids), self.n_vocabulary)).copy())
+        finally:
+            self._library.llama_batch_free(batch)
+
+    def greedy(self, prompts: Tensor, count: int) -> Tensor:
+        return torch.stack([self._greedy(prompt, count) for prompt in prompts])
+
+    def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
+        from bitwright.runtimes.harness import GgufLM  # a large library, for tasks alone
+
+        return GgufLM(self, longest)
+
+    def _greedy(self, prompt: Tensor, count: int) -> Tensor:
+        """The ``count`` ids that follow ``prompt`` [T] when the likeliest is taken each time."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        found: list[int] = []
+        ids = prompt
+        for _ in range(count):
+            logits = self._decode(ids, len(prompt) + len(found) - len(ids))
+            found.append(int(logits[-1].argmax()))
+            ids = torch.tensor(found[-1:])
+        return torch.tensor(found)
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Ids of ``text`` with the file's own tokenizer, with beginning-of-sequence where the file asks for it."""
+        raw = text.encode()
+        room = (ctypes.c_int32 * (len(raw) + 16))()
+        count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), True, special)
+        return list(room[:count])
+
+
+def quantize(weight: Tensor, type_id: int, record: int, record_nbytes: int, importance: Tensor | None) -> np.ndarray:
+    """``weight`` float32 [N, K] as llama.cpp's own encoder writes it: uint8 [N, K / record * record_nbytes].
+
+    ``importance`` [K] are mean squared inputs, llama.cpp's importance matrix.
+    """
+    source = np.ascontiguousarray(weight.float().numpy())
+    rows, columns = source.shape
+    out = np.zeros((rows, columns // record * record_nbytes), dtype=np.uint8)
+    matrix = None if importance is None else np.ascontiguousarray(importance.float().numpy())
+    library().ggml_quantize_init(type_id)
+    written = library().ggml_quantize_chunk(
+        type_id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None if matrix is None else matrix.ctypes.data
+    )
+    if written != out.nbytes:
+        raise AssertionError(f"type {type_id}: {written} bytes instead of {out.nbytes}")
+    return out
+
+
+_MESSAGES: list[str] = []
+
+
+def _note(level: int, text: bytes, _: object) -> None:
+    if level >= 3:  # warnings and errors
+        if message := text.decode(errors="replace").strip(" .\n"):
+            _MESSAGES.append(message)
+        del _MESSAGES[:-20]
+
+
+_NOTE = _LOG(_note)  # kept alive for the library
+
+
+def _last_message() -> str:
+    return next((m for m in _MESSAGES[-3:] if "error" in m), (_MESSAGES or ["no message"])[-1])
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The shared library with its functions declared; raises BitwrightError where the wheel is missing."""
+    found = importlib.util.find_spec("xllamacpp")
+    if found is None or found.origin is None:
+        raise fail(
+            "gguf/runtime",
+            "llama.cpp",
+            saw="the package xllamacpp is not installed",
+            wanted="llama.cpp to run the file",
+            help="pip install 'bitwright[gguf]'",
+        )
+    files = [p for p in Path(found.origin).parent.iterdir() if p.name.startswith("xllamacpp.") and p.suffix in (".so", ".pyd")]
+    loaded = ctypes.CDLL(str(files[0]))
+    for name, result, arguments in _signatures():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    loaded.llama_log_set(_NOTE, None)
+    loaded.llama_backend_init()
+    return loaded
+
+
+def _signatures() -> Iterator[tuple[str, object, list[object]]]:
+    pointer, integer, count = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    yield "llama_log_set", None, [_LOG, pointer]
+    yield "llama_backend_init", None, []
+    yield "llama_model_default_params", _ModelParameters, []
+    yield "llama_context_default_params", _ContextParameters, []
+    yield "llama_model_load_from_file", pointer, [ctypes.c_char_p, _ModelParameters]
+    yield "llama_init_from_model", pointer, [pointer, _ContextParameters]
+    yield "llama_model_get_vocab", pointer, [pointer]
+    yield "llama_vocab_n_tokens", integer, [pointer]
+    yield "llama_set_n_threads", None, [pointer, integer, integer]
+    yield "llama_free", None, [pointer]
+    yield "llama_model_free", None, [pointer]
+    yield "llama_get_memory", pointer, [pointer]
+    yield "llama_memory_clear", None, [pointer, ctypes.c_bool]
+    yield "llama_batch_init", _Batch, [integer, integer, integer]
+    yield "llama_batch_free", None, [_Batch]
+    yield "llama_decode", integer, [pointer, _Batch]
+    yield "llama_get_logits", ctypes.POINTER(ctypes.c_float), [pointer]
+    yield (
+        "llama_tokenize",
+        integer,
+        [pointer, ctypes.c_char_p, integer, ctypes.POINTER(integer), integer, ctypes.c_bool, ctypes.c_bool],
+    )
+    yield "ggml_quantize_init", None, [ctypes.c_int]
+    yield "ggml_quantize_chunk", ctypes.c_size_t, [ctypes.c_int, pointer, pointer, count, count, count, pointer]

@@ -1,0 +1,104 @@
+"""Checkpoints in transformers, with the quantization library that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from bitwright.runtimes.base import Loaded
+
+FORWARD_TOKENS = 2048  # of one forward pass: a quantized model unpacks its weights once for all of them
+CHUNK_ENTRIES = 1 << 25  # logits that exist at once: 128 MiB in float32
+
+
+def accepts(path: str) -> bool:
+    """Whether this runtime loads ``path``: directories, and GGUF files, which it decodes to 16 bit."""
+    return True
+
+
+def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersModel:
+    """The model as any user would load it; ``quantization`` asks its library to quantize on the way."""
+    options: dict[str, Any] = {"dtype": getattr(torch, candidate["dtype"])}
+    path = Path(candidate["path"])
+    if path.is_file():
+        options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
+        path = path.parent
+    if candidate["quantization"]:
+        options["quantization_config"] = AutoQuantizationConfig.from_dict(candidate["quantization"])
+    if device != "cpu":
+        options["device_map"] = device
+    trust = candidate["trust_remote_code"]
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust, **options).eval()
+    with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
+        _as_stored(model)(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+    return TransformersModel(model, device)
+
+
+def _as_stored(model: Any) -> Any:
+    """``model`` computing with its weights as the file holds them.
+
+    On processors that multiply bfloat16, bitsandbytes repacks a 4-bit weight on its first use and rounds the scales of its
+    blocks to bfloat16: noise of one kind of machine, not of the file. What was repacked must not be saved either.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+class TransformersModel(Loaded):
+    """A model class of transformers."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        self.model, self.device = model, device
+
+    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
+        """Neighbours of equal length share a forward pass. The output head runs part by part afterwards, so that the logits of
+        a whole text never exist."""
+        step = max(1, CHUNK_ENTRIES // self.model.config.get_text_config().vocab_size)
+        for length, group in groupby(texts, key=len):
+            for batch in torch.stack(list(group)).split(max(1, FORWARD_TOKENS // length)):
+                with torch.no_grad():
+                    body = self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
+                for states in body.last_hidden_state:
+                    yield (self._head(type(body)(last_hidden_state=part[None])) for part in states.split(step))
+
+    @torch.no_grad()
+    def _head(self, recorded: Any) -> Tensor:
+        """Logits [t, V] of what the body is recorded to return for one text: the class's own forward runs on the recording,
+        so that scalings and caps of the logits are the library's."""
+        model, body, hidden = self.model, self.model.base_model, recorded.last_hidden_state
+        hooked = vars(body).get("forward")  # accelerate puts one there; a bound method of its own would keep the model alive
+        body.forward = lambda *_, **__: recorded
+        try:
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            found: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+            return found
+        finally:
+            del body.forward
+            if hooked is not None:
+                body.forward = hooked
+
+    @torch.no_grad()
+    def greedy(self, prompts: Tensor, count: int) -> Tensor:
+        model, ids = self.model, prompts.to(self.device)
+        own = model.generation_config
+        model.generation_config = GenerationConfig()  # generate() fills what is left open from it: penalties, ends
+        try:
+            plain = GenerationConfig(do_sample=False, max_new_tokens=count, pad_token_id=0)
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+        finally:
+            model.generation_config = own
+        return torch.as_tensor(made)[:, prompts.shape[1] :].cpu()
+
+    def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
+        from lm_eval.models.huggingface import HFLM  # a large library, for tasks alone
+
+        return HFLM(pretrained=self.model, tokenizer=tokenizer, batch_size=batch, max_length=longest)

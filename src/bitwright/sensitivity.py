@@ -1,0 +1,130 @@
+"""What every weight loses in every format: the table that the allocator reads (no torch)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import fail
+from bitwright.plan import SIXTEEN, Rounding
+
+SCHEMA = "bitwright.sensitivity/3"
+
+
+class Shares(StrEnum):
+    """What the weights of a group have in common."""
+
+    FORMAT = "format"  # one format for all
+    SIXTEEN_BIT = "16bit"  # all in 16 bit or none
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that a runtime multiplies as one matrix, and what it asks of them for that."""
+
+    name: str  # of the fused module
+    weights: tuple[str, ...]
+    shares: Shares
+
+
+@dataclass(frozen=True)
+class Row:
+    """One weight in one format. Damage is in nats per token, KL from the 16-bit model; bytes are the container's."""
+
+    format: str
+    rounding: Rounding
+    nbytes: int
+    damage_nats: float  # on the choosing fold, shrunk (measure/shrink.py)
+    damage_stderr: float
+    fisher_nats: float  # on the choosing fold, as estimated from this weight alone
+    check_nats: float  # mean on the predicting fold, which no choice sees
+    check_stderr: float
+    weight_error: float  # |dW| / |W|
+    output_error: float  # sqrt(tr(dW S dW^T) / tr(W S W^T))
+
+
+@dataclass(frozen=True)
+class WeightRows:
+    """All candidate formats of one weight."""
+
+    name: str
+    block: int
+    role: str
+    n_rows: int
+    n_cols: int
+    rows: tuple[Row, ...]
+    stock: str  # the format that the container's own quantizer stores it in
+    damping: float  # share of the mean diagonal that the second moment needed to be factored
+    unavailable: tuple[tuple[str, str], ...] = ()  # (format, why it cannot store this weight)
+    stack: str = "text"
+
+    def row(self, format: str, rounding: Rounding) -> Row:
+        return next(r for r in self.rows if r.format == format and r.rounding == rounding)
+
+    def row_or_16bit(self, format: str, rounding: Rounding) -> Row:
+        """The row of a format that may be unable to store this weight; 16 bit always can."""
+        found = [r for r in self.rows if r.format == format and r.rounding == rounding]
+        return found[0] if found else self.row(SIXTEEN, Rounding.NONE)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every weight's candidates, and the facts that the plan must carry along."""
+
+    source: str
+    container: str
+    stock: str  # what people get without us, the zero of "+10%"
+    kept_nbytes: int  # what lies outside the choice: norms, file headers, and embeddings where the container keeps them
+    weights: tuple[WeightRows, ...]
+    provenance: dict[str, Any]
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes of well-known recipes applied to this model
+    groups: tuple[Group, ...] = ()  # of weights that a runtime fuses
+    serves: tuple[str, ...] = ()  # the runtimes that do
+    schema: str = SCHEMA
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(w.n_rows * w.n_cols for w in self.weights)
+
+    def stock_nbytes(self) -> int:
+        """Bytes of the whole when every weight is stored as the container's own quantizer does, where its runtime can."""
+        return self.kept_nbytes + sum(w.row_or_16bit(w.stock, Rounding.NEAREST).nbytes for w in self.weights)
+
+    def sixteen_bit_nbytes(self) -> int:
+        """Bytes of all tensors of the 16-bit model."""
+        return self.kept_nbytes + sum(w.row(SIXTEEN, Rounding.NONE).nbytes for w in self.weights)
+
+    def least_nbytes(self) -> int:
+        """Bytes of all tensors in the smallest calibrated formats."""
+        smallest = (min(row.nbytes for row in w.rows if row.rounding != Rounding.NEAREST) for w in self.weights)
+        return self.kept_nbytes + sum(smallest)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Sensitivity:
+        """Read ``sensitivity.json``; raises BitwrightError when it is not one."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            weights = []
+            for weight in data.pop("weights"):
+                rows = tuple(Row(**{**row, "rounding": Rounding(row["rounding"])}) for row in weight.pop("rows"))
+                unavailable = tuple((f, why) for f, why in weight.pop("unavailable"))
+                weights.append(WeightRows(rows=rows, unavailable=unavailable, **weight))
+            groups = tuple(Group(g["name"], tuple(g["weights"]), Shares(g["shares"])) for g in data.pop("groups"))
+            serves = tuple(data.pop("serves"))
+            return cls(weights=tuple(weights), groups=groups, serves=serves, **data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise fail(
+                "sensitivity/file",
+                path,
+                saw=f"{type(error).__name__}: {error}",
+                wanted=f"a file of schema {SCHEMA}",
+                help="bitwright measure SOURCE -o sensitivity.json",
+            ) from error

@@ -1,0 +1,27 @@
+"""Everything about a run but the source, the output and the budget (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for. Names, units and defaults are those of the command line."""
+
+    container: str = "bitsandbytes"
+    formats: tuple[str, ...] = ()  # measured instead of the container's menu
+    calibration: str = ""  # a file, a datasets id, self or documentation; empty: self where the model fits, else documentation
+    held_out: str = "documentation"
+    sequences: int = 128
+    length: int = 256  # tokens of each
+    held_out_sequences: int = 8
+    held_out_length: int = 512
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"  # of the arithmetic: bfloat16 where the processor multiplies it, else float32
+    imatrix: str = ""  # llama.cpp's importance matrix, whose scales replace those of the calibration text
+    max_memory: int | None = None  # bytes, of the whole process
+    trust_remote_code: bool = False
+    compare: bool = True  # also build and measure the ablations
+    fused_groups: bool = True  # weights that a runtime fuses share what it asks them to
