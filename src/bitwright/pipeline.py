@@ -23,6 +23,7 @@ from bitwright.errors import fail
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
+from bitwright.evaluate.verdict import Entry
 from bitwright.host.clock import Clock
 from bitwright.host.device import device_of, reference_dtype
 from bitwright.host.places import cache_dir, without_place
@@ -32,7 +33,6 @@ from bitwright.measure.measure import measure as measure_subject
 from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR, Plan
 from bitwright.prove.proof import RESULT, Proof, write
-from bitwright.prove.verdict import Entry
 from bitwright.report.card import card
 from bitwright.report.page import page
 from bitwright.report.report import Report

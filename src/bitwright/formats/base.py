@@ -80,13 +80,3 @@ class Packed:
     @classmethod
     def of(cls, codes: Codes) -> Packed:
         return cls(codes.format, codes.shape, codes.tensors())
-
-    @classmethod
-    def join(cls, parts: list[Packed]) -> Packed:
-        """Rows of one weight, rounded some at a time, as one."""
-        import torch
-
-        names = parts[0].tensors
-        rows = sum(part.shape[0] for part in parts)
-        joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
-        return cls(parts[0].format, (rows, *parts[0].shape[1:]), joined)

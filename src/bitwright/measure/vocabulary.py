@@ -121,7 +121,14 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         [errors.output_error(i) for i in range(len(labels))],
         [unit * errors.moment_energy(i) for i in range(len(labels))],
     )
-    return WeightScores(spec.name, feedback.damping, found), [Packed.join(parts) for parts in kept]
+    return WeightScores(spec.name, feedback.damping, found), [_joined(parts) for parts in kept]
+
+
+def _joined(parts: list[Packed]) -> Packed:
+    """Rows of one weight, rounded some at a time, as one."""
+    rows = sum(part.shape[0] for part in parts)
+    tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+    return Packed(parts[0].format, (rows, *parts[0].shape[1:]), tensors)
 
 
 def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ from bitwright.containers.rivals import Rival
 from bitwright.data.held_out import held_out
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.verdict import Contender, Verdict, judge
 from bitwright.host.clock import Stage
 from bitwright.host.device import reference_dtype
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
 from bitwright.measure.measure import Measurement
 from bitwright.plan import Plan
-from bitwright.prove.verdict import Contender, Verdict, judge
 from bitwright.report.report import Report
 
 RESULT = "bitwright"

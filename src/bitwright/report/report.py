@@ -11,9 +11,9 @@ from typing import Any
 from bitwright.checkpoint.workdir import finite
 from bitwright.errors import fail
 from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.verdict import Entry, Verdict
 from bitwright.host.clock import Stage
 from bitwright.plan import Plan
-from bitwright.prove.verdict import Entry, Verdict
 
 SCHEMA = "bitwright.report/2"
 LEAST_NATS = 1e-12  # ratios of less than that mean nothing

@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.verdict import Entry
 from bitwright.plan import NOISE_FLOOR
-from bitwright.prove.verdict import Entry
 from bitwright.report.report import LEAST_NATS
 
 
