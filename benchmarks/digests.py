@@ -1,8 +1,8 @@
-"""python -m benchmarks.digests OUT [demo|tiny ...] — SHA-256 of what a run writes, to see that a change of the code changes nothing.
+"""python -m benchmarks.digests OUT [demo] [tiny] — SHA-256 of what a run writes, to see that a change of the code changes nothing.
 
-Run it before a change and after it on one machine, with ``--baseline`` naming the file of the first run. ``demo``: the demo model at
-its default budget, at stock bytes, and as a GGUF file as large as Q4_K_M. ``tiny``: a random model of each architecture of the tests.
-The numbers of ``sensitivity.json`` are hashed weight by weight, so that new fields beside them do not count.
+Run it before a change and after it on one machine, then with ``--baseline`` naming the file of the first run. ``demo``: the demo
+model at its default budget, at stock bytes, and as a GGUF file as large as Q4_K_M. ``tiny``: a random model of each architecture
+of the tests. The numbers of ``sensitivity.json`` are hashed weight by weight, so that new fields beside them do not count.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
     "phi3": {"pad_token_id": 0},
     "gemma3_text": {"head_dim": 32, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"vocab_size": 49152, "bos_token_id": 1, "eos_token_id": 2, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256, "n_inner": 160},
+    "gpt2": {
+        "vocab_size": 49152,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 256,
+        "n_inner": 160,
+    },
 }
 
 
@@ -51,7 +60,13 @@ def main() -> None:
         for name, extra in ARCHITECTURES.items():
             source = tiny(options.out / "models" / name, name, extra)
             for sequences, length in ((24, 48), (128, 128)):
-                settings = {"sequences": sequences, "length": length, "dtype": "float32", "compare": False, "held_out_length": 128}
+                settings = {
+                    "sequences": sequences,
+                    "length": length,
+                    "dtype": "float32",
+                    "compare": False,
+                    "held_out_length": 128,
+                }
                 run(options.out, f"{name}-{sequences}x{length}", source, "6bpw", settings, found)
     if "demo" in options.what:
         run(options.out, "demo", "demo", "+10%", {}, found)

@@ -29,15 +29,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from benchmarks.llama_cpp_files import LLAMA_CPP, llama_cpp_codes, plan_of
 from benchmarks.models import reference
 from bitwright.checkpoint.open import open_checkpoint
+from bitwright.containers.gguf.container import GGUF, recipe_of
 from bitwright.estimate.cache import cache_nbytes
 from bitwright.estimate.estimate import estimate
 from bitwright.estimate.source import read_source
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN
 from bitwright.estimate.training import CHECKPOINTED, KEPT, PURE_16, training
-from bitwright.evaluate import llama_cpp
-from bitwright.export.gguf import GGUF, recipe_of
+from bitwright.models.open import open_model
 from bitwright.models.settings import text_config
-from bitwright.models.skeleton import build_skeleton
+from bitwright.runtimes import llama_cpp
 
 CONTEXT, TRAINED_TOKENS, RECIPE = 1024, 256, "Q4_K_M"
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
@@ -115,9 +115,9 @@ def read_stored(path: Path) -> int:
 def gguf_file(directory: Path, out: Path) -> Path:
     """The model as llama.cpp's recipe has it, by its own encoders."""
     if not out.exists():
-        skeleton = build_skeleton(open_checkpoint(directory), False, True)
-        plan = plan_of(skeleton, recipe_of(skeleton.spec, RECIPE), LLAMA_CPP)
-        GGUF.write(out, skeleton, plan, llama_cpp_codes(skeleton, {}))
+        source = open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
+        plan = plan_of(source, recipe_of(source.spec, RECIPE), LLAMA_CPP)
+        GGUF.write({out: plan}, source, llama_cpp_codes(source, {}))
     return out
 
 

@@ -14,11 +14,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.models import reference as reference_directory
-from bitwright.evaluate.divergence import compare, summarize
+from bitwright.data.held_out import held_out
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.evaluate.divergence import summarize, token_figures
 from bitwright.evaluate.reference import condense
-from bitwright.evaluate.runtime import FORWARD_TOKENS, logits_of
-from bitwright.evaluate.worker import compare_sequence, condense_sequence
-from bitwright.measure.prepare import held_out_ids, tokenizer_of
+from bitwright.evaluate.worker import compare_text, condense_text
+from bitwright.runtimes.transformers import FORWARD_TOKENS, TransformersModel
 
 REPEATS = 3
 NOISE = 0.02  # of the candidate's weights, relative: a divergence of about that of 4 bits
@@ -38,9 +39,11 @@ def main() -> None:
 def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Ratios of one model."""
     source = reference_directory(name)
-    ids = held_out_ids(tokenizer_of(source), options.held_out, options.sequences, 512)
+    samples, _ = held_out(tokenizer_of(source), options.held_out, options.sequences, 512)
+    ids = torch.stack([sample.ids for sample in samples])
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     candidate = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    loaded = {"reference": TransformersModel(reference, "cpu"), "candidate": TransformersModel(candidate, "cpu")}
     generator = torch.Generator().manual_seed(0)
     for parameter in candidate.parameters():
         if parameter.ndim == 2:
@@ -50,21 +53,21 @@ def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
         seconds["bare candidate"].append(timed(lambda: bare(candidate, ids)))
         seconds["bare"].append(seconds["bare candidate"][-1] + timed(lambda: bare(reference, ids)))
         start = time.perf_counter()
-        kept = [condense_sequence(parts, row) for parts, row in zip(logits_of(reference, ids, "cpu"), ids, strict=True)]
+        kept = [condense_text(parts, row) for parts, row in zip(loaded["reference"].logits(ids), ids, strict=True)]
         middle = time.perf_counter()
         found = [
-            compare_sequence(known, parts, row)
-            for known, parts, row in zip(kept, logits_of(candidate, ids, "cpu"), ids, strict=True)
+            compare_text(known, parts, row)
+            for known, parts, row in zip(kept, loaded["candidate"].logits(ids), ids, strict=True)
         ]
         end = time.perf_counter()
         seconds["evaluate"].append(end - start)
         seconds["evaluate candidate"].append(end - middle)
     line = summarize(name, found)
     whole = []
-    for parts, theirs, row in zip(logits_of(reference, ids, "cpu"), logits_of(candidate, ids, "cpu"), ids, strict=True):
+    for parts, theirs, row in zip(loaded["reference"].logits(ids), loaded["candidate"].logits(ids), ids, strict=True):
         p, q = torch.cat(list(parts)), torch.cat(list(theirs))
         steps = [slice(s, s + 64) for s in range(0, len(row), 64)]
-        whole += [compare(condense(p[s], row[:0], likeliest=p.shape[1]), q[s], row[:0]).kl for s in steps]
+        whole += [token_figures(condense(p[s], row[:0], likeliest=p.shape[1]), q[s], row[:0]).kl for s in steps]
     full = float(torch.cat(whole).mean())
     ratio = {
         f"{what} over bare": statistics.median(seconds[what]) / statistics.median(seconds[bare_name])

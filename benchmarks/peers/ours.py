@@ -15,10 +15,12 @@ from typing import Any
 from bitwright import Settings
 from bitwright.allocate.allocate import allocate
 from bitwright.checkpoint.writer import atomic_output
-from bitwright.clock import Clock
-from bitwright.measurement import measure_model
-from bitwright.progress import Reporter
-from bitwright.proof import write
+from bitwright.containers.registry import container_of
+from bitwright.host.clock import Clock
+from bitwright.host.progress import Reporter
+from bitwright.measure.measure import measure
+from bitwright.measure.subject import Subject
+from bitwright.prove.proof import write
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -28,12 +30,12 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         container=job["container"], calibration=job["calibration"], sequences=job["sequences"], length=job["length"]
     )
     clock = Clock()
-    measured = measure_model(job["source"], work, settings, Reporter())
+    measured = measure(Subject.open(job["source"], settings), work, Reporter())
     clock.lap("measure")
     plan = allocate(measured.sensitivity, f"{job['nbytes']}B", frontier=False)
     clock.lap("allocate")
-    with atomic_output(out) as place:
-        write(measured, plan, place)
+    with atomic_output(out, container_of(job["container"]).suffix) as place:
+        write(measured, {place: plan})
     clock.lap("write")
     stages = {name: asdict(stage) for name, stage in clock.stages.items()}
     first = work / "first-measurement.json"

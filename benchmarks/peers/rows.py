@@ -16,7 +16,7 @@ class Row:
     adapter: str  # a module of benchmarks.peers.adapters
     environment: str  # a file of benchmarks/peers/requirements, or OWN
     options: dict[str, Any] = field(default_factory=dict)
-    gguf: bool = False  # compared with our GGUF file instead of our bitsandbytes checkpoint
+    ours: str = "bitsandbytes"  # the container of ours that it is compared with
 
 
 ROWS = (
@@ -32,6 +32,20 @@ ROWS = (
     Row("GPTQModel g64", "gptqmodel", "gptqmodel", {"group_size": 64}),
     Row("llm-compressor GPTQ g64", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 64}),
     Row("llm-compressor GPTQ g32", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 32}),
+    Row(
+        "llm-compressor GPTQ g64, same container",
+        "llmcompressor",
+        "llmcompressor",
+        {"method": "gptq", "group_size": 64},
+        ours="compressed-tensors",
+    ),
+    Row(
+        "llm-compressor GPTQ g128, same container",
+        "llmcompressor",
+        "llmcompressor",
+        {"method": "gptq", "group_size": 128},
+        ours="compressed-tensors",
+    ),
     Row("llm-compressor AWQ g64", "llmcompressor", "llmcompressor", {"method": "awq", "group_size": 64}),
     Row("ModelOpt auto_quantize, int4 g64 and int8", "modelopt", "modelopt", {"bits": 4.6, "group_size": 64}),
     Row("AutoRound RTN g64", "autoround", "common", {"iters": 0, "group_size": 64}),
@@ -43,7 +57,7 @@ ROWS = (
         {"iters": 200, "group_size": 64, "avg_bits": 4.6},
     ),
     Row("AutoRound g64, 200 iterations", "autoround", "common", {"iters": 200, "group_size": 64}),
-    Row("llama.cpp Q4_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q4_K_M"}, gguf=True),
-    Row("llama.cpp Q4_0, imatrix", "llamacpp", OWN, {"recipe": "Q4_0"}, gguf=True),
-    Row("llama.cpp Q3_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q3_K_M"}, gguf=True),
+    Row("llama.cpp Q4_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q4_K_M"}, ours="gguf"),
+    Row("llama.cpp Q4_0, imatrix", "llamacpp", OWN, {"recipe": "Q4_0"}, ours="gguf"),
+    Row("llama.cpp Q3_K_M, imatrix", "llamacpp", OWN, {"recipe": "Q3_K_M"}, ours="gguf"),
 )

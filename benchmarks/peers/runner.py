@@ -18,7 +18,7 @@ import torch
 
 def quantize(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
     """The peer's own quantization, timed from a loaded interpreter to saved files."""
-    from bitwright.clock import Clock
+    from bitwright.host.clock import Clock
 
     clock = Clock()
     adapter.quantize(Path(job["model"]), torch.tensor(job["calibration"]), Path(job["out"]), job["options"])
@@ -31,7 +31,7 @@ def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
     """Divergence of what was saved from the kept reference."""
     from dataclasses import asdict
 
-    from bitwright.evaluate.divergence import compare, summarize
+    from bitwright.evaluate.divergence import summarize, token_figures
     from bitwright.evaluate.reference import load
 
     references, _ = load(Path(job["reference_file"]))
@@ -41,7 +41,7 @@ def evaluate(job: dict[str, Any], adapter: Any) -> dict[str, Any]:
         for known, row in zip(references, torch.tensor(job["ids"]), strict=True):
             logits = model(row[None]).logits[0]
             parts = [slice(s, s + 128) for s in range(0, len(row), 128)]
-            found = [compare(known.part(p), logits[p], row[p.start + 1 : p.stop + 1]) for p in parts]
+            found = [token_figures(known.part(p), logits[p], row[p.start + 1 : p.stop + 1]) for p in parts]
             figures.append(type(found[0]).join(found))
     return {"divergence": asdict(summarize(job["label"], figures))}
 
