@@ -1,8 +1,8 @@
-"""python -m benchmarks.digests OUT [demo] [tiny] — SHA-256 of what a run writes, to see that a change of the code changes nothing.
+"""python -m benchmarks.digests OUT [demo] [tiny] — SHA-256 of what a run writes, so that a change that changes nothing shows.
 
-Run it before a change and after it on one machine, then with ``--baseline`` naming the file of the first run. ``demo``: the demo
-model at its default budget, at stock bytes, and as a GGUF file as large as Q4_K_M. ``tiny``: a random model of each architecture
-of the tests. The numbers of ``sensitivity.json`` are hashed weight by weight, so that new fields beside them do not count.
+Run it before a change and after it on one machine, then with ``--baseline`` naming the file of the first run. ``demo``: the
+demo model at its default budget, at stock bytes, and as a GGUF file as large as Q4_K_M. ``tiny``: a random model of each
+architecture of the tests. The numbers of ``sensitivity.json`` are hashed weight by weight, so that new fields do not count.
 """
 
 from __future__ import annotations

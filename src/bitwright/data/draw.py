@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 DRAW_RUN = 256
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+def draw(logits: Float[Tensor, "T V"], uniform: Float[Tensor, "T 1"]) -> Int[Tensor, "T 1"]:
     """One index [T, 1] per row of ``logits`` [T, V], drawn from their softmax by inverting its distribution at ``uniform``."""
     wide = logits.float()
     return drawn_at((wide - wide.amax(1, keepdim=True)).exp_(), uniform)
 
 
-def drawn_at(mass: Tensor, uniform: Tensor) -> Tensor:
+def drawn_at(mass: Float[Tensor, "T V"], uniform: Float[Tensor, "T S"]) -> Int[Tensor, "T S"]:
     """Where the running sum of ``mass`` [T, V], none negative, reaches the shares ``uniform`` [T, S]: int64 [T, S].
 
     The cumulative sum is taken over runs of DRAW_RUN entries first and then inside the runs that are hit.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitwright.evaluate.figures import Divergence
@@ -32,7 +33,7 @@ class TokenFigures:
         return cls(*[torch.cat([getattr(part, field.name).cpu() for part in parts]) for field in fields(cls)])
 
 
-def token_figures(reference: Reference, logits: Tensor, next_ids: Tensor) -> TokenFigures:
+def token_figures(reference: Reference, logits: Float[Tensor, "T V"], next_ids: Int[Tensor, " n"]) -> TokenFigures:
     """KL(p || q) = sum_v p_v (log p_v - log q_v) per token from the candidate's logits [T, V] and the ids that follow [<= T].
 
     With the K likeliest tokens of p kept, P and Q the masses of all others under p and q, and v drawn from p's tail:

@@ -7,6 +7,7 @@ output gradient of -log p(y) at token t: the Fisher quadratic form (Amari 1998; 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from bitwright.measure.traffic import Traffic
@@ -15,12 +16,14 @@ CHUNK_BYTES = 24 * 2**20  # of score products
 CHUNK_ROWS = 1024  # of a second moment, while it is added to
 
 
-def token_weights(gradients: Tensor) -> Tensor:
+def token_weights(gradients: Float[Tensor, "T N"]) -> Float[Tensor, " T"]:
     """Squared norm [T] of each token's output gradient [T, N], in float32: how much its output matters."""
     return gradients.float().square().sum(-1)
 
 
-def add_second_moment(into: Tensor, inputs: Tensor, weights: Tensor | None = None) -> None:
+def add_second_moment(
+    into: Float[Tensor, "K K"], inputs: Float[Tensor, "T K"], weights: Float[Tensor, " T"] | None = None
+) -> None:
     """Add the sum over tokens of w_t x_t x_t^T to ``into`` float32 [K, K], from inputs [T, K] and optional weights [T].
 
     The weights are scaled to mean one before they meet a 16-bit type, so that none of them underflows.
@@ -34,7 +37,7 @@ def add_second_moment(into: Tensor, inputs: Tensor, weights: Tensor | None = Non
         rows.add_(inputs[:, start : start + len(rows)].t() @ scaled, alpha=mean)
 
 
-def blend_into(weighted: Tensor, plain: Tensor, share: float) -> Tensor:
+def blend_into(weighted: Float[Tensor, "K K"], plain: Float[Tensor, "K K"], share: float) -> Float[Tensor, "K K"]:
     """share * plain + (1 - share) * weighted, both scaled to a mean diagonal of one, in the place of ``weighted``.
 
     Source: GuidedQuant, arXiv 2505.07004.
@@ -46,7 +49,12 @@ def blend_into(weighted: Tensor, plain: Tensor, share: float) -> Tensor:
     return weighted.mul_((1 - share) / mean(weighted)).add_(plain, alpha=share / mean(plain))
 
 
-def rescaled(plain: Tensor, weighted: Tensor, importance: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
+def rescaled(
+    plain: Float[Tensor, "K K"],
+    weighted: Float[Tensor, "K K"],
+    importance: Float[Tensor, " K"],
+    mean_square: Float[Tensor, " K"],
+) -> tuple[Float[Tensor, "K K"], Float[Tensor, "K K"]]:
     """Second moments [K, K] as they would be if column k had the mean square ``importance`` [K] instead of ``mean_square``:
     correlations stay, scales come from a text that somebody else has seen more of."""
     known = (mean_square > 0) & (importance > 0)
@@ -55,7 +63,7 @@ def rescaled(plain: Tensor, weighted: Tensor, importance: Tensor, mean_square: T
     return plain * outer, weighted * outer
 
 
-def fisher_scores(changes: list[Tensor], traffic: Traffic, n_samples: int) -> Tensor:
+def fisher_scores(changes: list[Float[Tensor, "N K"]], traffic: Traffic, n_samples: int) -> Float64[Tensor, "C S"]:
     """Scores [C, S]: <dW_c, sum_t g_t x_t^T> of each change dW_c [N, K] on each of ``n_samples`` samples.
 
     The damage of change c is sum_s scores[c, s]^2 / (2 T) nats per token, T being the tokens of all samples.
@@ -67,7 +75,9 @@ def fisher_scores(changes: list[Tensor], traffic: Traffic, n_samples: int) -> Te
     return scores
 
 
-def _scores_of_run(changes: list[Tensor], x: Tensor, g: Tensor) -> Tensor:
+def _scores_of_run(
+    changes: list[Float[Tensor, "N K"]], x: Float[Tensor, "R T K"], g: Float[Tensor, "R T N"]
+) -> Float64[Tensor, "C R"]:
     """The same [C, R] for R samples of as many tokens: x [R, T, K], g [R, T, N]. Some outputs at a time."""
     n_samples, n_rows, n_cols = len(x), g.shape[-1], x.shape[-1]
     scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=x.device)
@@ -79,7 +89,7 @@ def _scores_of_run(changes: list[Tensor], x: Tensor, g: Tensor) -> Tensor:
     return scores
 
 
-def damage(scores: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+def damage(scores: Float[Tensor, "C S"], n_tokens: Int[Tensor, " S"]) -> tuple[Float64[Tensor, " C"], Float64[Tensor, " C"]]:
     """Nats per token and their standard error over samples: ([C], [C]) from scores [C, S] of samples of ``n_tokens`` [S].
 
     A sample counts as much as it has tokens.
@@ -89,18 +99,20 @@ def damage(scores: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
     return each.mean(1), each.std(1) / each.shape[1] ** 0.5
 
 
-def relative_weight_error(weight: Tensor, change: Tensor) -> float:
+def relative_weight_error(weight: Float[Tensor, "N K"], change: Float[Tensor, "N K"]) -> float:
     """|dW| / |W| in the Frobenius norm; 0 for a weight that is all zero."""
     norm = weight.float().norm()
     return float(change.float().norm() / norm) if norm > 0 else 0.0
 
 
-def energy(matrix: Tensor, moment: Tensor) -> float:
+def energy(matrix: Float[Tensor, "N K"], moment: Float[Tensor, "K K"]) -> float:
     """tr(M S M^T) of a matrix [N, K] under a second moment [K, K]."""
     return sum(float((rows @ moment).mul_(rows).sum()) for rows in matrix.float().split(CHUNK_ROWS))
 
 
-def relative_output_errors(weight: Tensor, changes: list[Tensor], moment: Tensor) -> list[float]:
+def relative_output_errors(
+    weight: Float[Tensor, "N K"], changes: list[Float[Tensor, "N K"]], moment: Float[Tensor, "K K"]
+) -> list[float]:
     """sqrt(tr(dW S dW^T) / tr(W S W^T)) of each change: the share of the layer's output that is error."""
     whole = energy(weight, moment)
     return [(max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0 for change in changes]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from jaxtyping import Int32, UInt8
 from torch import Tensor
 
 from bitwright.formats.base import Codes
@@ -41,7 +42,7 @@ class GroupCodes(Codes):
         return cls(format, shape, code, tensors["scale"])
 
 
-def pack_words(code: Tensor, bits: int) -> Tensor:
+def pack_words(code: UInt8[Tensor, "N K"], bits: int) -> Int32[Tensor, "N W"]:
     """Each row of uint8 [N, K] as one little-endian stream of ``bits`` a code, int32 [N, ceil(K bits / 32)].
 
     >>> pack_words(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist()
@@ -51,7 +52,7 @@ def pack_words(code: Tensor, bits: int) -> Tensor:
     return torch.cat([_pack(part, bits) for part in torch.split(code, rows)])
 
 
-def unpack_words(packed: Tensor, bits: int, n_cols: int) -> Tensor:
+def unpack_words(packed: Int32[Tensor, "N W"], bits: int, n_cols: int) -> UInt8[Tensor, "N K"]:
     """The codes uint8 [N, ``n_cols``] in ``packed`` int32 [N, W]."""
     rows = max(1, CHUNK_ENTRIES // n_cols)
     return torch.cat([_unpack(part, bits, n_cols) for part in torch.split(packed, rows)])

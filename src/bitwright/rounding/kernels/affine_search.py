@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from bitwright.rounding.kernels.grid import reciprocal
@@ -15,7 +16,17 @@ _TINY = torch.finfo(torch.float32).tiny
 Snap = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-def search_affine(weight: Tensor, importance: Tensor, top: int, snap: Snap) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def search_affine(
+    weight: Float32[Tensor, "B R"],
+    importance: Float32[
+        Tensor,
+        (
+            B  # R
+        ),
+    ],
+    top: int,
+    snap: Snap,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best storable (scale, minimum) per block: argmin sum_b importance_b (w_b - s q_b - m)^2 with q_b in 0..top.
 
     weight [B, R], one block per column; importance [B, 1] or [B, R]. ``snap`` maps wanted (s [R], m [R]) to what is stored

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
@@ -15,6 +16,7 @@ from bitwright.rounding.kernels.grid import Grid
 from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
 
 
+@runtime_checkable
 class Scales(Protocol):
     """The scales of one weight as storage holds them: every scale that is set comes back as it will decode."""
 
@@ -30,8 +32,8 @@ class Scales(Protocol):
 
 
 def feed_back_blocks(
-    weight: Tensor, feedback: Feedback, grid: Grid, tables: Sequence[Scales], ratios: tuple[float, ...] = RATIOS
-) -> list[Tensor]:
+    weight: Float[Tensor, "N K"], feedback: Feedback, grid: Grid, tables: Sequence[Scales], ratios: tuple[float, ...] = RATIOS
+) -> list[UInt8[Tensor, "K N"]]:
     """Codes uint8 [K, N] of ``weight`` [N, K] for each of ``tables`` side by side, lowering tr(dW S dW^T) column by column.
 
     For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. The scale of a block is searched when its first
@@ -64,8 +66,15 @@ def _snap(table: Scales, group: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def descend_blocks(
-    weight: Tensor, code: Tensor, decoded: Tensor, grid: Grid, levels: Tensor, table: Scales, moment: Tensor, sweeps: int
-) -> Tensor:
+    weight: Float[Tensor, "N K"],
+    code: UInt8[Tensor, "K N"],
+    decoded: Float32[Tensor, "N K"],
+    grid: Grid,
+    levels: Float32[Tensor, " L"],
+    table: Scales,
+    moment: Float32[Tensor, "K K"],
+    sweeps: int,
+) -> UInt8[Tensor, "K N"]:
     """Codes [K, N] with no larger tr(dW S dW^T) than ``code`` [K, N] has; scales in ``table`` follow.
 
     weight [N, K], what it decodes to now [N, K] (overwritten), ``levels`` by code, damped S = ``moment`` [K, K]. Block by

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 
 
-def sweep_columns(grid: Grid, target: Tensor, error: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+def sweep_columns(
+    grid: Grid,
+    target: Float32[Tensor, "B N"],
+    error: Float32[Tensor, "B N"],
+    pull: Float32[Tensor, "B N"],
+    inner: Float32[Tensor, "B B"],
+    scale: Float32[Tensor, " N"],
+) -> UInt8[Tensor, "B N"]:
     """Codes [B, N] of one block, each column at its best given all others; ``error`` and ``pull`` follow in place.
 
     ``target`` [B, N] is what scale * level has to meet, ``error`` what it misses so far, ``pull`` = S e at these columns, and

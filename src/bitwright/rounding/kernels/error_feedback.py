@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.grid import Grid, reciprocal
@@ -20,12 +21,12 @@ STEP = 32  # columns between updates of all that follow; divides every block siz
 class Feedback:
     """How an error in one input column is absorbed by the later ones: inv(S) = U^T U with U upper triangular."""
 
-    factor: Tensor  # U float32 [K, K]
-    moment: Tensor  # S as factored: float32 [K, K], mean diagonal one, damped
+    factor: Float32[Tensor, "K K"]  # U
+    moment: Float32[Tensor, "K K"]  # S as factored: mean diagonal one, damped
     damping: float  # the share of the mean diagonal that was needed
 
     @classmethod
-    def of(cls, second_moment: Tensor, damping: float = DAMPING, reuse: bool = False) -> Feedback:
+    def of(cls, second_moment: Float32[Tensor, "K K"], damping: float = DAMPING, reuse: bool = False) -> Feedback:
         """Factor ``second_moment`` S float32 [K, K] = mean of x x^T. Dead columns, singular S: damping grows until it factors.
 
         ``reuse``: scale and damp S in its place, which saves a copy of it. Raises ValueError for entries that are not
@@ -42,7 +43,13 @@ class Feedback:
         return cls(upper, damped, damping)
 
 
-def feed_back(w: Tensor, factor: Tensor, grid: Grid, step: int, enter: Callable[[int], tuple[Tensor, Tensor | None]]) -> Tensor:
+def feed_back(
+    w: Float32[Tensor, "K R"],
+    factor: Float32[Tensor, "K K"],
+    grid: Grid,
+    step: int,
+    enter: Callable[[int], tuple[Tensor, Tensor | None]],
+) -> UInt8[Tensor, "K R"]:
     """Codes uint8 [K, R] of the columns of ``w`` [K, R], which is overwritten.
 
     ``enter(j)`` gives scale and minimum [R] of the ``step`` columns from j on, while ``w`` holds the weights as corrected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 CELLS = 1024  # cells of the look-up table on each side of zero
 
 
+@runtime_checkable
 class Grid(Protocol):
     """Levels that weights snap to once they are divided by their scale. A cell is what stands for one of them on the way."""
 

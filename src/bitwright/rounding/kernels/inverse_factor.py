@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 PANEL = 256  # columns worked on at once; what lies beside the panel moves in products of matrices
 
 
-def inverse_factor(moment: Tensor) -> Tensor | None:
+def inverse_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | None:
     """U upper triangular with inv(S) = U^T U for S = ``moment`` float32 [K, K], which is overwritten and holds U at the end.
 
     None where S is not positive definite in float32. S = R R^T with R upper triangular, taken panel by panel from the far

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from bitwright.rounding.kernels.grid import Grid, reciprocal
@@ -16,8 +17,17 @@ Snap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def search_scale(
-    weight: Tensor, importance: Tensor, grid: Grid, snap: Snap, ratios: tuple[float, ...] = RATIOS
-) -> tuple[Tensor, Tensor]:
+    weight: Float32[Tensor, "B R"],
+    importance: Float32[
+        Tensor,
+        (
+            B  # R
+        ),
+    ],
+    grid: Grid,
+    snap: Snap,
+    ratios: tuple[float, ...] = RATIOS,
+) -> tuple[Shaped[Tensor, " R"], Float32[Tensor, " R"]]:
     """Best storable scale per row: argmin over trial scales s of sum_b importance_b (w_b - s level(w_b / s))^2.
 
     weight [B, R] (one block per column R), importance [B, 1] or [B, R]. ``snap`` maps wanted scales [R] to
