@@ -13,8 +13,8 @@ from bitwright.formats.bnb4.codes import CHUNK_ENTRIES, BlockCodes
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
 from bitwright.rounding.base import SWEEPS, Rounder
 from bitwright.rounding.kernels.block_scales import ScaleTable
-from bitwright.rounding.kernels.blocks import descend_blocks, feed_back_blocks
-from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
 
 STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
@@ -71,7 +71,7 @@ def nearest(weight: Tensor, format: BlockFormat) -> BlockCodes:
 def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[BlockCodes]:
     """Codes of ``weight`` [N, K] in each of ``formats`` (of one grid), lowering tr(dW S dW^T) column by column.
 
-    Raises ValueError for a format whose blocks would run across rows.
+    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. Raises ValueError for a format whose blocks would run across rows.
     """
     shape = (weight.shape[0], weight.shape[1])
     for format in formats:
@@ -80,7 +80,9 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFo
     tables = [
         ScaleTable(format, blocks_of(weight, format.block_size).abs().amax(1).reshape(shape[0], -1)) for format in formats
     ]
-    codes = feed_back_blocks(weight, feedback, TableGrid.of(formats[0].levels, weight.device), tables)
+    grid = TableGrid.of(formats[0].levels, weight.device)
+    search = BlockSearch(weight, feedback.factor, grid, tables)
+    codes = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
     return [
         BlockCodes(format, shape, code.t().reshape(-1), table.scales())
         for format, code, table in zip(formats, codes, tables, strict=True)

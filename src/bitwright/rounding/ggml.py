@@ -32,12 +32,14 @@ class GgmlRounder(Rounder):
 
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GgmlFormat]) -> list[Codes]:
         """Error feedback, then a sweep of coordinate descent over the codes; formats of many levels to nearest."""
-        return [self._calibrated(weight, feedback, format) for format in formats]
-
-    def _calibrated(self, weight: Tensor, feedback: Feedback, format: GgmlFormat) -> GgmlCodes:
-        if len(format.levels) >= FINE_LEVELS:
-            return nearest_ggml(weight, format)
-        return ggml_descent(weight, ggml_feedback(weight, feedback, format), feedback.moment, SWEEPS)
+        done: list[Codes] = []
+        for format in formats:
+            if len(format.levels) >= FINE_LEVELS:
+                done.append(nearest_ggml(weight, format))
+                continue
+            start = ggml_feedback(weight, feedback, format)
+            done.append(ggml_descent(weight, start, feedback.moment, SWEEPS))
+        return done
 
 
 GGML = GgmlRounder()

@@ -12,8 +12,8 @@ from bitwright.formats.base import Codes
 from bitwright.formats.group.codes import GroupCodes
 from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
 from bitwright.rounding.base import SWEEPS, Rounder
-from bitwright.rounding.kernels.blocks import descend_blocks, feed_back_blocks
-from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
 from bitwright.rounding.kernels.scale_search import RATIOS
 
@@ -70,7 +70,8 @@ def round_groups(weight: Tensor, feedback: Feedback, formats: Sequence[GroupForm
     first, done = formats[0], []
     grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
     tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in formats]
-    codes = feed_back_blocks(weight, feedback, grid, tables, RATIOS_OF_BITS[first.bits])
+    search = BlockSearch(weight, feedback.factor, grid, tables, RATIOS_OF_BITS[first.bits])
+    codes = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
     levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
     for table, code in zip(tables, codes, strict=True):
         decoded = table.codes(code).decode()

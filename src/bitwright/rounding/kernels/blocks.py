@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
-from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
+from bitwright.rounding.kernels.error_feedback import STEP
 from bitwright.rounding.kernels.grid import Grid
 from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
 
@@ -31,34 +31,42 @@ class Scales(Protocol):
         """Set the scales [N] of one group."""
 
 
-def feed_back_blocks(
-    weight: Float[Tensor, "N K"], feedback: Feedback, grid: Grid, tables: Sequence[Scales], ratios: tuple[float, ...] = RATIOS
-) -> list[UInt8[Tensor, "K N"]]:
-    """Codes uint8 [K, N] of ``weight`` [N, K] for each of ``tables`` side by side, lowering tr(dW S dW^T) column by column.
+class BlockSearch:
+    """Several formats of one grid side by side while the columns of a weight pass: what ``feed_back`` asks for their scales.
 
-    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. The scale of a block is searched when its first
-    column is reached, on the weights as corrected so far, weighting column j with 1 / U_jj^2 (its share of the
-    objective).
+    The scale of a block is searched when its first column is reached, on the weights as corrected so far, weighting column j
+    with 1 / U_jj^2, its share of the objective.
     """
-    n_rows = len(weight)
-    importance = feedback.factor.diagonal().pow(-2)[:, None]  # [K, 1]
-    w = weight.float().t().repeat(1, len(tables)).contiguous()  # [K, tables * N]
 
-    def enter(start: int) -> tuple[Tensor, None]:
+    def __init__(
+        self,
+        weight: Float[Tensor, "N K"],
+        factor: Float32[Tensor, "K K"],
+        grid: Grid,
+        tables: Sequence[Scales],
+        ratios: tuple[float, ...] = RATIOS,
+    ) -> None:
+        self.grid, self.tables, self.ratios, self.n_rows = grid, tables, ratios, len(weight)
+        self.importance = factor.diagonal().pow(-2)[:, None]  # [K, 1]
+        self.w = weight.float().t().repeat(1, len(tables)).contiguous()  # [K, tables * N]
+        self.step = min(STEP, *(table.size for table in tables))
+
+    def enter(self, start: int) -> tuple[Tensor, None]:
+        """The scales [tables * N] of the columns from ``start`` on."""
         values = []
-        for i, table in enumerate(tables):
+        for i, table in enumerate(self.tables):
             group, offset = divmod(start, table.size)
             if offset == 0:
                 block = slice(start, start + table.size)
-                part = w[block, i * n_rows : (i + 1) * n_rows]
-                found = search_scale(part, importance[block], grid, partial(_snap, table, group), ratios)
-                table.put(group, *found)
+                part = self.w[block, i * self.n_rows : (i + 1) * self.n_rows]
+                snap = partial(_snap, table, group)
+                table.put(group, *search_scale(part, self.importance[block], self.grid, snap, self.ratios))
             values.append(table.value[:, group])
         return torch.cat(values), None
 
-    step = min(STEP, *(table.size for table in tables))
-    codes = feed_back(w, feedback.factor, grid, step, enter)
-    return [codes[:, i * n_rows : (i + 1) * n_rows] for i in range(len(tables))]
+    def split(self, codes: UInt8[Tensor, "K R"]) -> list[UInt8[Tensor, "K N"]]:
+        """``codes`` of all formats as those of each."""
+        return list(torch.split(codes, self.n_rows, dim=1))
 
 
 def _snap(table: Scales, group: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
