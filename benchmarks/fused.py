@@ -1,13 +1,13 @@
 """python -m benchmarks.fused DIR [DIR ...] --reference SOURCE — whether vLLM computes with the weights that a file holds.
 
-vLLM computes q, k and v in one linear, and gate and up in another. Its bitsandbytes loader quantizes 16-bit weights of such
-a linear to stock NF4 without a word, unless all of them are in 16 bit and llm_int8_skip_modules names the fused linear too.
+vLLM computes q, k and v in one linear, and gate and up in another. Its bitsandbytes loader quantizes the 16-bit weights of
+such a linear to stock NF4 without a word, unless all of them are in 16 bit and llm_int8_skip_modules names that linear too.
 
-Every directory is loaded by transformers and by vLLM, both computing in bfloat16. One JSON line each, in nats: the root mean
-square, over the tokens of held-out text, of the error of the next token's log-probability. What is true is the 16-bit model
-in float32 transformers; "vllm_noise" is vLLM with that same model. "vllm_to_transformers" compares the two runtimes with
-each other: where they compute with the same weights it is no larger than the noise. "seen" to be "failed" is what vLLM said
-on refusing a directory.
+Each directory is loaded by transformers and by vLLM, both computing in bfloat16, and gives one JSON line. The figures are root
+mean squares over the tokens of held-out text, in nats. ``transformers`` and ``vllm``: the error of the next token's
+log-probability against the 16-bit model in float32 transformers. ``vllm_noise``: the same of vLLM with that 16-bit model.
+``vllm_to_transformers``: between the two runtimes with one checkpoint; about the noise where both compute with the same
+weights. ``failed``: what vLLM said where it refuses a directory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from bitwright.runtimes.registry import load
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "peers" / "requirements" / "vllm.txt"
-TORCH = "torch==2.13.0"
 TIMEOUT_S = 1800  # of vLLM with one checkpoint
 
 
@@ -143,14 +142,14 @@ def settings(python: Path) -> dict[str, str]:
 def environment(directory: Path) -> Path:
     """The Python of vLLM's environment, installed on first use and again when its requirements change.
 
-    Without the dependencies that packages ask for: the file lists all but those that break vLLM on a CPU.
+    The file lists all that vLLM's own dependencies are, but those that break it on a CPU; hence ``--no-deps``.
     """
     python, done, wanted = directory / "bin" / "python", directory / "installed.txt", REQUIREMENTS.read_text(encoding="utf-8")
     if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         venv.create(directory, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, TORCH], check=True, stdout=sys.stderr)
-        subprocess.run([*pip, "--no-deps", "-r", str(REQUIREMENTS)], check=True, stdout=sys.stderr)
+        for words in (["torch", "-c", str(REQUIREMENTS)], ["--no-deps", "-r", str(REQUIREMENTS)]):
+            subprocess.run([*pip, *words], check=True, stdout=sys.stderr)
         done.write_text(wanted, encoding="utf-8")
     return python
 

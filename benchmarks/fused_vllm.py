@@ -39,13 +39,13 @@ def log_probabilities(model: str, sequences: list[list[int]]) -> list[float]:
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """The log-probabilities, or the first line of what went wrong."""
+    """The log-probabilities, or what went wrong and in which function."""
     try:
         return {"log_probabilities": log_probabilities(job["model"], job["sequences"])}
     except Exception as error:  # noqa: BLE001 - that vLLM refuses a checkpoint is a result
         traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        return {"error": f"{type(error).__name__}: {lines[0]}"[:300]}
+        where = traceback.extract_tb(error.__traceback__)[-1].name
+        return {"error": f"{type(error).__name__} in {where}: {' '.join(str(error).split())}"[:400]}
 
 
 def main() -> None:
