@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
-from bitwright.evaluate.verify import NOISE_FLOOR
-from bitwright.progress import Reporter
-from bitwright.proof import RESULT, SAME_BYTES, SKIPS_ONLY
+from bitwright.containers.rivals import SAME_BYTES, SKIPS_ONLY
+from bitwright.host.progress import Reporter
+from bitwright.plan import NOISE_FLOOR
+from bitwright.prove.proof import RESULT
 from tests.conftest import ARCHITECTURES, Build
 
 MENU = ("nf4-b64", "nf4-b32-dq", "nf4-b64-dq")  # on weights this small the map of double quantization is not free

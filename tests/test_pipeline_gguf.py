@@ -12,9 +12,10 @@ from gguf import GGUFReader
 
 import bitwright
 from bitwright import BitwrightError, Settings
-from bitwright.measure.pieces import results_piece
-from bitwright.progress import Reporter
-from bitwright.proof import RESULT
+from bitwright.host.progress import Reporter
+from bitwright.measure.store import results_piece
+from bitwright.models.spec import BlockId
+from bitwright.prove.proof import RESULT
 from tests.conftest import Build
 
 SMALL = Settings(
@@ -71,7 +72,7 @@ def test_resumed_it_writes_the_same_bytes(build: Build, tmp_path: Path) -> None:
         out.parent.mkdir()
         bitwright.quantize(source, out, "4.6bpw", settings=settings, reporter=QUIET, workdir=tmp_path / "work")
         digests.append(hashlib.sha256(out.read_bytes()).hexdigest())
-        for piece in (tmp_path / "work").rglob(results_piece(3)):
+        for piece in (tmp_path / "work").rglob(results_piece(BlockId("text", 3))):
             piece.unlink()
     assert digests[0] == digests[1]
 

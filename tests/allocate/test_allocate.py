@@ -12,8 +12,8 @@ import pytest
 from bitwright.allocate.allocate import allocate, stock_or_16bit, uniform
 from bitwright.allocate.budget import budget_nbytes
 from bitwright.errors import BitwrightError
-from bitwright.measure.sensitivity import Row, Sensitivity, WeightRows
-from bitwright.plan import Plan
+from bitwright.plan import Plan, Rounding
+from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
 SHAPE = (64, 128)
 
@@ -21,15 +21,15 @@ SHAPE = (64, 128)
 def weight_rows(i: int, damage: float) -> WeightRows:
     count = SHAPE[0] * SHAPE[1]
 
-    def row(format: str, rounding: str, bits: float, factor: float) -> Row:
+    def row(format: str, rounding: Rounding, bits: float, factor: float) -> Row:
         d = damage * factor
         return Row(format, rounding, int(count * bits / 8), d, d / 5, d, d * 1.1, d / 4, 0.1, 0.1)
 
     rows = (
-        row("nf4-b64", "nearest", 4.5, 3.0),
-        row("nf4-b64-dq", "calibrated", 4.125, 1.2),
-        row("nf4-b32-dq", "calibrated", 4.25, 1.0),
-        row("16bit", "none", 16, 0.0),
+        row("nf4-b64", Rounding.NEAREST, 4.5, 3.0),
+        row("nf4-b64-dq", Rounding.CALIBRATED, 4.125, 1.2),
+        row("nf4-b32-dq", Rounding.CALIBRATED, 4.25, 1.0),
+        row("16bit", Rounding.NONE, 16, 0.0),
     )
     role = "down_proj" if i % 2 else "up_proj"
     return WeightRows(f"model.layers.{i // 2}.mlp.{role}.weight", i // 2, role, *SHAPE, rows, "nf4-b64", 0.01)
@@ -113,7 +113,7 @@ def test_pins_are_kept_and_bad_ones_refused(table: Sensitivity) -> None:
 
 
 def test_impossible_budgets_name_the_limit(table: Sensitivity) -> None:
-    least = table.kept_nbytes + sum(min(r.nbytes for r in w.rows if r.rounding != "nearest") for w in table.weights)
+    least = table.kept_nbytes + sum(min(r.nbytes for r in w.rows if r.rounding != Rounding.NEAREST) for w in table.weights)
     with pytest.raises(BitwrightError, match="budget/minimum") as caught:
         allocate(table, "-30%")
     assert f"{least / 1e6:.2f} MB" in caught.value.finding.wanted
@@ -123,8 +123,8 @@ def test_impossible_budgets_name_the_limit(table: Sensitivity) -> None:
 
 def test_skip_lists_and_uniform_choices(table: Sensitivity) -> None:
     skips = allocate(table, "+20%", allowed=stock_or_16bit)
-    assert {(c.format, c.rounding) for c in skips.choices} == {("nf4-b64", "nearest"), ("16bit", "none")}
-    same = uniform(table, "nf4-b32-dq", "calibrated")
+    assert {(c.format, c.rounding) for c in skips.choices} == {("nf4-b64", Rounding.NEAREST), ("16bit", Rounding.NONE)}
+    same = uniform(table, "nf4-b32-dq", Rounding.CALIBRATED)
     assert {c.format for c in same.choices} == {"nf4-b32-dq"}
     assert allocate(table, f"{same.nbytes}B").damage_nats <= same.damage_nats
 
@@ -135,7 +135,15 @@ def test_files_survive_a_round_trip_and_garbage_is_refused(table: Sensitivity, t
     plan = allocate(table)
     (tmp_path / "p.json").write_text(plan.to_json())
     assert Plan.load(tmp_path / "p.json") == plan
-    for text in ("", "{}", "[]", '{"schema": "bitwright.plan/1"}', '{"schema": "bitwright.sensitivity/1", "weights": [3]}'):
+    for text in (
+        "",
+        "{}",
+        "[]",
+        table.to_json().replace("sensitivity/3", "sensitivity/2"),
+        plan.to_json().replace("plan/2", "plan/1"),
+        '{"schema": "bitwright.plan/2"}',
+        '{"schema": "bitwright.sensitivity/3", "weights": [3]}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(BitwrightError, match="plan/file"):
             Plan.load(tmp_path / "bad.json")

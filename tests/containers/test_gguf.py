@@ -14,18 +14,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
 from bitwright.checkpoint.open import open_checkpoint
+from bitwright.containers.gguf.container import GGUF, rotated_as_halves, rotated_as_pairs
+from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
+from bitwright.containers.gguf.tokenizer import SPLITS, vocabulary_of
+from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError
-from bitwright.evaluate.llama_cpp import LlamaCpp
-from bitwright.export.gguf import GGUF, rotated_as_pairs
-from bitwright.export.gguf_recipes import BASES, Matrix, recipe
-from bitwright.export.gguf_tokenizer import SPLITS, vocabulary_of
-from bitwright.formats.format import FORMATS, quantized
-from bitwright.formats.pack import AnyCodes
-from bitwright.measure.prepare import tokenizer_of
-from bitwright.models.skeleton import Skeleton, build_skeleton
-from bitwright.models.spec import Weight
-from bitwright.plan import Choice, Plan
-from bitwright.rounding.round import round_nearest
+from bitwright.formats.base import SIXTEEN_BIT, Codes, Packed
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.models.open import open_model
+from bitwright.models.source import Source
+from bitwright.models.spec import BlockId, Kind, Weight
+from bitwright.plan import Choice, Plan, Rounding
+from bitwright.runtimes.llama_cpp import LlamaCpp
 from tests.conftest import Build
 
 FAMILIES = {
@@ -46,36 +46,41 @@ FAMILIES = {
 }
 
 
-def skeleton_of(source: Path) -> Skeleton:
-    return build_skeleton(open_checkpoint(source), vocabulary=True)
+def source_of(directory: Path) -> Source:
+    return open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
 
 
-def plan_of(skeleton: Skeleton, format: str) -> Plan:
+def codes_of(source: Source, weight: str, format: str) -> Codes:
+    chosen = GGUF.format(format)
+    return GGUF.rounder(chosen).nearest(source.read(weight), chosen)
+
+
+def plan_of(source: Source, format: str) -> Plan:
     choices = []
-    for w in skeleton.spec.weights:
-        name = "16bit" if GGUF.unavailable(FORMATS[format], w.n_rows, w.n_cols) else format
-        nbytes = GGUF.nbytes(FORMATS[name], w.n_rows, w.n_cols)
-        choices.append(Choice(w.name, name, "none" if name == "16bit" else "nearest", nbytes, 0.0))
-    kept = GGUF.kept_nbytes(skeleton)
+    for w in source.spec.weights:
+        name = "16bit" if GGUF.accepts(w, GGUF.format(format)) else format
+        nbytes = GGUF.nbytes(w, GGUF.format(name), source)
+        choices.append(Choice(w.name, name, Rounding.NONE if name == "16bit" else Rounding.NEAREST, nbytes, 0.0))
+    kept = GGUF.kept_nbytes(source)
     total = kept + sum(c.nbytes for c in choices)
     return Plan("", "gguf", format, "", None, total, kept, 0, 0, 0, 0, 0, tuple(choices))
 
 
-def write(source: Path, out: Path, format: str) -> Plan:
-    skeleton = skeleton_of(source)
+def write(directory: Path, out: Path, format: str) -> Plan:
+    source = source_of(directory)
 
-    def codes_of(weight: Weight, name: str, rounding: str) -> AnyCodes:
-        return round_nearest(skeleton.read(weight.name), quantized(name))
+    def packed_of(weight: Weight, name: str, rounding: Rounding) -> Packed:
+        return Packed.of(codes_of(source, weight.name, name))
 
-    plan = plan_of(skeleton, format)
-    assert GGUF.write(out, skeleton, plan, codes_of) == plan.nbytes == out.stat().st_size
+    plan = plan_of(source, format)
+    assert GGUF.write({out: plan}, source, packed_of)[out] == plan.nbytes == out.stat().st_size
     return plan
 
 
 def log_probs(path: Path, ids: torch.Tensor) -> torch.Tensor:
     runtime = LlamaCpp(path, len(ids))
     try:
-        return runtime.logits(ids).log_softmax(-1)
+        return runtime.logits_of(ids).log_softmax(-1)
     finally:
         runtime.close()
 
@@ -129,9 +134,9 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(build: Build, tmp_path: Pat
 @pytest.mark.parametrize("format", [name for name in GGUF.formats if name != "16bit"])
 def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path, format: str) -> None:
     """The file's tensors, read by the gguf package, are the codes' own values, rows moved where the family moves them."""
-    source = build("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-    plan = write(source, tmp_path / "model.gguf", format)
-    skeleton = skeleton_of(source)
+    directory = build("llama", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    plan = write(directory, tmp_path / "model.gguf", format)
+    source = source_of(directory)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     for name, parameter in (
         ("token_embd.weight", "model.embed_tokens.weight"),
@@ -140,11 +145,45 @@ def test_every_format_is_decoded_as_it_was_measured(build: Build, tmp_path: Path
         ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
     ):
         assert plan.choice(parameter).format == format
-        expected = round_nearest(skeleton.read(parameter), quantized(format)).decode()
+        expected = codes_of(source, parameter, format).decode()
         if name.endswith("attn_k.weight"):
             expected = rotated_as_pairs(expected, 2)
         found = gguf.dequantize(stored[name].data, stored[name].tensor_type)
         assert np.array_equal(found, expected.numpy())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_what_was_written_is_read_back_to_the_bit(build: Build, tmp_path: Path, family: str) -> None:
+    """Any bytes, in every format, one file each; a llama's rows of queries and keys lie in another order there."""
+    source = source_of(build(family, hidden_size=256, intermediate_size=256, num_hidden_layers=1))
+    put: dict[tuple[str, str], Packed] = {}
+
+    def packed_of(weight: Weight, name: str, rounding: Rounding) -> Packed:
+        format, generator = GGUF.format(name), torch.Generator().manual_seed(len(put))
+        shape = (weight.n_rows * weight.n_cols // format.record, format.record_nbytes)
+        records = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        put[name, weight.name] = Packed(format, (weight.n_rows, weight.n_cols), {"records": records})
+        return put[name, weight.name]
+
+    plans = {tmp_path / f"{name}.gguf": plan_of(source, name) for name in GGUF.formats}
+    written = GGUF.write(plans, source, packed_of)
+    assert written == {out: plan.nbytes for out, plan in plans.items()} == {out: out.stat().st_size for out in plans}
+    for out, plan in plans.items():
+        found = GGUF.read(out, source.spec.weights)
+        assert set(found) == {choice.weight for choice in plan.choices if choice.format != "16bit"}
+        assert bool(found) == (out.stem != "16bit")
+        for name, packed in found.items():
+            wanted = put[out.stem, name]
+            assert (packed.format, packed.shape) == (wanted.format, wanted.shape)
+            assert torch.equal(packed.tensors["records"], wanted.tensors["records"])
+            bits, expected = (GGUF.codes(one).decode().view(torch.int32) for one in (packed, wanted))
+            assert torch.equal(bits, expected), (out.stem, name)
+
+
+def test_rows_moved_for_the_file_come_back() -> None:
+    rows = torch.arange(48).reshape(24, 2)
+    assert rotated_as_pairs(rows, 3)[:, 0].tolist()[:8] == [0, 8, 2, 10, 4, 12, 6, 14]
+    assert torch.equal(rotated_as_halves(rotated_as_pairs(rows, 3), 3), rows)
 
 
 @pytest.mark.parametrize("format", ["q4_0", "q4_k", "iq4_xs", "q8_0", "tq2_0", "mxfp4", "iq3_s", "iq2_xs", "iq1_m"])
@@ -159,7 +198,7 @@ def test_llama_cpp_and_transformers_read_the_same_file_alike(build: Build, tmp_p
         wanted = model(ids[None]).logits[0].log_softmax(-1)
     assert divergence(wanted, log_probs(tmp_path / "model.gguf", ids)) < 0.02
     runtime = LlamaCpp(tmp_path / "model.gguf", 64)
-    continued = runtime.greedy(ids, 4)
+    continued = runtime.greedy(ids[None], 4)[0]
     runtime.close()
     with torch.no_grad():
         logits = model(torch.cat([ids, continued])[None]).logits[0, len(ids) - 1 : -1]
@@ -175,17 +214,20 @@ def test_bytes_are_known_before_anything_is_written(build: Build, tmp_path: Path
         plan = write(build(family, **FAMILIES[family]), out, format)
         assert out.stat().st_size == plan.nbytes
         stored = {t.name for t in gguf.GGUFReader(out).tensors}
-        assert len(stored) == len(skeleton_of(build(family, **FAMILIES[family])).spec.weights) + sum(
-            k.tied_to is None for k in skeleton_of(build(family, **FAMILIES[family])).spec.kept
-        )
+        spec = source_of(build(family, **FAMILIES[family])).spec
+        assert len(stored) == len(spec.weights) + sum(k.tied_to is None for k in spec.kept)
         assert (tmp_path / f"{format}.Modelfile").read_text() == f"FROM ./{format}.gguf\n"
 
 
 def test_rows_that_fit_no_record_make_the_format_unavailable() -> None:
-    assert GGUF.unavailable(FORMATS["q4_k"], 64, 320) == "rows of 320 columns are not a multiple of 256"
-    assert GGUF.unavailable(FORMATS["q4_0"], 64, 320) is None
-    assert GGUF.unavailable(FORMATS["q4_0"], 64, 40)
-    assert GGUF.unavailable(FORMATS["16bit"], 64, 7) is None
+    assert GGUF.accepts(weight(64, 320), GGML_FORMATS["q4_k"]) == "rows of 320 columns are not a multiple of 256"
+    assert GGUF.accepts(weight(64, 320), GGML_FORMATS["q4_0"]) is None
+    assert GGUF.accepts(weight(64, 40), GGML_FORMATS["q4_0"])
+    assert GGUF.accepts(weight(64, 7), SIXTEEN_BIT) is None
+
+
+def weight(n_rows: int, n_cols: int, kind: Kind = Kind.LINEAR) -> Weight:
+    return Weight("w.weight", BlockId("text", 0), n_rows, n_cols, 2 * n_rows * n_cols, kind)
 
 
 def test_a_recipe_is_what_llama_cpp_makes_of_a_model() -> None:
@@ -206,10 +248,10 @@ def test_a_recipe_is_what_llama_cpp_makes_of_a_model() -> None:
 
 def test_what_llama_cpp_does_not_run_is_refused(build: Build) -> None:
     with pytest.raises(BitwrightError, match="one of LlamaForCausalLM"):
-        GGUF.require(build_skeleton(open_checkpoint(build("gpt2"))))
+        GGUF.require(source_of(build("gpt2")))
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(BitwrightError, match="rope_type dynamic"):
-        GGUF.require(skeleton_of(build("llama", rope_parameters=rope)))
+        GGUF.require(source_of(build("llama", rope_parameters=rope)))
 
 
 ROPES = {
@@ -291,8 +333,10 @@ def test_unknown_pre_tokenizers_are_refused(build: Build) -> None:
         vocabulary_of(Path("somewhere"), tokenizer, 1)
 
 
-@pytest.mark.parametrize(("kind", "offered"), [("tied", False), ("head", False), ("embedding", True), ("linear", True)])
-def test_narrow_heads_are_not_offered_the_slow_format(kind: str, offered: bool) -> None:
-    menu = GGUF.menu(Weight("w.weight", 0, 1024, 576, False, 2 * 1024 * 576, kind))
+@pytest.mark.parametrize(
+    ("kind", "offered"), [(Kind.TIED, False), (Kind.HEAD, False), (Kind.EMBEDDING, True), (Kind.LINEAR, True)]
+)
+def test_narrow_heads_are_not_offered_the_slow_format(kind: Kind, offered: bool) -> None:
+    menu = GGUF.menu(weight(1024, 576, kind))
     assert ("q5_0" in menu) == offered
     assert "q8_0" in menu

@@ -9,12 +9,14 @@ import torch
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bitwright.data.documentation import documentation
+from bitwright.data.folds import MIN_SAMPLES, fold
+from bitwright.data.held_out import held_out
+from bitwright.data.rows import read_texts
+from bitwright.data.samples import Sample, cut
+from bitwright.data.self_written import OPENINGS, write_itself
 from bitwright.errors import BitwrightError
-from bitwright.measure.calibration import fold, read_texts, sequences_of
-from bitwright.measure.documentation import documentation
-from bitwright.measure.openings import OPENINGS, write_itself
-from bitwright.measure.prepare import held_out_domains
-from bitwright.progress import Reporter
+from bitwright.host.progress import Reporter
 from tests.conftest import Build
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 200
@@ -33,13 +35,16 @@ def test_text_jsonl_and_parquet_files(tmp_path: Path, tokenizer: PreTrainedToken
 def test_domains_share_the_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"text": TEXT, "domain": "b"}, {"text": TEXT, "domain": "a"}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    ids, domains = held_out_domains(tokenizer, str(tmp_path / "a.jsonl"), 6, 32)
-    assert (len(ids), domains) == (6, ("b",) * 3 + ("a",) * 3)
+    samples, domains = held_out(tokenizer, str(tmp_path / "a.jsonl"), 6, 32)
+    assert (len(samples), domains) == (6, ("b",) * 3 + ("a",) * 3)
+    ids = torch.stack([sample.ids for sample in samples])
+    assert ids.shape == (6, 32)
     assert torch.equal(ids[:3], ids[3:])
-    ids, domains = held_out_domains(tokenizer, str(tmp_path / "a.jsonl"), 1, 32)
+    samples, domains = held_out(tokenizer, str(tmp_path / "a.jsonl"), 1, 32)
+    assert len(samples) == 4
     assert domains == ("b", "b", "a", "a")  # two are needed for an interval
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXT}))
-    assert set(held_out_domains(tokenizer, str(tmp_path / "b.jsonl"), 6, 32)[1]) == {""}
+    assert set(held_out(tokenizer, str(tmp_path / "b.jsonl"), 6, 32)[1]) == {""}
 
 
 @pytest.mark.parametrize(
@@ -59,33 +64,38 @@ def test_bad_files(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str
         read_texts(str(tmp_path / name), tokenizer)
 
 
+def ids_of(text: str, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Twelve samples of 64 tokens."""
+    return torch.stack([sample.ids for sample in cut([text], tokenizer, 12, 64, "x", MIN_SAMPLES)])
+
+
 def test_sequences_are_distinct_and_start_with_bos_where_the_tokenizer_adds_it(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids = sequences_of([TEXT], tokenizer, 12, 64, "x")
+    ids = ids_of(TEXT, tokenizer)
     assert ids.shape == (12, 64)
     assert tokenizer.bos_token_id not in ids
     adding = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>")
     from tokenizers import processors
 
     adding.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    assert bool((sequences_of([TEXT], adding, 12, 64, "x")[:, 0] == 1).all())
+    assert bool((ids_of(TEXT, adding)[:, 0] == 1).all())
     adding.backend_tokenizer.post_processor = processors.ByteLevel()
 
 
 def test_empty_and_short_texts_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(BitwrightError, match="calibration/empty"):
-        sequences_of([""], tokenizer, 12, 64, "x")
+        ids_of("", tokenizer)
     with pytest.raises(BitwrightError, match="calibration/short"):
-        sequences_of(["a few words"], tokenizer, 12, 64, "x")
+        ids_of("a few words", tokenizer)
 
 
 def test_folds_are_disjoint_and_reproducible() -> None:
-    ids = torch.arange(20)[:, None].expand(20, 8)
-    folds = fold(ids, "x", 3)
-    parts = [set(part[:, 0].tolist()) for part in (folds.rounding, folds.choosing, folds.predicting)]
+    samples = [Sample.of(row) for row in torch.arange(20)[:, None].expand(20, 8)]
+    folds = fold(samples, "x", 3)
+    parts = [{int(sample.ids[0]) for sample in part} for part in (folds.rounding, folds.choosing, folds.predicting)]
     assert [len(part) for part in parts] == [13, 5, 2]
     assert len(set.union(*parts)) == 20
-    assert fold(ids, "x", 3).key == folds.key != fold(ids, "x", 4).key
-    assert min(len(p) for p in (fold(ids[:6], "x", 0).rounding, fold(ids[:6], "x", 0).predicting)) == 2
+    assert fold(samples, "x", 3).key == folds.key != fold(samples, "x", 4).key
+    assert min(len(p) for p in (fold(samples[:6], "x", 0).rounding, fold(samples[:6], "x", 0).predicting)) == 2
 
 
 def test_documentation_halves_share_no_topic() -> None:

@@ -60,6 +60,7 @@ FILES = {
     "generation_config.json": GENERATION,
 }
 Break = Callable[[Path], None]
+ATTENTION = "model.layers.0.self_attn"
 
 
 def sound(directory: Path) -> Path:
@@ -107,17 +108,18 @@ def both(*breaks: Break) -> Break:
     return apply
 
 
-def packed(**config: Any) -> Break:
-    """A 4-bit weight with its statistics, and what config.json says about it."""
-    name = "model.layers.0.mlp.up_proj.weight"
+def packed(*more: str, **config: Any) -> Break:
+    """4-bit weights with their statistics, and what config.json says about them."""
     byte = torch.uint8
-    extra = {
-        name: torch.zeros(32, 1, dtype=byte),
-        f"{name}.absmax": torch.zeros(1),
-        f"{name}.quant_map": torch.zeros(16),
-        f"{name}.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=byte),
-    }
-    said = {"quant_method": "bitsandbytes", "load_in_4bit": True} | config
+    extra = {}
+    for name in ("model.layers.0.mlp.up_proj.weight", *more):
+        extra |= {
+            name: torch.zeros(32, 1, dtype=byte),
+            f"{name}.absmax": torch.zeros(1),
+            f"{name}.quant_map": torch.zeros(16),
+            f"{name}.quant_state.bitsandbytes__nf4": torch.zeros(8, dtype=byte),
+        }
+    said = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["self_attn"]} | config
     return both(weights(WEIGHTS | extra), change("config.json", quantization_config=said))
 
 
@@ -283,8 +285,15 @@ BROKEN: list[tuple[str, Break]] = [
         lambda d: (d / INDEX_NAME).write_text((d / INDEX_NAME).read_text().replace("k_proj.weight", "other.weight")) and None,
     ),
     ("quantization/no-config", both(packed(), change("config.json", quantization_config=None))),
-    ("quantization/skip-list", packed(llm_int8_skip_modules=["vision_tower"])),
+    ("quantization/skip-list", packed(llm_int8_skip_modules=["self_attn", "vision_tower"])),
     ("quantization/statistics", both(packed(), without(".absmax"))),
+    ("quantization/fused-unlisted", packed(llm_int8_skip_modules=None)),
+    ("quantization/fused-unlisted", packed(llm_int8_skip_modules=["q_proj", "k_proj", "model.layers.0.self_attn.v_proj"])),
+    ("quantization/fused-mixed", packed(f"{ATTENTION}.q_proj.weight")),
+    (
+        "quantization/fused-mixed",
+        packed(f"{ATTENTION}.q_proj.weight", llm_int8_skip_modules=["k_proj", "v_proj", f"{ATTENTION}.qkv_proj"]),
+    ),
 ]
 
 
@@ -315,7 +324,8 @@ def test_every_check_is_documented() -> None:
     "change_",
     [
         packed(),
-        packed(llm_int8_skip_modules=["lm_head", "mlp", "model.layers.0.self_attn.q_proj", "q_proj"]),
+        packed(llm_int8_skip_modules=["lm_head", "mlp", f"{ATTENTION}.q_proj", "q_proj", f"{ATTENTION}.qkv_proj"]),
+        packed(*(f"{ATTENTION}.{part}_proj.weight" for part in "qkv"), llm_int8_skip_modules=None),
         change("config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, max_position_embeddings=10**6),
         change(
             "config.json",

@@ -23,6 +23,7 @@ FIXED = (
     "tokenizer/padding",
     "tokenizer/class",
     "family/mistral-split",
+    "quantization/fused-unlisted",
 )
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from bitwright import BitwrightError
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.cli.main import app
+from bitwright.containers.gguf.container import GGUF
 from bitwright.doctor.model import Model
 from bitwright.estimate.estimate import Estimate
 from bitwright.estimate.estimate import estimate as of_source
@@ -20,8 +21,7 @@ from bitwright.estimate.families import parts
 from bitwright.estimate.sketch import sketch
 from bitwright.estimate.source import Source
 from bitwright.estimate.storage import PLAIN_4_BIT, SIXTEEN, stored_nbytes
-from bitwright.export.gguf import GGUF
-from bitwright.models.skeleton import build_skeleton
+from bitwright.models.open import open_model
 from bitwright.plan import Plan
 from tests.conftest import Build
 
@@ -61,10 +61,10 @@ def test_nf4_is_what_bitsandbytes_writes(build: Build, tmp_path: Path, architect
 @pytest.mark.parametrize("recipe", ["Q4_0", "Q4_K_M"])
 def test_gguf_is_what_the_recipe_writes(build: Build, architecture: str, recipe: str) -> None:
     directory = build(architecture, **WIDE)
-    skeleton = build_skeleton(open_checkpoint(directory), False, True)
-    matrices = GGUF.sizes(skeleton)[recipe] - GGUF.kept_nbytes(skeleton)  # each padded to 32 bytes
+    source = open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
+    matrices = GGUF.sizes(source)[recipe] - GGUF.kept_nbytes(source)  # each padded to 32 bytes
     vectors = sum(4 * part.n_parameters for part in parts(Model(directory).config) if not part.name)
-    assert 0 <= matrices - (sizes(directory)[recipe] - vectors) < 32 * len(skeleton.spec.weights)
+    assert 0 <= matrices - (sizes(directory)[recipe] - vectors) < 32 * len(source.spec.weights)
 
 
 LLAMA_8B: dict[str, Any] = {

@@ -20,7 +20,7 @@ from bitwright.estimate.parts import EMBEDDING, LINEAR
 from bitwright.estimate.source import Source, read_source
 from bitwright.estimate.storage import SIXTEEN
 from tests.conftest import Build
-from tests.export.test_gguf import write
+from tests.containers.test_gguf import write
 from tests.hub import on_hub, published, stand_in
 
 

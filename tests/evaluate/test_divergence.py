@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitwright.evaluate.divergence import TokenFigures, agreed, bootstrap_interval, compare, summarize
+from bitwright.evaluate.divergence import TokenFigures, agreed, bootstrap_interval, summarize, token_figures
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.reference import Reference, condense, load, save
-from bitwright.evaluate.verify import Contender, judge
+from bitwright.evaluate.verdict import Contender, judge
 
 
 def test_compare_is_the_definition() -> None:
     p, q = torch.randn(5, 11), torch.randn(5, 11)
     ids = torch.tensor([1, 2, 3, 4])
-    figures = compare(condense(p, ids), q, ids)
+    figures = token_figures(condense(p, ids), q, ids)
     expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     assert torch.allclose(figures.kl, expected, atol=1e-6)
     assert torch.allclose(figures.nll, torch.nn.functional.cross_entropy(q[:4], ids, reduction="none"))
@@ -25,7 +25,7 @@ def test_compare_is_the_definition() -> None:
     for t in range(5):
         best = [set(x[t].topk(5).indices.tolist()) for x in (p, q)]
         assert float(figures.shared_top5[t]) == pytest.approx(len(best[0] & best[1]) / 5)
-    same = compare(condense(p, ids), p, ids)
+    same = token_figures(condense(p, ids), p, ids)
     assert float(same.kl.max()) < 1e-6
     assert bool(same.same_top1.all())
     assert float(same.shared_top5.min()) == 1
@@ -46,14 +46,14 @@ def test_a_sampled_tail_gives_the_full_divergence_within_its_error(noise: float)
     kept, whole = condense(p, ids), condense(p, ids, likeliest=20000)
     assert whole.drawn.shape == (400, 0)
     assert float(kept.log_tail.exp().mean()) > 0.1  # a tail worth sampling
-    few, full = (summarize("x", [compare(reference, q.clone(), ids)]) for reference in (kept, whole))
+    few, full = (summarize("x", [token_figures(reference, q.clone(), ids)]) for reference in (kept, whole))
     assert full.kl_sampling == 0
     assert abs(few.kl - full.kl) < 4 * few.kl_sampling
     assert few.kl == pytest.approx(full.kl, rel=0.005)
     assert few.perplexity == pytest.approx(full.perplexity, rel=1e-5)
     assert (few.top1, few.top5) == (full.top1, full.top5)
     without = dataclasses.replace(kept, drawn=kept.drawn[:, :0], drawn_log_p=kept.drawn_log_p[:, :0])
-    coarse = float(compare(without, q.clone(), ids).kl.mean())
+    coarse = float(token_figures(without, q.clone(), ids).kl.mean())
     assert coarse < 0.95 * full.kl  # the tail as one event is not enough
 
 
@@ -67,15 +67,17 @@ def test_reference_survives_the_disk_and_parts(tmp_path: Path) -> None:
     assert greedy.tolist() == [[1, 2]]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["r.safetensors"]
     in_parts = TokenFigures.join(
-        [compare(first.part(slice(s, s + 10)), q[s : s + 10].clone(), ids[s : s + 10]) for s in (0, 10, 20)]
+        [token_figures(first.part(slice(s, s + 10)), q[s : s + 10].clone(), ids[s : s + 10]) for s in (0, 10, 20)]
     )
-    assert torch.equal(in_parts.kl, compare(kept, q, ids).kl)
+    assert torch.equal(in_parts.kl, token_figures(kept, q, ids).kl)
     assert torch.equal(Reference.join([kept.part(slice(0, 7)), kept.part(slice(7, 30))]).log_p, kept.log_p)
 
 
 def test_domains_have_lines_of_their_own() -> None:
     p, q = steep(40, 50, 0.5)
-    figures = [compare(condense(p[s : s + 10], torch.arange(9)), q[s : s + 10], torch.arange(9)) for s in range(0, 40, 10)]
+    figures = [
+        token_figures(condense(p[s : s + 10], torch.arange(9)), q[s : s + 10], torch.arange(9)) for s in range(0, 40, 10)
+    ]
     line = summarize("x", figures, ("code", "prose", "code", "prose"))
     assert [d.label for d in line.domains] == ["code", "prose"]
     assert line.domains[0].kl == pytest.approx((line.kl_of_sequence[0] + line.kl_of_sequence[2]) / 2)
@@ -85,7 +87,9 @@ def test_domains_have_lines_of_their_own() -> None:
 
 def test_summary_and_interval() -> None:
     torch.manual_seed(0)
-    figures = [compare(condense(torch.randn(20, 9), torch.arange(8)), torch.randn(20, 9), torch.arange(8)) for _ in range(12)]
+    figures = [
+        token_figures(condense(torch.randn(20, 9), torch.arange(8)), torch.randn(20, 9), torch.arange(8)) for _ in range(12)
+    ]
     line = summarize("x", figures)
     assert line.n_tokens == 240
     assert line.n_sequences == 12

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import bitwright
 from bitwright import BitwrightError
 from bitwright.checkpoint.open import open_checkpoint
-from bitwright.evaluate import llama_cpp
+from bitwright.containers.gguf.container import GGUF
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.tasks import read_questions, score
-from bitwright.export.gguf import GGUF
-from bitwright.models.skeleton import build_skeleton
-from bitwright.plan import Choice, Plan
-from bitwright.progress import Reporter
+from bitwright.host.progress import Reporter
+from bitwright.models.open import open_model
+from bitwright.plan import Choice, Plan, Rounding
+from bitwright.runtimes import llama_cpp
 from tests.conftest import Build
 
 WORDS = [name for name in sorted(topics) if name.isalpha()][:24]
@@ -77,10 +77,10 @@ def test_a_score_is_the_share_of_right_answers_with_its_error(build: Build, ques
 @pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
 def test_llama_cpp_answers_as_transformers_does(build: Build, questions: Path, tmp_path: Path) -> None:
     directory = build("llama")
-    skeleton = build_skeleton(open_checkpoint(directory), False, True)
-    choices = tuple(Choice(w.name, "16bit", "none", 0, 0.0) for w in skeleton.spec.weights)
+    source = open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
+    choices = tuple(Choice(w.name, "16bit", Rounding.NONE, 0, 0.0) for w in source.spec.weights)
     plan = Plan("x", "gguf", "16bit", "all", None, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, choices)
-    GGUF.write(tmp_path / "model.gguf", skeleton, plan, lambda *_: pytest.fail("nothing is quantized"))
+    GGUF.write({tmp_path / "model.gguf": plan}, source, lambda *_: pytest.fail("nothing is quantized"))
     both = [Candidate("hf", str(directory), dtype="float32"), Candidate("gguf", str(tmp_path / "model.gguf"))]
     (one,), (other,) = score(both, [str(questions)], quiet=True)
     assert abs(one.value - other.value) <= 1 / 24 + 1e-9, "at most one close call goes the other way"

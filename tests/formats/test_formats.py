@@ -6,15 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitwright.formats.codes import Codes, PlainScales, dynamic_map
-from bitwright.formats.format import BLOCK_SIZES, FORMATS, BlockFormat
-from bitwright.formats.pack import codes_from_tensors, codes_to_tensors, pack_nibbles, unpack_nibbles
+from bitwright.formats.bnb4.codes import BlockCodes, PlainScales, dynamic_map, pack_nibbles, unpack_nibbles
+from bitwright.formats.bnb4.format import BLOCK_FORMATS, BLOCK_SIZES
 
 
 @pytest.mark.parametrize("grid", ["nf4", "fp4"])
 def test_levels_are_those_of_bitsandbytes(grid: str) -> None:
-    ours = FORMATS[f"{grid}-b64"]
-    assert isinstance(ours, BlockFormat)
+    ours = BLOCK_FORMATS[f"{grid}-b64"]
     assert torch.equal(torch.tensor(ours.levels), bnb.get_4bit_type(grid, "cpu"))
 
 
@@ -25,7 +23,7 @@ def test_dynamic_map_is_that_of_bitsandbytes() -> None:
 def test_every_block_size_that_bitsandbytes_loads_is_a_row() -> None:
     for size in BLOCK_SIZES:
         bnb.quantize_4bit(torch.ones(2, 4096), blocksize=size)
-        assert {f"nf4-b{size}", f"nf4-b{size}-dq", f"fp4-b{size}", f"fp4-b{size}-dq"} <= set(FORMATS)
+        assert {f"nf4-b{size}", f"nf4-b{size}-dq", f"fp4-b{size}", f"fp4-b{size}-dq"} <= set(BLOCK_FORMATS)
     with pytest.raises(ValueError, match="blocksize"):
         bnb.quantize_4bit(torch.ones(2, 4096), blocksize=16)
 
@@ -37,9 +35,8 @@ def test_nibbles_survive_packing(values: list[int]) -> None:
 
 
 def test_decoding_repeats_a_scale_over_its_block_and_across_rows() -> None:
-    format = FORMATS["nf4-b32"]
-    assert isinstance(format, BlockFormat)
-    codes = Codes(format, (3, 20), torch.full((60,), 15, dtype=torch.uint8), PlainScales(torch.tensor([2.0, 3.0])))
+    format = BLOCK_FORMATS["nf4-b32"]
+    codes = BlockCodes(format, (3, 20), torch.full((60,), 15, dtype=torch.uint8), PlainScales(torch.tensor([2.0, 3.0])))
     assert codes.decode().reshape(-1).tolist() == [2.0] * 32 + [3.0] * 28
-    back = codes_from_tensors(format, (3, 20), codes_to_tensors(codes))
+    back = BlockCodes.from_tensors(format, (3, 20), codes.tensors())
     assert torch.equal(back.decode(), codes.decode())

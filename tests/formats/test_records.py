@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.formats.codebook import CODEBOOK_FORMATS
-from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.formats.ggml_codes import GgmlCodes
-from bitwright.formats.pack import codes_from_tensors, records_of
+from bitwright.formats.ggml.codes import GgmlCodes
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.formats.iq.codes import CodebookCodes
+from bitwright.formats.iq.format import CODEBOOK_FORMATS
 
 ROWS, RECORDS = 3, 40
 FORMATS = GGML_FORMATS | CODEBOOK_FORMATS
@@ -19,6 +19,11 @@ def random_records(name: str) -> tuple[torch.Tensor, tuple[int, int]]:
     generator = torch.Generator().manual_seed(7)
     records = torch.randint(0, 256, (ROWS * RECORDS, format.record_nbytes), dtype=torch.uint8, generator=generator)
     return records, (ROWS, RECORDS * format.record)
+
+
+def codes_of(name: str, shape: tuple[int, int], records: torch.Tensor) -> GgmlCodes | CodebookCodes:
+    family = GgmlCodes if name in GGML_FORMATS else CodebookCodes
+    return family.from_tensors(FORMATS[name], shape, {"records": records})
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -33,7 +38,7 @@ def test_any_bytes_decode_as_the_library_decodes_them(name: str) -> None:
     records, shape = random_records(name)
     with np.errstate(all="ignore"):  # random bytes hold infinite scales, too
         expected = gguf.dequantize(records.reshape(ROWS, -1).numpy(), gguf.GGMLQuantizationType[name.upper()])
-    found = codes_from_tensors(FORMATS[name], shape, {"records": records}).decode().numpy()
+    found = codes_of(name, shape, records).decode().numpy()
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected, equal_nan=True)
 
@@ -41,10 +46,10 @@ def test_any_bytes_decode_as_the_library_decodes_them(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_bytes_survive_the_way_through_codes(name: str) -> None:
     records, shape = random_records(name)
-    codes = codes_from_tensors(FORMATS[name], shape, {"records": records})
-    again = records_of(codes)
+    codes = codes_of(name, shape, records)
+    again = codes.tensors()["records"]
     if isinstance(codes, GgmlCodes) and name == "tq1_0":  # 243 of 256 bytes stand for five ternary digits
-        read = codes_from_tensors(FORMATS[name], shape, {"records": again})
+        read = codes_of(name, shape, again)
         assert isinstance(read, GgmlCodes)
         assert torch.equal(read.code, codes.code)
     else:
@@ -55,4 +60,4 @@ def test_bytes_survive_the_way_through_codes(name: str) -> None:
 def test_bytes_of_another_shape_are_refused(name: str) -> None:
     records, _ = random_records(name)
     with pytest.raises(ValueError, match=name):
-        codes_from_tensors(FORMATS[name], (ROWS, 256), {"records": records})
+        codes_of(name, (ROWS, 256), records)

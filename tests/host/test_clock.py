@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from bitwright.clock import RESET, Clock
+from bitwright.host.clock import RESET, Clock
 
 MIB = 1024**2
 

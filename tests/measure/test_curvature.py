@@ -8,13 +8,17 @@ from bitwright.measure.curvature import (
     add_second_moment,
     blend_into,
     damage,
-    draw,
-    drawn_at,
     fisher_scores,
     relative_output_errors,
     relative_weight_error,
     token_weights,
 )
+from bitwright.measure.traffic import Traffic
+
+
+def traffic_of(x: torch.Tensor, g: torch.Tensor) -> Traffic:
+    """Inputs [S, T, K] and output gradients [S, T, N] of samples of one length, row by row."""
+    return Traffic(x.flatten(0, 1), g.flatten(0, 1), torch.arange(len(x)).repeat_interleave(x.shape[1]))
 
 
 def moment_of(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,7 +52,31 @@ def test_fisher_scores_are_inner_products_with_the_gradient(chunk: int, monkeypa
     x, g = torch.randn(5, 9, 6), torch.randn(5, 9, 4)
     changes = [torch.randn(4, 6) for _ in range(3)]
     expected = torch.stack([torch.einsum("nk,stn,stk->s", change, g, x) for change in changes])
-    assert torch.allclose(fisher_scores(changes, x, g).float(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(fisher_scores(changes, traffic_of(x, g), 5).float(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [64 * 2**20, 1])
+def test_samples_may_be_of_any_length_and_a_sample_without_rows_scores_nothing(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curvature, "CHUNK_BYTES", chunk)
+    counts = {4: 2, 1: 7, 0: 7, 5: 1}  # sample -> rows, in the order of the traffic
+    sample = torch.tensor(list(counts)).repeat_interleave(torch.tensor(list(counts.values())))
+    traffic = Traffic(torch.randn(17, 6), torch.randn(17, 4), sample)
+    changes = [torch.randn(4, 6) for _ in range(3)]
+    expected = torch.zeros(3, 6)
+    for x, g, s in zip(traffic.x, traffic.g, sample.tolist(), strict=True):
+        expected[:, s] += torch.stack([g @ change @ x for change in changes])
+    found = fisher_scores(changes, traffic, 6)
+    assert torch.allclose(found.float(), expected, rtol=1e-4, atol=1e-4)
+    assert bool((found[:, 2:4] == 0).all())
+
+
+def test_a_sample_counts_as_much_as_it_has_tokens() -> None:
+    """Two samples of unlike length give what their tokens would give as one sum."""
+    scores, n_tokens = torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([10, 30, 5])
+    nats, _ = damage(scores, n_tokens)
+    assert float(nats) == pytest.approx((9 / 2 + 16 / 2 + 1 / 2) / 45)
 
 
 def test_the_quadratic_form_predicts_the_divergence_of_a_small_change() -> None:
@@ -62,8 +90,8 @@ def test_the_quadratic_form_predicts_the_divergence_of_a_small_change() -> None:
     divergence = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     y = torch.multinomial(log_p.exp(), n_draws, replacement=True, generator=generator).t()
     gradients = log_p.exp().expand(n_draws, -1, -1) - torch.nn.functional.one_hot(y, 5)
-    scores = fisher_scores([change], x.expand(n_draws, -1, -1), gradients)
-    predicted, error = damage(scores, n_tokens)
+    scores = fisher_scores([change], traffic_of(x.expand(n_draws, -1, -1), gradients), n_draws)
+    predicted, error = damage(scores, torch.full((n_draws,), n_tokens))
     assert float(predicted) == pytest.approx(divergence, abs=4 * float(error) + 0.02 * divergence)
 
 
@@ -77,33 +105,3 @@ def test_relative_errors() -> None:
     assert relative_output_errors(weight, [change], moment)[0] == pytest.approx(expected, rel=1e-3)
     assert relative_weight_error(torch.zeros(2, 2), torch.zeros(2, 2)) == 0.0
     assert relative_output_errors(torch.zeros(2, 2), [torch.zeros(2, 2)], torch.eye(2)) == [0.0]
-
-
-@pytest.mark.parametrize("n_entries", [5, 256, 700])
-def test_draws_follow_the_softmax(n_entries: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, n_entries, generator=generator) * 2
-    logits[0, 3] = -torch.inf
-    n_draws = 200_000
-    even = torch.arange(n_draws).add(0.5).div(n_draws)  # every quantile once: the counts are the distribution itself
-    drawn = torch.cat([draw(logits.expand(len(u), -1), u[:, None])[:, 0] for u in even.split(4000)])
-    counts = drawn.bincount(minlength=n_entries)
-    expected = logits.double().softmax(-1)[0] * n_draws
-    assert (counts - expected).abs().max() <= 3
-    assert counts[3] == 0
-    edges = draw(logits.expand(2, -1), torch.tensor([[0.0], [1.0]]))
-    assert ((edges >= 0) & (edges < n_entries)).all()
-
-
-@pytest.mark.parametrize("n_entries", [7, 256, 1000])
-def test_several_points_of_one_distribution(n_entries: int) -> None:
-    mass = torch.rand(5, n_entries, generator=torch.Generator().manual_seed(3))
-    mass[:, ::3] = 0
-    shares = torch.tensor([[1e-6, 0.1, 0.5, 0.9, 1.0]]).expand(5, -1)
-    found = drawn_at(mass, shares)
-    upto = mass.double().cumsum(-1)
-    for row in range(5):
-        assert bool((mass[row, found[row]] > 0).all()), "nothing without mass is drawn"
-        for share, at in zip(shares[row].double() * upto[row, -1], found[row].tolist(), strict=True):
-            assert upto[row, at] >= share * (1 - 1e-6)
-            assert at == 0 or upto[row, at - 1] <= share * (1 + 1e-6)

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from bitwright.measure.shrink import Estimate, shrink
+from bitwright.measure.shrink import Observation, shrink
 
 
-def simulated(n_sequences: int, spread: float, seed: int) -> tuple[list[list[Estimate]], list[list[float]], list[str]]:
+def simulated(n_sequences: int, spread: float, seed: int) -> tuple[list[list[Observation]], list[list[float]], list[str]]:
     chance = random.Random(seed)
     weights, truths, roles = [], [], []
     for i in range(60):
@@ -19,7 +19,7 @@ def simulated(n_sequences: int, spread: float, seed: int) -> tuple[list[list[Est
             draws = [damage * chance.gauss(0, 1) ** 2 for _ in range(n_sequences)]
             mean = sum(draws) / n_sequences
             error = (sum((d - mean) ** 2 for d in draws) / (n_sequences - 1) / n_sequences) ** 0.5
-            estimates.append(Estimate(mean, error, moment))
+            estimates.append(Observation(mean, error, moment))
             true.append(damage)
         weights.append(estimates)
         truths.append(true)
@@ -41,8 +41,8 @@ def test_errors_get_smaller(spread: float) -> None:
 
 
 def test_exact_estimates_and_zeros_stay() -> None:
-    exact = [[Estimate(m * r, 0.0, m)] for m, r in ((1.0, 2.0), (3.0, 5.0), (2.0, 0.1), (4.0, 1.0))]
+    exact = [[Observation(m * r, 0.0, m)] for m, r in ((1.0, 2.0), (3.0, 5.0), (2.0, 0.1), (4.0, 1.0))]
     for estimates, shrunk in zip(exact, shrink(exact, ["q"] * 4), strict=True):
         assert shrunk[0][0] == pytest.approx(estimates[0].fisher)
-    zeros = [[Estimate(0.0, 0.0, 0.0)], [], [Estimate(1.0, 0.2, 2.0)]]
+    zeros = [[Observation(0.0, 0.0, 0.0)], [], [Observation(1.0, 0.2, 2.0)]]
     assert [[d for d, _ in row] for row in shrink(zeros, ["q"] * 3)] == [[0.0], [], [pytest.approx(1.0)]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.open import open_checkpoint
-from bitwright.checkpoint.workdir import WorkDir
-from bitwright.formats.format import quantized
-from bitwright.measure.calibration import fold
-from bitwright.measure.measure import measure_blocks
-from bitwright.measure.pieces import load_codes
-from bitwright.measure.recipe import Recipe
-from bitwright.measure.stream import BlockStream
-from bitwright.measure.vocabulary import _embedding_scale, _embedding_scores, _head_scores, _Traces
-from bitwright.models.skeleton import build_skeleton
-from bitwright.models.spec import EMBEDDING, HEAD, TIED
-from bitwright.progress import Reporter
-from bitwright.rounding.round import round_nearest
+from bitwright.containers.gguf.container import GGUF
+from bitwright.data.folds import fold
+from bitwright.data.samples import Sample, batches
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.host.progress import Reporter
+from bitwright.measure import measure as measuring
+from bitwright.measure import vocabulary
+from bitwright.measure.store import load_block, load_codes
+from bitwright.measure.subject import Subject
+from bitwright.measure.trace import Trace
+from bitwright.measure.vocabulary import Ends, _embedding_scale, _embedding_scores, _head_scores
+from bitwright.models.open import open_model
+from bitwright.models.spec import BlockId, Kind
+from bitwright.plan import Rounding
+from bitwright.rounding.ggml import GGML
+from bitwright.settings import Settings
 from tests.conftest import Build
 
 CASES = {
@@ -33,11 +38,15 @@ CASES = {
 @pytest.mark.parametrize("architecture", CASES)
 def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
     source = build(architecture, torch.float32, **CASES[architecture])
-    skeleton = build_skeleton(open_checkpoint(source), vocabulary=True)
-    stream = BlockStream(skeleton, torch.device("cpu"), torch.float32)
-    stream.fill_rest()
+    skeleton = open_model(open_checkpoint(source), vocabulary=GGUF.vocabulary)
+    device, block = torch.device("cpu"), BlockId("text", 0)
+    skeleton.fill_rest(device, torch.float32)
     ids = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(0))
-    stream.embed(ids[:1])
+    samples = [Sample.of(ids[0]), Sample({"input_ids": ids[1, :17]}, torch.arange(17) % 3 == 1)]
+    trace, (batch, _) = Trace(skeleton, device), batches(samples, 1)
+    hidden = trace.record(block, batch, None)
+    with skeleton.filled(block, device, torch.float32) as module:
+        trace.learn(block, module, batch, hidden)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     names = [w.name for w in skeleton.spec.vocabulary]
     first, gradients, states, expected = [], [], [], {name: [] for name in names}
@@ -45,7 +54,7 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
         w.name: torch.randn(w.n_rows, w.n_cols, generator=torch.Generator().manual_seed(i))
         for i, w in enumerate(skeleton.spec.vocabulary)
     }
-    for s in range(2):
+    for s, sample in enumerate(samples):
         kept: dict[str, torch.Tensor] = {}
         hooks = [
             model.model.layers[0].register_forward_pre_hook(lambda _, a, kept=kept: kept.update(first=a[0])),
@@ -53,54 +62,72 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
                 lambda _, a, out, kept=kept: kept.update(last=out[0] if isinstance(out, tuple) else out)
             ),
         ]
-        logits = model(ids[s : s + 1]).logits[0]
+        logits = model(sample.ids[None]).logits[0]
         for hook in hooks:
             hook.remove()
         kept["first"].retain_grad()
         with torch.no_grad():
-            _, state = stream.sampled_score_gradient(ids[s : s + 1], kept["last"].detach(), torch.Generator().manual_seed(s))
+            _, state = trace.sampled_score_gradient(sample, kept["last"].detach(), torch.Generator().manual_seed(s))
         model.zero_grad()
-        torch.nn.functional.cross_entropy(logits, state.label, reduction="sum").backward()
+        counts = slice(None) if sample.scored is None else sample.scored
+        torch.nn.functional.cross_entropy(logits[counts], state.label[counts], reduction="sum").backward()
         for name in names:
             expected[name].append(float((model.get_parameter(name).grad * changes[name]).sum()))
         first.append(kept["first"].detach()[0])
         gradients.append(kept["first"].grad[0])
         states.append(state)
-    stacked = {field: torch.stack([getattr(state, field) for state in states]) for field in vars(states[0])}
-    softcap = CASES[architecture].get("final_logit_softcapping")
-    traces = _Traces(ids, torch.stack(first), torch.stack(gradients), **stacked, softcap=softcap)
+    joined = {field: torch.cat([getattr(state, field) for state in states]) for field in vars(states[0])}
+    ends = Ends(
+        torch.cat([sample.ids for sample in samples]),
+        torch.tensor([0] * 24 + [1] * 17),
+        torch.cat(first),
+        torch.cat(gradients),
+        **joined,
+        softcap=CASES[architecture].get("final_logit_softcapping"),
+    )
     for weight in skeleton.spec.vocabulary:
         scores = torch.zeros(1, 2, dtype=torch.float64)
         value = model.get_parameter(weight.name).detach()
         for start in range(0, weight.n_rows, 200):
             part, change = value[start : start + 200], changes[weight.name][start : start + 200]
-            if weight.kind != EMBEDDING:
-                scores += _head_scores([change], part, start, traces, 0)
-            if weight.kind != HEAD:
-                scores += _embedding_scores([change], start, traces, 0, _embedding_scale(weight, value, traces))
+            if weight.kind != Kind.EMBEDDING:
+                scores += _head_scores([change], part, start, ends, 2)
+            if weight.kind != Kind.HEAD:
+                scores += _embedding_scores([change], start, ends, 2, _embedding_scale(weight, value, ends))
         assert scores[0].tolist() == pytest.approx(expected[weight.name], rel=2e-3)
 
 
-@pytest.mark.parametrize(("architecture", "kinds"), [("llama", [EMBEDDING, HEAD]), ("qwen3", [TIED])])
-def test_measured_like_one_more_block(build: Build, tmp_path: Path, architecture: str, kinds: list[str]) -> None:
-    skeleton = build_skeleton(open_checkpoint(build(architecture, **CASES[architecture])), vocabulary=True)
-    assert [w.kind for w in skeleton.spec.vocabulary] == kinds
-    format = quantized("q4_0")
-    recipe = Recipe({w.name: (format,) for w in skeleton.spec.weights}, {w.name: format for w in skeleton.spec.weights})
-    folds = fold(torch.randint(3, 500, (8, 32), generator=torch.Generator().manual_seed(0)), "random", 0)
-    work = WorkDir(tmp_path, "key")
-    stream = BlockStream(skeleton, torch.device("cpu"), torch.float32)
-    found = {m.name: m for m in measure_blocks(stream, folds, recipe, work, Reporter(quiet=True))}
-    for weight in skeleton.spec.vocabulary:
-        nearest, calibrated = found[weight.name].candidates
-        assert 0 < calibrated.output_error < nearest.output_error or weight.kind == EMBEDDING
+@pytest.mark.parametrize(("architecture", "kinds"), [("llama", [Kind.EMBEDDING, Kind.HEAD]), ("qwen3", [Kind.TIED])])
+def test_measured_like_one_more_block(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, kinds: list[Kind]
+) -> None:
+    settings = Settings(container="gguf", formats=("q4_0",), dtype="float32", calibration="documentation")
+    subject = Subject.open(build(architecture, **CASES[architecture]), settings)
+    spec, format = subject.source.spec, GGML_FORMATS["q4_0"]
+    assert [w.kind for w in spec.vocabulary] == kinds
+    method = replace(subject.method, stock={w.name: format for w in spec.weights})
+    assert method.formats == {w.name: (format,) for w in spec.weights}
+    subject = replace(subject, method=method)
+    ids = torch.randint(3, 500, (8, 32), generator=torch.Generator().manual_seed(0))
+    folds = fold([Sample.of(row) for row in ids], "random", 0)
+    monkeypatch.setattr(measuring, "calibration_folds", lambda *_: folds)
+    monkeypatch.setattr(vocabulary, "LOGITS_BYTES", 4 * sum(sample.n_tokens for sample in folds.scoring) * 200)  # 200 rows
+    measured = measuring.measure(subject, tmp_path, Reporter(quiet=True))
+    places = (*spec.blocks(), spec.after_blocks)
+    found = {scores.name: scores for block in places for scores in load_block(measured.work, block)}
+    assert set(found) == {w.name for w in spec.weights}
+    for weight in spec.vocabulary:
+        nearest, calibrated = found[weight.name].formats
+        assert (nearest.rounding, calibrated.rounding) == (Rounding.NEAREST, Rounding.CALIBRATED)
+        assert 0 < calibrated.output_error < nearest.output_error or weight.kind == Kind.EMBEDDING
         assert nearest.damage_nats > 0
-        codes = load_codes(work, weight, format)
-        assert codes.shape == (weight.n_rows, weight.n_cols)
-        value = skeleton.read(weight.name).float()
-        assert float((codes.decode() - value).norm() / value.norm()) < 2 * nearest.weight_error
+        packed = load_codes(measured.work, weight, format)
+        assert packed.shape == (weight.n_rows, weight.n_cols)
+        value = subject.source.read(weight.name).float()
+        assert float((GGUF.codes(packed).decode() - value).norm() / value.norm()) < 2 * nearest.weight_error
         assert nearest.weight_error == pytest.approx(
-            float((round_nearest(value, format).decode() - value).norm() / value.norm()), rel=1e-4
+            float((GGML.nearest(value, format).decode() - value).norm() / value.norm()), rel=1e-4
         )
-    again = measure_blocks(stream, folds, recipe, work, Reporter(quiet=True))
-    assert again == list(found.values())
+    again = measuring.measure(subject, tmp_path, Reporter(quiet=True))
+    assert again.sensitivity == measured.sensitivity
+    assert {scores.name: scores for block in places for scores in load_block(again.work, block)} == found

@@ -11,31 +11,31 @@ from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.errors import BitwrightError
-from bitwright.models.skeleton import build_skeleton
+from bitwright.models.open import open_model
 from tests.conftest import ARCHITECTURES, Build
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_is_accounted_for(build: Build, architecture: str) -> None:
     path = build(architecture)
-    spec = build_skeleton(Checkpoint.of_directory(path)).spec
+    spec = open_model(Checkpoint.of_directory(path)).spec
     model = AutoModelForCausalLM.from_pretrained(path)
     assert sum(int(str(row["parameters"])) for row in spec.coverage()) == sum(p.numel() for p in model.parameters())
     assert sum(float(str(row["share"])) for row in spec.coverage()) == pytest.approx(1.0)
     for weight in spec.weights:
-        assert (weight.n_rows, weight.n_cols) == tuple(
-            model.get_parameter(weight.name).t().shape if weight.transposed else model.get_parameter(weight.name).shape
-        )
+        parameter = model.get_parameter(weight.name)
+        assert (weight.n_rows, weight.n_cols) == tuple(parameter.t().shape if weight.view.transposed else parameter.shape)
+        assert weight.shape == spec.shape(weight.name) == tuple(parameter.shape)
     tied = [kept for kept in spec.kept if kept.tied_to]
     assert bool(tied) == bool(model.config.tie_word_embeddings)
-    assert all(weight.transposed == (architecture == "gpt2") for weight in spec.weights)
+    assert all(weight.view.transposed == (architecture == "gpt2") for weight in spec.weights)
     assert spec.kept_nbytes == 2 * sum(prod(kept.shape) for kept in spec.kept if not kept.tied_to)
 
 
 def test_fused_experts_are_refused_by_name(build: Build) -> None:
     path = build("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=16)
     with pytest.raises(BitwrightError, match="model/not-understood") as caught:
-        build_skeleton(Checkpoint.of_directory(path))
+        open_model(Checkpoint.of_directory(path))
     assert "experts" in caught.value.finding.where
 
 
@@ -52,22 +52,22 @@ def test_tensors_and_parameters_must_match(build: Build, tmp_path: Path) -> None
     tensors = load_file(source / "model.safetensors")
     extra = copy_with(source, tmp_path / "extra", {**tensors, "model.layers.0.mystery.weight": torch.ones(3, 3)})
     with pytest.raises(BitwrightError, match="model/unknown-tensor"):
-        build_skeleton(extra)
+        open_model(extra)
     missing = {name: t for name, t in tensors.items() if "layers.1.mlp.up_proj" not in name}
     with pytest.raises(BitwrightError, match="model/missing-tensor"):
-        build_skeleton(copy_with(source, tmp_path / "missing", missing))
+        open_model(copy_with(source, tmp_path / "missing", missing))
     with pytest.raises(BitwrightError, match="model/shape"):
-        build_skeleton(copy_with(source, tmp_path / "shape", intermediate_size=224))
+        open_model(copy_with(source, tmp_path / "shape", intermediate_size=224))
 
 
 def test_unknown_classes_are_refused(build: Build, tmp_path: Path) -> None:
     with pytest.raises(BitwrightError, match="model/class"):
-        build_skeleton(copy_with(build("llama"), tmp_path / "unknown", model_type="never-heard-of-it"))
+        open_model(copy_with(build("llama"), tmp_path / "unknown", model_type="never-heard-of-it"))
 
 
 def test_code_in_a_model_directory_does_not_run(build: Build, tmp_path: Path) -> None:
     checkpoint = copy_with(build("llama"), tmp_path / "evil", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
     (tmp_path / "evil" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(BitwrightError, match="model/class"):
-        build_skeleton(checkpoint)
+        open_model(checkpoint)
     assert not (tmp_path / "ran").exists()

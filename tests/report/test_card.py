@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from bitwright.checkpoint.demo import DEMO_MODEL
-from bitwright.clock import Stage
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.verify import Entry, Verdict
-from bitwright.plan import Choice, Plan
+from bitwright.evaluate.verdict import Entry, Verdict
+from bitwright.host.clock import Stage
+from bitwright.plan import Choice, Plan, Rounding
 from bitwright.report.card import card
 from bitwright.report.report import Report
 
@@ -39,7 +39,10 @@ def report() -> Report:
         check_stderr=0.001,
         gap=0.0,
         price_nats_per_mb=0.001,
-        choices=(Choice("a.weight", "nf4-b32-dq", "calibrated", 50, 0.02), Choice("b.weight", "16bit", "none", 50, 0.0)),
+        choices=(
+            Choice("a.weight", "nf4-b32-dq", Rounding.CALIBRATED, 50, 0.02),
+            Choice("b.weight", "16bit", Rounding.NONE, 50, 0.0),
+        ),
     )
     return Report(
         out="llama-small",

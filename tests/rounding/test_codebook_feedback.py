@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bitwright.formats.codebook import CODEBOOK_FORMATS
-from bitwright.formats.codebook_bytes import codebook_from_bytes, codebook_to_bytes
+from bitwright.formats.iq.codes import CodebookCodes
+from bitwright.formats.iq.format import CODEBOOK_FORMATS
 from bitwright.measure.curvature import energy
-from bitwright.rounding.codebook_feedback import codebook_feedback, nearest_codebook
-from bitwright.rounding.error_feedback import Feedback
+from bitwright.rounding.iq import codebook_feedback, nearest_codebook
+from bitwright.rounding.kernels.error_feedback import Feedback
 
 
 def case(n_rows: int = 24, n_cols: int = 512) -> tuple[torch.Tensor, Feedback]:
@@ -37,7 +37,7 @@ def test_the_bytes_hold_what_was_chosen(name: str) -> None:
     """Formats that store seven of eight signs lose nothing: the choice has an even number of negative ones."""
     weight, feedback = case(8)
     codes = codebook_feedback(weight, feedback, CODEBOOK_FORMATS[name])
-    again = codebook_from_bytes(codes.format, codes.shape, codebook_to_bytes(codes))
+    again = CodebookCodes.from_tensors(codes.format, codes.shape, codes.tensors())
     assert torch.equal(again.decode(), codes.decode())
 
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.rounding.coordinate_descent import coordinate_descent
-from bitwright.rounding.error_feedback import Feedback, error_feedback
-from bitwright.rounding.nearest import nearest
-from tests.rounding.test_error_feedback import block_format, correlated_moment, objective
+from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.bnb4 import coordinate_descent, error_feedback, nearest
+from bitwright.rounding.kernels.error_feedback import Feedback
+from tests.rounding.test_error_feedback import correlated_moment, objective
 
 NAMES = ("nf4-b32-dq", "nf4-b64-dq", "nf4-b64", "fp4-b64-dq", "nf4-b128-dq")
 
@@ -17,7 +17,7 @@ NAMES = ("nf4-b32-dq", "nf4-b64-dq", "nf4-b64", "fp4-b64-dq", "nf4-b128-dq")
 @given(st.integers(0, 10**6), st.sampled_from(NAMES), st.booleans())
 def test_the_objective_never_grows(seed: int, name: str, from_nearest: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weight, format = torch.randn(12, 256, generator=generator) * 0.05, block_format(name)
+    weight, format = torch.randn(12, 256, generator=generator) * 0.05, BLOCK_FORMATS[name]
     moment = correlated_moment(256, seed % 7) + 0.01 * torch.eye(256)
     start = nearest(weight, format) if from_nearest else error_feedback(weight, Feedback.of(moment), [format])[0]
     once = coordinate_descent(weight, start, moment)
@@ -30,7 +30,7 @@ def test_the_objective_never_grows(seed: int, name: str, from_nearest: bool) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_improves_on_error_feedback(name: str) -> None:
     torch.manual_seed(8)
-    weight, format = torch.randn(64, 256) * 0.05, block_format(name)
+    weight, format = torch.randn(64, 256) * 0.05, BLOCK_FORMATS[name]
     moment = correlated_moment(256) + 0.01 * torch.eye(256)
     (start,) = error_feedback(weight, Feedback.of(moment), [format])
     better = coordinate_descent(weight, start, moment)
@@ -38,7 +38,7 @@ def test_it_improves_on_error_feedback(name: str) -> None:
 
 
 def test_an_exact_weight_stays_exact_and_zero_stays_zero() -> None:
-    format = block_format("nf4-b64-dq")
+    format = BLOCK_FORMATS["nf4-b64-dq"]
     start = nearest(torch.randn(8, 128), format)
     exact = start.decode()
     assert torch.equal(coordinate_descent(exact, start, correlated_moment(128) + torch.eye(128)).decode(), exact)

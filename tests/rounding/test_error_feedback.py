@@ -6,21 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitwright.formats.codes import Codes
-from bitwright.formats.format import FORMATS, BlockFormat
-from bitwright.rounding.error_feedback import DAMPING, Feedback, error_feedback
-from bitwright.rounding.nearest import nearest
+from bitwright.formats.bnb4.codes import BlockCodes
+from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.bnb4 import error_feedback, nearest
+from bitwright.rounding.kernels.error_feedback import DAMPING, Feedback
 
 NAMES = ("nf4-b64-dq", "nf4-b64", "nf4-b32-dq", "fp4-b64", "nf4-b128-dq")
 
 
-def block_format(name: str) -> BlockFormat:
-    format = FORMATS[name]
-    assert isinstance(format, BlockFormat)
-    return format
-
-
-def objective(weight: Tensor, codes: Codes, moment: Tensor) -> float:
+def objective(weight: Tensor, codes: BlockCodes, moment: Tensor) -> float:
     change = codes.decode() - weight
     return float(((change @ moment) * change).sum())
 
@@ -37,7 +31,7 @@ def correlated_moment(n_cols: int, seed: int = 0) -> Tensor:
 def test_never_worse_than_nearest(name: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(3)
     weight, moment = torch.randn(shape) * 0.05, correlated_moment(shape[1])
-    format = block_format(name)
+    format = BLOCK_FORMATS[name]
     (codes,) = error_feedback(weight, Feedback.of(moment), [format])
     assert codes.shape == shape
     assert objective(weight, codes, moment) <= objective(weight, nearest(weight, format), moment)
@@ -47,7 +41,7 @@ def test_several_formats_at_once_equal_each_alone() -> None:
     torch.manual_seed(4)
     weight, moment = torch.randn(24, 256) * 0.1, correlated_moment(256)
     feedback = Feedback.of(moment)
-    formats = [block_format(name) for name in ("nf4-b32-dq", "nf4-b64", "nf4-b128-dq")]
+    formats = [BLOCK_FORMATS[name] for name in ("nf4-b32-dq", "nf4-b64", "nf4-b128-dq")]
     for format, codes in zip(formats, error_feedback(weight, feedback, formats), strict=True):
         (alone,) = error_feedback(weight, feedback, [format])
         together, single = objective(weight, codes, moment), objective(weight, alone, moment)
@@ -56,7 +50,7 @@ def test_several_formats_at_once_equal_each_alone() -> None:
 
 def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
     torch.manual_seed(5)
-    weight, moment, format = torch.randn(64, 256) * 0.05, correlated_moment(256), block_format("nf4-b64")
+    weight, moment, format = torch.randn(64, 256) * 0.05, correlated_moment(256), BLOCK_FORMATS["nf4-b64"]
     (codes,) = error_feedback(weight, Feedback.of(moment), [format])
     assert objective(weight, codes, moment) < 0.6 * objective(weight, nearest(weight, format), moment)
 
@@ -66,7 +60,7 @@ def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
 def test_stays_finite_and_close_whatever_the_scale(seed: int, name: str, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 128, generator=generator) * scale
-    (codes,) = error_feedback(weight, Feedback.of(correlated_moment(128, seed)), [block_format(name)])
+    (codes,) = error_feedback(weight, Feedback.of(correlated_moment(128, seed)), [BLOCK_FORMATS[name]])
     assert float((codes.decode() - weight).norm() / weight.norm()) < 0.5
 
 
@@ -86,7 +80,7 @@ def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     feedback = Feedback.of(moment)
     assert feedback.damping >= DAMPING
-    (codes,) = error_feedback(weight, feedback, [block_format("nf4-b64-dq")])
+    (codes,) = error_feedback(weight, feedback, [BLOCK_FORMATS["nf4-b64-dq"]])
     change = (codes.decode() - weight).norm() / weight.norm()
     assert torch.isfinite(change)
     assert change < 1.0
@@ -105,15 +99,15 @@ def test_factor_inverts_the_damped_moment() -> None:
 
 
 def test_zero_weights_stay_zero() -> None:
-    (codes,) = error_feedback(torch.zeros(4, 64), Feedback.of(torch.eye(64)), [block_format("nf4-b64-dq")])
+    (codes,) = error_feedback(torch.zeros(4, 64), Feedback.of(torch.eye(64)), [BLOCK_FORMATS["nf4-b64-dq"]])
     assert torch.equal(codes.decode(), torch.zeros(4, 64))
 
 
 @pytest.mark.gpu
 def test_gpu_gives_the_same_objective() -> None:
     torch.manual_seed(6)
-    weight, moment, format = torch.randn(64, 256), correlated_moment(256), block_format("nf4-b64-dq")
+    weight, moment, format = torch.randn(64, 256), correlated_moment(256), BLOCK_FORMATS["nf4-b64-dq"]
     (here,) = error_feedback(weight, Feedback.of(moment), [format])
     (there,) = error_feedback(weight.cuda(), Feedback.of(moment.cuda()), [format])
-    on_cpu = Codes(format, there.shape, there.code.cpu(), here.scales)
+    on_cpu = BlockCodes(format, there.shape, there.code.cpu(), here.scales)
     assert objective(weight, on_cpu, moment) == pytest.approx(objective(weight, here, moment), rel=0.1)

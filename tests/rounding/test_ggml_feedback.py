@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.formats.ggml_bytes import from_bytes, to_bytes
+from bitwright.formats.ggml.codes import GgmlCodes
+from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.measure.curvature import energy
-from bitwright.rounding.affine_search import search_affine
-from bitwright.rounding.error_feedback import Feedback
-from bitwright.rounding.ggml_descent import ggml_descent
-from bitwright.rounding.ggml_feedback import ggml_feedback
-from bitwright.rounding.ggml_nearest import nearest_ggml
+from bitwright.rounding.ggml import ggml_descent, ggml_feedback
+from bitwright.rounding.kernels.affine_search import search_affine
+from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.ggml_nearest import nearest_ggml
 
 # The largest share of nearest rounding's objective that is left on correlated inputs.
 LEFT = {"mxfp4": 0.75, "q2_k": 0.55, "tq1_0": 0.25, "tq2_0": 0.25}
@@ -38,7 +37,7 @@ def test_the_file_decodes_to_what_was_rounded(name: str) -> None:
     w = torch.randn(8, 512, generator=torch.Generator().manual_seed(2)) * 0.02
     w[1], w[2, :256], w[3, 7], w[4] = 0.0, 0.01, 3.0, w[4].abs()
     codes = ggml_feedback(w, Feedback.of(moment_of(512)), GGML_FORMATS[name])
-    again = from_bytes(codes.format, codes.shape, to_bytes(codes)).decode()
+    again = GgmlCodes.from_tensors(codes.format, codes.shape, codes.tensors()).decode()
     assert torch.isfinite(again).all()
     assert torch.equal(again, codes.decode())
     assert (again[1] == 0).all(), "a row of zeros stays one"

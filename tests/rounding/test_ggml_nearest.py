@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.formats.ggml import GGML_FORMATS
-from bitwright.formats.ggml_bytes import from_bytes, to_bytes
-from bitwright.rounding.ggml_nearest import fit_steps, nearest_ggml
+from bitwright.formats.ggml.codes import GgmlCodes
+from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.rounding.kernels.ggml_nearest import fit_steps, nearest_ggml
 
 WITH_ENCODER = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4")
 # Relative error on Gaussian weights: what uniform grids of these bits leave, with room for the coarser scales.
@@ -42,7 +42,7 @@ def weights(seed: int = 0) -> torch.Tensor:
 def test_bytes_are_those_of_the_library(name: str) -> None:
     w = weights()
     expected = gguf.quantize(w.numpy(), gguf.GGMLQuantizationType[name.upper()])
-    found = to_bytes(nearest_ggml(w, GGML_FORMATS[name])).numpy().reshape(expected.shape)
+    found = nearest_ggml(w, GGML_FORMATS[name]).tensors()["records"].numpy().reshape(expected.shape)
     assert np.array_equal(found, expected)
 
 
@@ -54,7 +54,8 @@ def test_error_is_that_of_the_grid(name: str) -> None:
     odd = nearest_ggml(weights(), GGML_FORMATS[name])
     assert torch.isfinite(odd.decode()).all()
     assert (odd.decode()[1, :256] == 0).all(), "an all-zero record stays zero"
-    assert torch.equal(from_bytes(odd.format, odd.shape, to_bytes(odd)).decode(), odd.decode()), "as the file will decode"
+    again = GgmlCodes.from_tensors(odd.format, odd.shape, odd.tensors())
+    assert torch.equal(again.decode(), odd.decode()), "as the file will decode"
 
 
 @pytest.mark.parametrize("name", GGML_FORMATS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.rounding.inverse_factor import PANEL, inverse_factor
+from bitwright.rounding.kernels.inverse_factor import PANEL, inverse_factor
 
 
 @pytest.mark.parametrize("size", [1, 5, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL + 88])

@@ -6,11 +6,9 @@ import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute as generic
 from torch import Tensor
 
-from bitwright.formats.format import FORMATS, BlockFormat
-from bitwright.formats.pack import pack_nibbles
-from bitwright.rounding.nearest import nearest
-
-BLOCK_FORMATS = [f for f in FORMATS.values() if isinstance(f, BlockFormat)]
+from bitwright.formats.bnb4.codes import pack_nibbles
+from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
+from bitwright.rounding.bnb4 import nearest
 
 
 def odd_weights() -> dict[str, Tensor]:
@@ -32,7 +30,7 @@ def odd_weights() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", odd_weights())
-@pytest.mark.parametrize("format", BLOCK_FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize("format", BLOCK_FORMATS.values(), ids=lambda f: f.name)
 def test_codes_and_values_are_those_of_bitsandbytes(format: BlockFormat, name: str) -> None:
     weight = odd_weights()[name].bfloat16()
     codes = nearest(weight, format)

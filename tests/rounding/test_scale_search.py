@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitwright.formats.format import FORMATS, BlockFormat
-from bitwright.rounding.grid import ScaleTable, TableGrid, reciprocal
-from bitwright.rounding.scale_search import search_scale
+from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.kernels.block_scales import ScaleTable
+from bitwright.rounding.kernels.grid import TableGrid, reciprocal
+from bitwright.rounding.kernels.scale_search import search_scale
 
 
 def cost(weight: torch.Tensor, importance: torch.Tensor, grid: TableGrid, scale: torch.Tensor) -> torch.Tensor:
@@ -18,8 +19,7 @@ def cost(weight: torch.Tensor, importance: torch.Tensor, grid: TableGrid, scale:
 @given(st.integers(0, 10**6), st.sampled_from(["nf4-b32", "fp4-b32", "nf4-b32-dq", "fp4-b32-dq"]))
 def test_beats_absmax_and_is_storable(seed: int, name: str) -> None:
     generator = torch.Generator().manual_seed(seed)
-    format = FORMATS[name]
-    assert isinstance(format, BlockFormat)
+    format = BLOCK_FORMATS[name]
     weight = torch.randn(32, 20, generator=generator) ** 3
     importance = torch.rand(32, 1, generator=generator) + 0.01
     grid = TableGrid.of(format.levels, weight.device)
@@ -33,8 +33,7 @@ def test_beats_absmax_and_is_storable(seed: int, name: str) -> None:
 
 
 def test_an_asymmetric_grid_may_turn_a_block_around() -> None:
-    format = FORMATS["nf4-b32"]
-    assert isinstance(format, BlockFormat)
+    format = BLOCK_FORMATS["nf4-b32"]
     grid = TableGrid.of(format.levels, torch.device("cpu"))
     weight = -grid.levels.repeat(2)[:, None] * 0.7  # a mirrored copy of the grid: exact with a negative scale only
     _, value = search_scale(weight, torch.ones(32, 1), grid, lambda s: (s, s))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitwright.evaluate import runtime
-from bitwright.evaluate.runtime import greedy_of, logits_of
+from bitwright.runtimes import transformers as runtime
+from bitwright.runtimes.transformers import TransformersModel
 from tests.conftest import ARCHITECTURES, Build
 
 
@@ -20,21 +20,33 @@ def test_logits_in_parts_are_those_of_the_model(build: Build, monkeypatch: pytes
     ids = torch.randint(0, 500, (3, 40))
     with torch.no_grad():
         whole = model(ids).logits
-    found = [list(parts) for parts in logits_of(model, ids, "cpu")]
+    found = [list(parts) for parts in TransformersModel(model, "cpu").logits(list(ids))]
     assert [len(part) for part in found[0]] == [7, 7, 7, 7, 7, 5]
     assert torch.allclose(torch.stack([torch.cat(parts) for parts in found]), whole, atol=1e-4)
 
 
+def test_texts_of_any_length_are_answered_each_alone_and_in_order(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
+    monkeypatch.setattr(runtime, "FORWARD_TOKENS", 80)
+    texts = [torch.randint(0, 500, (length,)) for length in (40, 40, 40, 7, 40, 90, 2)]
+    found = [torch.cat(list(parts)) for parts in TransformersModel(model, "cpu").logits(texts)]
+    assert [len(logits) for logits in found] == [len(text) for text in texts]
+    with torch.no_grad():
+        for text, logits in zip(texts, found, strict=True):
+            assert torch.allclose(logits, model(text[None]).logits[0], atol=1e-4)
+
+
 def test_a_model_is_released_without_the_garbage_collector(build: Build) -> None:
     model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
-    for parts in logits_of(model, torch.randint(0, 500, (2, 16)), "cpu"):
+    loaded = TransformersModel(model, "cpu")
+    for parts in loaded.logits(list(torch.randint(0, 500, (2, 16)))):
         list(parts)
-    greedy_of(model, torch.randint(0, 500, (1, 8)), 3, "cpu")
+    loaded.greedy(torch.randint(0, 500, (1, 8)), 3)
     gc.collect()
     gone = weakref.ref(model.base_model)
     gc.disable()
     try:
-        del model
+        del model, loaded
         assert gone() is None
     finally:
         gc.enable()
@@ -43,7 +55,8 @@ def test_a_model_is_released_without_the_garbage_collector(build: Build) -> None
 def test_greedy_takes_the_likeliest_whatever_the_model_prefers(build: Build) -> None:
     model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
     prompts = torch.randint(0, 500, (2, 12))
-    plain = greedy_of(model, prompts, 12, "cpu")
+    loaded = TransformersModel(model, "cpu")
+    plain = loaded.greedy(prompts, 12)
     ids = prompts
     with torch.no_grad():
         for _ in range(12):
@@ -51,5 +64,5 @@ def test_greedy_takes_the_likeliest_whatever_the_model_prefers(build: Build) -> 
     assert torch.equal(plain, ids[:, 12:])
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.eos_token_id = [int(token) for token in plain.unique()]
-    assert torch.equal(greedy_of(model, prompts, 12, "cpu"), plain)
+    assert torch.equal(loaded.greedy(prompts, 12), plain)
     assert model.generation_config.repetition_penalty == 5.0

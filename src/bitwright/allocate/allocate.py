@@ -74,10 +74,10 @@ def allocate(
 
 
 def _cost_of_groups(free: Problem, fused: Problem, plan: Plan) -> float:
-    """Predicted nats that a choice without the groups would save at the bytes of ``plan``."""
+    """Predicted nats that a choice without the groups would save within the same budget."""
     if len(free.units) == len(fused.units):
         return 0.0
-    solution = solve(free.options, plan.nbytes - plan.kept_nbytes)
+    solution = solve(free.options, (plan.budget_nbytes or plan.nbytes) - plan.kept_nbytes)
     return max(0.0, plan.damage_nats - solution.damage) if solution else 0.0
 
 

@@ -34,7 +34,7 @@ class Writer(ABC):
 
     @abstractmethod
     def put(self, parameter: str, value: Tensor | Packed) -> None:
-        """Write the next of ``parameters``: its 16-bit values or its codes."""
+        """Write the next of ``parameters``: its values as the source stores them, or its codes."""
 
     @abstractmethod
     def close(self) -> int:
@@ -168,7 +168,7 @@ class Container(ABC):
                     key = (choice.format, choice.rounding) if choice else (SIXTEEN_BIT.name, Rounding.NONE)
                     if key not in values:
                         plain = key[0] == SIXTEEN_BIT.name
-                        values[key] = source.written(parameter) if plain else packed_of(weights[parameter], *key)
+                        values[key] = source.read(parameter) if plain else packed_of(weights[parameter], *key)
                     writer.put(parameter, values[key])
             return {out: writer.close() for out, (writer, _) in zip(outputs, writers, strict=True)}
 

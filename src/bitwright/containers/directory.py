@@ -90,7 +90,7 @@ class DirectoryWriter(Writer):
             for name, tensor in self.container.stored(self.weights[parameter], value, self.source).items():
                 self._tensors.put(name, tensor)
         else:
-            self._tensors.put(parameter, value)
+            self._tensors.put(parameter, value.to(self.source.written_dtype(parameter)))
 
     def close(self) -> int:
         self._tensors.close()

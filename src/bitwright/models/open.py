@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -46,7 +48,18 @@ def open_model(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabula
     stacks = (_text_stack(checkpoint, model, text),)
     stored = match_names(checkpoint, model)
     buffers = [name for name, _ in model.named_buffers() if name in stored]
-    return Skeleton(Source(checkpoint, describe(model, stacks, vocabulary, buffers), stored, text), model)
+    spec = describe(model, stacks, vocabulary, buffers)
+    half = all(checkpoint.refs[stored[weight.name]].dtype == "F16" for weight in spec.weights)
+    return Skeleton(Source(checkpoint, spec, stored, text, _wide(model, stored, half)), model)
+
+
+def _wide(model: Any, names: Iterable[str], half: bool) -> frozenset[str]:
+    """Those of ``names`` that transformers keeps in 32 bit when a model of this class is loaded in 16; ``half``: in float16."""
+    modules = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if half:
+        modules |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    kept = [re.compile(rf"(^|\.){re.escape(module)}($|\.)") for module in modules]
+    return frozenset(name for name in names if any(pattern.search(name) for pattern in kept))
 
 
 def _text_stack(checkpoint: Checkpoint, model: Any, config: Any) -> Stack:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from bitwright.checkpoint.checkpoint import Checkpoint
-from bitwright.checkpoint.tensors import NAMES
+from bitwright.checkpoint.tensors import DTYPES, NAMES
 from bitwright.models.spec import ModelSpec
 
-SIXTEEN = ("F16", "BF16")
 WIDE = ("F32", "F64")
 
 
@@ -25,36 +24,28 @@ class Source:
     spec: ModelSpec
     tensor_of: dict[str, str] = field(repr=False)  # parameter or buffer -> tensor in the checkpoint
     config: Any  # the text model's, a transformers configuration
+    wide: frozenset[str] = frozenset()  # parameters and buffers that the class computes with in 32 bit whatever its type
 
     def read(self, parameter: str) -> Tensor:
         """The values of one parameter as they are stored."""
         return self.checkpoint.read(self.tensor_of[parameter])
 
-    def written(self, parameter: str) -> Tensor:
-        """The values of one parameter as a checkpoint of ours stores them when they are not quantized."""
-        return self.read(parameter).to(self.written_dtype(parameter))
-
     def written_dtype(self, parameter: str) -> torch.dtype:
-        """16 bit, but what a 16-bit model keeps in 32 bit on purpose (a norm, a router's bias) stays so."""
-        ref = self.checkpoint.refs[self.tensor_of[parameter]]
-        if ref.dtype not in WIDE:
-            return _dtype(ref.dtype)
-        kept = self.is_sixteen_bit and parameter not in self._weights
-        return torch.float32 if kept else torch.bfloat16
+        """The type in which a checkpoint of ours stores it when it is not quantized: that of the source, but 32 bit only where
+        the class computes so. Stock loaders of quantized checkpoints take the others as they are and then stop."""
+        stored = self.checkpoint.refs[self.tensor_of[parameter]].dtype
+        if stored not in WIDE:
+            return DTYPES[stored]
+        return torch.float32 if parameter in self.wide else torch.bfloat16
 
     def written_name(self, parameter: str) -> str:
         """The name of that type in a safetensors header."""
         return NAMES[self.written_dtype(parameter)]
 
     @cached_property
-    def is_sixteen_bit(self) -> bool:
-        """Whether the weights are stored in 16 bit, whatever else is."""
-        return all(self.checkpoint.refs[self.tensor_of[name]].dtype in SIXTEEN for name in self._weights)
-
-    @cached_property
     def dtype(self) -> torch.dtype:
         """The type that a runtime computes in: float16 where all weights are stored so, else bfloat16."""
-        stored = {self.checkpoint.refs[self.tensor_of[name]].dtype for name in self._weights}
+        stored = {self.checkpoint.refs[self.tensor_of[weight.name]].dtype for weight in self.spec.weights}
         return torch.float16 if stored == {"F16"} else torch.bfloat16
 
     @cached_property
@@ -62,11 +53,3 @@ class Source:
         """Bytes of all that is not a weight, as it is written."""
         kept = [k for k in self.spec.kept if k.tied_to is None]
         return sum(k.nbytes // 2 * self.written_dtype(k.name).itemsize for k in kept)
-
-    @cached_property
-    def _weights(self) -> frozenset[str]:
-        return frozenset(weight.name for weight in self.spec.weights)
-
-
-def _dtype(name: str) -> torch.dtype:
-    return next(dtype for dtype, known in NAMES.items() if known == name)

@@ -71,7 +71,8 @@ def nearest(weight: Tensor, format: BlockFormat) -> BlockCodes:
 def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[BlockCodes]:
     """Codes of ``weight`` [N, K] in each of ``formats`` (of one grid), lowering tr(dW S dW^T) column by column.
 
-    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. Raises ValueError for a format whose blocks would run across rows.
+    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. Raises ValueError for a format whose blocks would run
+    across rows.
     """
     shape = (weight.shape[0], weight.shape[1])
     for format in formats:

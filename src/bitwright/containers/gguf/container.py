@@ -162,7 +162,7 @@ class GgufFile(Writer):
         if isinstance(value, Packed):
             values = value.tensors["records"].reshape(self.weights[parameter].n_rows, -1)
         else:
-            values = value if parameter in self.weights else value.float()
+            values = value.to(self.source.written_dtype(parameter)) if parameter in self.weights else value.float()
             if values.dim() == 1 and parameter.endswith("norm.weight"):
                 values = values + family.norm_offset
         if family.pairs_rotated and (heads := _rotated_heads(parameter, config)):
