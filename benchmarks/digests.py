@@ -22,13 +22,28 @@ from bitwright import Settings
 from bitwright.checkpoint.open import local_directory
 
 NUMBERS = (
-    "format", "rounding", "nbytes", "damage_nats", "damage_stderr", "fisher_nats", "check_nats", "check_stderr",
-    "weight_error", "output_error",
-)  # fmt: skip
+    "format",
+    "rounding",
+    "nbytes",
+    "damage_nats",
+    "damage_stderr",
+    "fisher_nats",
+    "check_nats",
+    "check_stderr",
+    "weight_error",
+    "output_error",
+)
 COMMON = {
-    "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 49152,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 ARCHITECTURES = {
     "llama": {"tie_word_embeddings": False},
     "mistral": {"sliding_window": 24},

@@ -11,6 +11,17 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from jaxtyping import install_import_hook
+
+SHAPED = (  # pure functions whose arrays are checked against the shapes that their annotations name
+    "bitwright.data.draw",
+    "bitwright.evaluate.divergence",
+    "bitwright.formats.group.words",
+    "bitwright.measure.curvature",
+    "bitwright.rounding.kernels",
+)
+install_import_hook(SHAPED, "beartype.beartype")
+
 import hypothesis
 import pytest
 import torch

@@ -65,7 +65,7 @@ def quantize(
     require_new(out)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     given = Plan.load(Path(plan)) if plan else None
-    subject = Subject.open(source, settings, given.formats if given else ())
+    subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
     _preflight(subject)
 
     def choose(table: Sensitivity, frontier: bool) -> Plan:
@@ -105,16 +105,8 @@ def quantize(
 
 
 def _preflight(subject: Subject) -> None:
-    """Raise BitwrightError for what would come out at the end: no text for the verdict, a class that needs its own code."""
+    """Raise BitwrightError where there is no text for the verdict, which would come out at the end."""
     settings = subject.settings
-    if settings.trust_remote_code and "auto_map" in subject.source.checkpoint.config and not subject.container.suffix:
-        raise fail(
-            "source/code",
-            "config.json",
-            saw="auto_map: the model is built by code that it brings along",
-            wanted="a class that transformers has, since a written checkpoint carries no code",
-            help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
-        )
     require_unseen(settings.held_out, settings.calibration)
     held_out_samples(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
 

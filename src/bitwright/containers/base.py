@@ -59,6 +59,8 @@ class Container(ABC):
     vocabulary: ClassVar[frozenset[Kind]] = frozenset()  # the ends of a model that it can store quantized
     suffix: ClassVar[str] = ""  # of a container that is one file; a directory has none
     runtime: ClassVar[str]  # a module of bitwright.runtimes
+    library: ClassVar[str]  # as the hub calls it
+    tags: ClassVar[tuple[str, ...]]  # for the hub
     serves: ClassVar[tuple[str, ...]] = ()  # engines that fuse the weights of ``groups``
 
     @property
@@ -86,6 +88,10 @@ class Container(ABC):
     def codes(self, packed: Packed) -> Codes:
         """``packed`` taken apart, to be decoded."""
         return self.rounder(packed.format).codes.from_tensors(packed.format, packed.shape, packed.tensors)
+
+    @abstractmethod
+    def usage(self, name: str, chat: bool) -> str:
+        """How the checkpoint ``name`` is run, as Markdown for its card; ``chat``: whether the model has a chat template."""
 
     @abstractmethod
     def menu(self, weight: Weight) -> tuple[str, ...]:

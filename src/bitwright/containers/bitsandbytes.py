@@ -42,6 +42,8 @@ class Bitsandbytes(DirectoryContainer):
     name = "bitsandbytes"
     rounders: ClassVar[tuple[Rounder, ...]] = (BNB4,)
     stock_name = "stock NF4"
+    packages = "bitsandbytes"
+    tags = ("bitsandbytes", "4-bit")
     stock_format = BLOCK_FORMATS["nf4-b64"]
     serves = ("vLLM",)
 

@@ -40,6 +40,8 @@ class CompressedTensors(DirectoryContainer):
     name = "compressed-tensors"
     rounders: ClassVar[tuple[Rounder, ...]] = (GROUP,)
     stock_name = "W4A16, to nearest"
+    packages = "compressed-tensors"
+    tags = ("compressed-tensors", "4-bit", "vllm")
     serves = ("vLLM", "SGLang")
     vocabulary: ClassVar[frozenset[Kind]] = frozenset({Kind.HEAD})
 
@@ -77,6 +79,11 @@ class CompressedTensors(DirectoryContainer):
                 wanted="transformers reads the written file with it",
                 help="pip install 'bitwright[compressed-tensors]'",
             )
+
+    def usage(self, name: str, chat: bool) -> str:
+        return f"""With vLLM: `vllm serve {name}`. With transformers:
+
+{super().usage(name, chat)}"""
 
     def plan_notes(self, plan: Plan) -> tuple[str, ...]:
         rare = sorted({f for f in plan.formats if f in GROUP_FORMATS and GROUP_FORMATS[f].bits not in MARLIN_BITS})

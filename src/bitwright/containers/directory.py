@@ -6,7 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from bitwright.plan import Plan
 
 TEXTS = (".json", ".model", ".txt", ".jinja")  # tokenizers, templates and settings
 COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
+PROMPT = 'ids = tokenizer("Once upon a time", return_tensors="pt")'
+CHAT_PROMPT = """messages = [{"role": "user", "content": "Hello!"}]
+ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 OURS = ("config.json", "bitwright.json", "report.json", "model.safetensors.index.json")  # written anew, or of another model
 
 
@@ -28,6 +31,8 @@ class DirectoryContainer(Container):
     """What containers of this kind share. ``layout`` and ``stored`` say which tensors a weight becomes."""
 
     runtime = "transformers"
+    library = "transformers"
+    packages: ClassVar[str]  # that loading takes, beside transformers
 
     @abstractmethod
     def layout(self, weight: Weight, format: Any, source: Source) -> list[TensorPlan]:
@@ -44,6 +49,18 @@ class DirectoryContainer(Container):
     @abstractmethod
     def quantization_config(self, source: Source, plan: Plan) -> dict[str, Any]:
         """The block of config.json that the runtimes read."""
+
+    def usage(self, name: str, chat: bool) -> str:
+        return f"""```python
+# pip install transformers accelerate {self.packages}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "{name}"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
+{CHAT_PROMPT if chat else PROMPT}
+print(tokenizer.decode(model.generate(**ids.to(model.device), max_new_tokens=100)[0]))
+```"""
 
     def nbytes(self, weight: Weight, format: Format, source: Source) -> int:
         if format is SIXTEEN_BIT:

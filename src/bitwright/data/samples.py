@@ -119,5 +119,5 @@ def cut(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: st
             help=f"add text, or shorten the sequences: --length {max(16, n_tokens // least)}",
         )
     total = sum(len(piece) for piece in pieces)
-    taken = min(len(pieces), max(least, len(pieces) * count * length // total))
+    taken = min(len(pieces), max(min(count, least), len(pieces) * count * length // total))
     return [Sample.of(pieces[len(pieces) * i // taken]) for i in range(taken)]

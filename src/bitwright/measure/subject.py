@@ -14,7 +14,7 @@ from bitwright.containers.gguf.imatrix import read_imatrix
 from bitwright.containers.registry import container_of
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.doctor.doctor import examine
-from bitwright.errors import Severity
+from bitwright.errors import Severity, fail
 from bitwright.host.device import device_of, dtype_of
 from bitwright.host.heap import return_large_blocks
 from bitwright.measure.memory import fit
@@ -48,13 +48,16 @@ class Subject:
         return self.skeleton.source
 
     @classmethod
-    def open(cls, name: str | Path, settings: Settings, formats: tuple[str, ...] = ()) -> Subject:
+    def open(cls, name: str | Path, settings: Settings, formats: tuple[str, ...] = (), to_write: bool = False) -> Subject:
         """Open ``name`` for the container of ``settings``. ``formats``: also measured, for a plan that asks for them.
+        ``to_write``: a checkpoint will be written, which carries no code of the source.
 
         Raises BitwrightError for a source or settings that cannot be carried out.
         """
         container = container_of(settings.container)
         checkpoint = open_checkpoint(name)
+        if to_write and settings.trust_remote_code:
+            _require_own_class(checkpoint.config, container)
         skeleton = open_model(checkpoint, settings.trust_remote_code, container.vocabulary)
         source, spec = skeleton.source, skeleton.spec
         container.require(source)
@@ -72,6 +75,18 @@ class Subject:
         """The table with all bytes and no damage, so that a budget can be refused before anything slow."""
         blank = [self.method.unmeasured(weight) for weight in self.skeleton.spec.weights]
         return table_of(self.name, self.container, self.method, self.source, blank, {})
+
+
+def _require_own_class(config: dict[str, Any], container: Container) -> None:
+    """Raise where the written checkpoint would need code of the source; a single file needs none."""
+    if "auto_map" in config and not container.suffix:
+        raise fail(
+            "source/code",
+            "config.json",
+            saw="auto_map: the model is built by code that it brings along",
+            wanted="a class that transformers has, since a written checkpoint carries no code",
+            help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
+        )
 
 
 def _doctor_notes(directory: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.errors import fail
 from bitwright.models.names import match_names
-from bitwright.models.roles import describe
+from bitwright.models.roles import describe, with_buffers
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.source import Source
 from bitwright.models.spec import Kind, Stack
@@ -46,9 +46,9 @@ def open_model(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabula
     model.eval().requires_grad_(False)
     text = config.get_text_config()
     stacks = (_text_stack(checkpoint, model, text),)
+    spec = describe(model, stacks, vocabulary)
     stored = match_names(checkpoint, model)
-    buffers = [name for name, _ in model.named_buffers() if name in stored]
-    spec = describe(model, stacks, vocabulary, buffers)
+    spec = with_buffers(spec, model, stored)
     half = all(checkpoint.refs[stored[weight.name]].dtype == "F16" for weight in spec.weights)
     return Skeleton(Source(checkpoint, spec, stored, text, _wide(model, stored, half)), model)
 

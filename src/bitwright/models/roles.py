@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from bitwright.errors import fail
 from bitwright.models.spec import BlockId, Kept, Kind, ModelSpec, Role, Stack, View, Weight
 
 
-def describe(model: Any, stacks: tuple[Stack, ...], vocabulary: frozenset[Kind], buffers: Iterable[str]) -> ModelSpec:
-    """All parameters of ``model``, and its ``buffers`` that a checkpoint stores.
+def describe(model: Any, stacks: tuple[Stack, ...], vocabulary: frozenset[Kind]) -> ModelSpec:
+    """All parameters of ``model``.
 
     Matrices of the blocks are weights; so are embedding and head where their kind is in ``vocabulary``. Raises BitwrightError
     for a parameter of a block that is not understood (fused experts).
@@ -39,10 +40,14 @@ def describe(model: Any, stacks: tuple[Stack, ...], vocabulary: frozenset[Kind],
             weights.append(Weight(name, after, shape[0], shape[1], nbytes, kind))
         else:
             kept.append(Kept(name, shape, _role(name, owner, parameter, model, block), nbytes))
-    for name in buffers:
-        buffer = model.get_buffer(name)
-        kept.append(Kept(name, tuple(buffer.shape), Role.BUFFER, buffer.numel() * 2))
     return ModelSpec(type(model).__name__, stacks, tuple(weights), tuple(kept))
+
+
+def with_buffers(spec: ModelSpec, model: Any, stored: Container[str]) -> ModelSpec:
+    """``spec`` and the buffers of ``model`` that a checkpoint stores, which are among ``stored``."""
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
+    kept = tuple(Kept(name, tuple(buffer.shape), Role.BUFFER, buffer.numel() * 2) for name, buffer in buffers)
+    return replace(spec, kept=spec.kept + kept)
 
 
 def _parameters(model: Any) -> Iterable[tuple[str, nn.Module, nn.Parameter]]:

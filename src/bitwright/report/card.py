@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bitwright.checkpoint.demo import DEMO_LICENSE, DEMO_MODEL
+from bitwright.containers.registry import container_of
 from bitwright.doctor.model import Model
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
@@ -43,14 +44,14 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
         ("top1_agreement", "same next token as the 16-bit model", found.top1),
         ("perplexity", "perplexity", found.perplexity),
     ]
-    gguf = report.plan.container == "gguf"
+    container = container_of(report.plan.container)
     return ModelCardData(
         **known,
         base_model_relation="quantized" if "base_model" in known else None,
         pipeline_tag="text-generation",
-        library_name="llama.cpp" if gguf else "transformers",
+        library_name=container.library,
         model_name=name,
-        tags=["bitwright", report.plan.container, *([] if gguf else ["4-bit"])],
+        tags=["bitwright", *container.tags],
         eval_results=[
             EvalResult(**text, metric_type=kind, metric_name=words, metric_value=round(value, 5))
             for kind, words, value in figures
@@ -104,7 +105,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 
 ## Use
 
-{_use(report, chat)}
+{container_of(report.plan.container).usage(Path(report.out).name, chat)}
 
 ## What is in it
 
@@ -140,32 +141,4 @@ def _figures(report: Report) -> str:
 
 def _beside(report: Report, name: str) -> str:
     out = Path(report.out)
-    return f"{out.stem}.{name}" if out.suffix == ".gguf" else name
-
-
-def _use(report: Report, chat: bool) -> str:
-    name = Path(report.out).name
-    if report.plan.container == "gguf":
-        return f"""```
-llama-cli -m {name}
-llama-server -m {name}
-ollama create {Path(name).stem} -f {_beside(report, "Modelfile")} && ollama run {Path(name).stem}
-```
-
-In LM Studio: `lms import {name}`."""
-    prompt = 'ids = tokenizer("Once upon a time", return_tensors="pt")'
-    if chat:
-        prompt = (
-            'messages = [{"role": "user", "content": "Hello!"}]\n'
-            'ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")'
-        )
-    return f"""```python
-# pip install transformers bitsandbytes accelerate
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-path = "{name}"
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
-{prompt}
-print(tokenizer.decode(model.generate(**ids.to(model.device), max_new_tokens=100)[0]))
-```"""
+    return f"{out.stem}.{name}" if container_of(report.plan.container).suffix else name

@@ -73,7 +73,19 @@ class Gguf(Container):
     stock_name = f"{STOCK}, to nearest"
     suffix = ".gguf"
     runtime = "llama_cpp"
+    library = "llama.cpp"
+    tags = ("gguf",)
     vocabulary: ClassVar[frozenset[Kind]] = frozenset({Kind.EMBEDDING, Kind.HEAD, Kind.TIED})
+
+    def usage(self, name: str, chat: bool) -> str:
+        stem = Path(name).stem
+        return f"""```
+llama-cli -m {name}
+llama-server -m {name}
+ollama create {stem} -f {stem}.Modelfile && ollama run {stem}
+```
+
+In LM Studio: `lms import {name}`."""
 
     def menu(self, weight: Weight) -> tuple[str, ...]:
         if weight.n_cols % 256 == 0:

@@ -1,6 +1,6 @@
 """The model families that a GGUF file can be written for, and how each one's tensors and settings differ (data).
 
-Sources: conversion scripts and model definitions of llama.cpp; tests/export/test_gguf.py runs every row in llama.cpp.
+Sources: conversion scripts and model definitions of llama.cpp; tests/containers/test_gguf.py runs every row in llama.cpp.
 """
 
 from __future__ import annotations

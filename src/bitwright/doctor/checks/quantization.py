@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
 from bitwright.errors import Finding, Severity
-from bitwright.models.fused import fused_modules
+from bitwright.models.fused import FUSED, fused_modules
 
 STATISTICS = (".absmax", ".quant_map", ".quant_state.")
 PACKED = ("U8", "I32", "U32")
@@ -38,7 +38,7 @@ def check(model: Model) -> Iterator[Finding]:
     skipped = config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert") or []
     for name in [name for name in skipped if isinstance(name, str)] if isinstance(skipped, list) else []:
         known = name in parts or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
-        fused = name in fused_modules(modules)  # of vLLM, which knows no parts
+        fused = name in FUSED or name in fused_modules(modules)  # of vLLM, which knows no parts
         if not known and not fused and not (name == "lm_head" and model.ties_embeddings):
             yield Finding(
                 "quantization/skip-list",
