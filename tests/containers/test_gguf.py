@@ -80,7 +80,7 @@ def write(directory: Path, out: Path, format: str) -> Plan:
 def log_probs(path: Path, ids: torch.Tensor) -> torch.Tensor:
     runtime = LlamaCpp(path, len(ids))
     try:
-        return runtime.logits_of(ids).log_softmax(-1)
+        return torch.cat(list(runtime.logit_parts(ids))).log_softmax(-1)
     finally:
         runtime.close()
 

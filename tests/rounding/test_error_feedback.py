@@ -32,7 +32,7 @@ def test_never_worse_than_nearest(name: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(3)
     weight, moment = torch.randn(shape) * 0.05, correlated_moment(shape[1])
     format = BLOCK_FORMATS[name]
-    (codes,) = error_feedback(weight, Feedback.of(moment), [format])
+    (codes,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
     assert codes.shape == shape
     assert objective(weight, codes, moment) <= objective(weight, nearest(weight, format), moment)
 
@@ -40,7 +40,7 @@ def test_never_worse_than_nearest(name: str, shape: tuple[int, int]) -> None:
 def test_several_formats_at_once_equal_each_alone() -> None:
     torch.manual_seed(4)
     weight, moment = torch.randn(24, 256) * 0.1, correlated_moment(256)
-    feedback = Feedback.of(moment)
+    feedback = Feedback.of(moment.clone())
     formats = [BLOCK_FORMATS[name] for name in ("nf4-b32-dq", "nf4-b64", "nf4-b128-dq")]
     for format, codes in zip(formats, error_feedback(weight, feedback, formats), strict=True):
         (alone,) = error_feedback(weight, feedback, [format])
@@ -51,7 +51,7 @@ def test_several_formats_at_once_equal_each_alone() -> None:
 def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
     torch.manual_seed(5)
     weight, moment, format = torch.randn(64, 256) * 0.05, correlated_moment(256), BLOCK_FORMATS["nf4-b64"]
-    (codes,) = error_feedback(weight, Feedback.of(moment), [format])
+    (codes,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
     assert objective(weight, codes, moment) < 0.6 * objective(weight, nearest(weight, format), moment)
 
 
@@ -78,7 +78,7 @@ def test_stays_finite_and_close_whatever_the_scale(seed: int, name: str, scale: 
 )
 def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
-    feedback = Feedback.of(moment)
+    feedback = Feedback.of(moment.clone())
     assert feedback.damping >= DAMPING
     (codes,) = error_feedback(weight, feedback, [BLOCK_FORMATS["nf4-b64-dq"]])
     change = (codes.decode() - weight).norm() / weight.norm()
@@ -92,7 +92,7 @@ def test_an_indefinite_moment_is_reported_by_its_damping() -> None:
 
 def test_factor_inverts_the_damped_moment() -> None:
     moment = correlated_moment(96)
-    feedback = Feedback.of(moment)
+    feedback = Feedback.of(moment.clone())
     damped = moment / moment.diagonal().mean() + DAMPING * torch.eye(96)
     assert torch.allclose(feedback.factor.t() @ feedback.factor @ damped, torch.eye(96), atol=1e-4)
     assert torch.equal(feedback.factor.tril(-1), torch.zeros(96, 96))
@@ -107,7 +107,7 @@ def test_zero_weights_stay_zero() -> None:
 def test_gpu_gives_the_same_objective() -> None:
     torch.manual_seed(6)
     weight, moment, format = torch.randn(64, 256), correlated_moment(256), BLOCK_FORMATS["nf4-b64-dq"]
-    (here,) = error_feedback(weight, Feedback.of(moment), [format])
+    (here,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
     (there,) = error_feedback(weight.cuda(), Feedback.of(moment.cuda()), [format])
     on_cpu = BlockCodes(format, there.shape, there.code.cpu(), here.scales)
     assert objective(weight, on_cpu, moment) == pytest.approx(objective(weight, here, moment), rel=0.1)

@@ -26,7 +26,7 @@ def moment_of(n_cols: int, seed: int = 0) -> torch.Tensor:
 def test_calibration_lowers_the_objective(name: str) -> None:
     w = torch.randn(48, 512, generator=torch.Generator().manual_seed(1)) * 0.02
     moment, format = moment_of(512), GGML_FORMATS[name]
-    codes = ggml_feedback(w, Feedback.of(moment), format)
+    codes = ggml_feedback(w, Feedback.of(moment.clone()), format)
     ours = energy(codes.decode() - w, moment)
     plain = energy(nearest_ggml(w, format).decode() - w, moment)
     assert ours < LEFT.get(name, 0.7) * plain

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from bitwright.containers.registry import CONTAINERS, container_of
@@ -48,3 +51,11 @@ def test_every_format_of_a_container_has_one_rounder() -> None:
         for format in container.formats.values():
             owners = [rounder for rounder in container.rounders if format.name in rounder.formats]
             assert len(owners) == (0 if format.name == "16bit" else 1)
+
+
+def test_every_process_finds_the_same_version() -> None:
+    code = (
+        "from bitwright.containers.registry import *; print(*(r.version for n in CONTAINERS for r in container_of(n).rounders))"
+    )
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert fresh == [rounder.version for name in CONTAINERS for rounder in container_of(name).rounders]

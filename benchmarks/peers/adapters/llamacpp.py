@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.llama_cpp_files import LLAMA_CPP, importance_matrix, llama_cpp_codes, plan_of
@@ -24,4 +25,4 @@ def quantize(model: Path, ids: Tensor, out: Path, options: dict[str, Any]) -> No
 def load(out: Path) -> Any:
     """The file in llama.cpp, called like a model of transformers."""
     runtime = LlamaCpp(out / "model.gguf", 4096)
-    return lambda ids: SimpleNamespace(logits=runtime.logits_of(ids[0])[None])
+    return lambda ids: SimpleNamespace(logits=torch.cat(list(runtime.logit_parts(ids[0])))[None])

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -200,18 +200,6 @@ class ShardWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-
-
-def write_safetensors(directory: Path, plans: list[TensorPlan], tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """Write ``tensors`` (name, values) in the order of ``plans``; returns the bytes of tensor data."""
-    writer = SafetensorsWriter(directory, plans)
-    try:
-        for name, tensor in tensors:
-            writer.put(name, tensor)
-        writer.close()
-    finally:
-        writer.release()
-    return writer.nbytes
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from bitwright.containers.directory import DirectoryContainer, left_in_16bit, te
 from bitwright.formats.base import SIXTEEN_BIT, Format, Packed
 from bitwright.formats.bnb4.codes import dynamic_map
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, NESTED_BLOCK_SIZE, BlockFormat
-from bitwright.models.fused import fused_module, fused_modules
+from bitwright.models.fused import fused_modules
 from bitwright.models.source import Source
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Plan
@@ -133,12 +133,6 @@ def skip_modules(spec: ModelSpec, plan: Plan) -> list[str]:
         skipped.append("lm_head")
     fused = fused_modules(weight.module for weight in spec.weights)
     return skipped + [name for name, parts in fused.items() if set(parts) <= set(skipped)]
-
-
-def harmed_modules(spec: ModelSpec, plan: Plan) -> list[str]:
-    """16-bit modules that vLLM re-quantizes, since others of their fused module are quantized."""
-    skipped = skip_modules(spec, plan)
-    return [name for name in skipped if (whole := fused_module(name)) and whole not in skipped]
 
 
 def layout(name: str, n_rows: int, n_cols: int, format: BlockFormat, dtype: torch.dtype) -> list[TensorPlan]:

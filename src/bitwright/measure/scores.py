@@ -52,7 +52,7 @@ class Moments:
         weighted, self.weighted = self.weighted, None
         assert weighted is not None
         unit = float(weighted.diagonal().mean()) / (2 * self.n_rows * self.n_tokens)
-        return Feedback.of(blend_into(weighted, self.plain, plain_share), damping, reuse=True), unit
+        return Feedback.of(blend_into(weighted, self.plain, plain_share), damping), unit
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,6 @@ class LlamaCpp(Loaded):
     def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
         yield from (self.logit_parts(text) for text in texts)
 
-    def logits_of(self, ids: Tensor) -> Tensor:
-        """Logits float32 [T, V] of one text of ``ids`` [T]."""
-        return torch.cat(list(self.logit_parts(ids)))
-
     def last_logits(self, ids: Tensor, count: int) -> Tensor:
         """Logits float32 [count, V] of the last ``count`` of ``ids`` [T]."""
         kept: list[Tensor] = []
@@ -176,24 +172,6 @@ class LlamaCpp(Loaded):
         room = (ctypes.c_int32 * (len(raw) + 16))()
         count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), True, special)
         return list(room[:count])
-
-
-def quantize(weight: Tensor, type_id: int, record: int, record_nbytes: int, importance: Tensor | None) -> np.ndarray:
-    """``weight`` float32 [N, K] as llama.cpp's own encoder writes it: uint8 [N, K / record * record_nbytes].
-
-    ``importance`` [K] are mean squared inputs, llama.cpp's importance matrix.
-    """
-    source = np.ascontiguousarray(weight.float().numpy())
-    rows, columns = source.shape
-    out = np.zeros((rows, columns // record * record_nbytes), dtype=np.uint8)
-    matrix = None if importance is None else np.ascontiguousarray(importance.float().numpy())
-    library().ggml_quantize_init(type_id)
-    written = library().ggml_quantize_chunk(
-        type_id, source.ctypes.data, out.ctypes.data, 0, rows, columns, None if matrix is None else matrix.ctypes.data
-    )
-    if written != out.nbytes:
-        raise AssertionError(f"type {type_id}: {written} bytes instead of {out.nbytes}")
-    return out
 
 
 _MESSAGES: list[str] = []

@@ -26,13 +26,13 @@ class Feedback:
     damping: float  # the share of the mean diagonal that was needed
 
     @classmethod
-    def of(cls, second_moment: Float32[Tensor, "K K"], damping: float = DAMPING, reuse: bool = False) -> Feedback:
-        """Factor ``second_moment`` S float32 [K, K] = mean of x x^T. Dead columns, singular S: damping grows until it factors.
+    def of(cls, second_moment: Float32[Tensor, "K K"], damping: float = DAMPING) -> Feedback:
+        """Factor S = mean of x x^T, which is scaled and damped in its place: it is among the largest things in memory.
 
-        ``reuse``: scale and damp S in its place, which saves a copy of it. Raises ValueError for entries that are not
-        finite; every finite S factors in the end.
+        Dead columns, singular S: damping grows until it factors. Raises ValueError for entries that are not finite; every
+        finite S factors in the end.
         """
-        damped = second_moment if reuse else second_moment.clone()
+        damped = second_moment
         damped /= damped.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
         if not bool(torch.isfinite(damped.sum())):
             raise ValueError("the second moment has NaN or infinite entries")
