@@ -171,7 +171,8 @@ def test_gpu_run_beats_stock(build: Build, tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, bitwright; assert 'torch' not in sys.modules; assert bitwright.Plan and 'torch' not in sys.modules"
+    code = "import sys, bitwright; assert 'torch' not in sys.modules; bitwright.Settings(); "
+    code += "assert bitwright.Plan and bitwright.Sensitivity and 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
