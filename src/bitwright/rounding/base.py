@@ -6,15 +6,17 @@ import hashlib
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from bitwright.formats.base import Codes, Format
 from bitwright.rounding.kernels.error_feedback import Feedback
 
+STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
 PLACE = " at 0x"  # in the words for an object that is no plain value, different in every process
+F = TypeVar("F", bound=Format)
 SWEEPS = 1  # of coordinate descent; a second one moves the objective by less than a hundredth (docs/LOG.md)
 
 
@@ -39,6 +41,15 @@ class Rounder(ABC):
     def version(self) -> str:
         """A hash that changes with every constant that the rounding depends on: kept pieces of another version are not used."""
         return constants_hash(type(self).__module__)
+
+
+def side_by_side(weight: Tensor, formats: Sequence[F], alike: Callable[[F], object]) -> Iterator[list[F]]:
+    """``formats`` that can be rounded together: those of which ``alike`` says the same, as many as STACK_ENTRIES allow."""
+    at_once = max(1, STACK_ENTRIES // weight.numel())
+    for kind in dict.fromkeys(alike(format) for format in formats):
+        same = [format for format in formats if alike(format) == kind]
+        for first in range(0, len(same), at_once):
+            yield same[first : first + at_once]
 
 
 def constants_hash(*modules: str, within: str = "bitwright.rounding") -> str:

@@ -11,13 +11,11 @@ from torch import Tensor
 from bitwright.formats.base import Codes
 from bitwright.formats.bnb4.codes import CHUNK_ENTRIES, BlockCodes
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
-from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.block_scales import ScaleTable
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
-
-STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
 
 
 class Bnb4Rounder(Rounder):
@@ -31,13 +29,10 @@ class Bnb4Rounder(Rounder):
 
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
         """Error feedback, formats of one grid side by side, then a sweep of coordinate descent over scales and codes."""
-        at_once = max(1, STACK_ENTRIES // weight.numel())
         done: dict[str, Codes] = {}
-        for grid in dict.fromkeys(format.grid for format in formats):
-            same = [format for format in formats if format.grid == grid]
-            for first in range(0, len(same), at_once):
-                for start in error_feedback(weight, feedback, same[first : first + at_once]):
-                    done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
+        for same in side_by_side(weight, formats, lambda format: format.grid):
+            for start in error_feedback(weight, feedback, same):
+                done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
         return [done[format.name] for format in formats]
 
 

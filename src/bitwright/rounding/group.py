@@ -11,13 +11,12 @@ from torch import Tensor
 from bitwright.formats.base import Codes
 from bitwright.formats.group.codes import GroupCodes
 from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
-from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
 from bitwright.rounding.kernels.scale_search import RATIOS
 
-STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
 # Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
 RATIOS_OF_BITS = {
     2: tuple(1.0 - 0.06 * i for i in range(13)),
@@ -38,13 +37,9 @@ class GroupRounder(Rounder):
 
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
         """Error feedback, formats of as many bits side by side, then a sweep of coordinate descent over scales and codes."""
-        at_once = max(1, STACK_ENTRIES // weight.numel())
         done: dict[str, Codes] = {}
-        for bits in dict.fromkeys(format.bits for format in formats):
-            alike = [format for format in formats if format.bits == bits]
-            for first in range(0, len(alike), at_once):
-                for codes in round_groups(weight, feedback, alike[first : first + at_once], SWEEPS):
-                    done[codes.format.name] = codes
+        for same in side_by_side(weight, formats, lambda format: format.bits):
+            done |= {codes.format.name: codes for codes in round_groups(weight, feedback, same, SWEEPS)}
         return [done[format.name] for format in formats]
 
 
