@@ -1,0 +1,95 @@
+"""What is known before anything slow begins: notes come first, and nothing depends on what happens to be free."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import bitwright
+from bitwright import Settings
+from bitwright.data.calibration import SELF, calibration_of
+from bitwright.data.documentation import DOCUMENTATION
+from bitwright.host.progress import Reporter
+from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
+from bitwright.measure.subject import Subject
+from tests.conftest import Build
+
+SMALL = Settings(sequences=8, length=32, held_out_sequences=4, held_out_length=48, dtype="float32", compare=False)
+
+
+class Diary(Reporter):
+    """Notes what is said and what takes time, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.events: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.events.append(text)
+
+    def track(self, items: Iterable[Any], stage: str, total: int) -> Iterator[Any]:
+        self.events.append(stage)
+        yield from items
+
+
+def test_the_doctor_speaks_before_anything_slow(build: Build, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(build("llama"), source)
+    config = json.loads((source / "config.json").read_text()) | {"dtype": "float32"}  # the weights are in bfloat16
+    (source / "config.json").write_text(json.dumps(config))
+    diary = Diary()
+    bitwright.quantize(source, tmp_path / "out", "+40%", settings=SMALL, reporter=diary)
+    assert diary.events[0].startswith("note: config.json")
+    assert "config/dtype" in diary.events[0]
+    assert "measure and round blocks" in diary.events[1:]
+
+
+def test_the_batch_follows_from_model_and_ceiling_alone(build: Build) -> None:
+    subject = Subject.open(build("llama"), SMALL)
+    spec, method = subject.source.spec, subject.method
+    wide = Settings(sequences=64, length=64)
+
+    def needed(batch_tokens: int) -> int:
+        return LIBRARIES_BYTES + peak(spec, replace(method, batch_tokens=batch_tokens), wide, 4).nbytes
+
+    ceiling = replace(wide, max_memory=needed(512))
+    first = fit(spec, method, ceiling, 4).batch_tokens
+    ballast = torch.ones(100 * 2**20)  # 400 MB more in this process
+    assert fit(spec, method, ceiling, 4).batch_tokens == first == 512
+    del ballast
+    assert fit(spec, method, replace(wide, max_memory=needed(512) - 1), 4).batch_tokens == 256
+
+
+def test_the_default_calibration_follows_from_machine_and_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject.open(build("llama"), SMALL)
+    for total, available, expected in ((10**12, 0, SELF), (10**12, 10**12, SELF), (10**5, 10**12, DOCUMENTATION)):
+        memory = SimpleNamespace(total=total, available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        assert calibration_of(SMALL, subject.skeleton)[0] == expected
+
+
+def test_a_model_with_code_of_its_own_writes_its_calibration_text(build: Build, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(build("llama"), source)
+    (source / "modeling_mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class MineForCausalLM(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": names}
+    (source / "config.json").write_text(json.dumps(config))
+    settings = Settings(sequences=8, length=32, dtype="float32", calibration="self", trust_remote_code=True)
+    table = bitwright.measure(source, tmp_path / "s.json", settings=settings, reporter=Reporter(quiet=True))
+    assert table.provenance["calibration"] == "text that the model wrote itself"
+    assert all(row.damage_nats > 0 for weight in table.weights for row in weight.rows if row.format != "16bit")
