@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from bitwright.allocate.allocate import allocate
-from bitwright.allocate.edited import edited, keep_plan
+from bitwright.allocate.edited import edited, keep_plan, require_unedited
 from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import local_directory, open_checkpoint
 from bitwright.checkpoint.workdir import write_json, write_text
@@ -67,6 +67,8 @@ def quantize(
     given = Plan.load(Path(plan)) if plan else None
     subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
     _preflight(subject)
+    if not given:
+        require_unedited(work_root)
 
     def choose(table: Sensitivity, frontier: bool) -> Plan:
         if given:

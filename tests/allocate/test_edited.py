@@ -10,6 +10,7 @@ import pytest
 
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
+from bitwright.allocate.edited import keep_plan, require_unedited
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.containers.bitsandbytes import BITSANDBYTES
 from bitwright.host.progress import Reporter
@@ -121,6 +122,11 @@ def test_an_edited_plan_is_never_overwritten(measured: tuple[Path, Path], tmp_pa
         assert not (tmp_path / "out").exists()
     finally:
         (work / "plan.json").write_text(original)
+    plan = Plan.load(work / "plan.json")
+    keep_plan(work, replace(plan, budget="another"))
+    keep_plan(work, plan)  # killed before the second was in place, the first would be there: it is one of ours, too
+    (work / "plan.json").write_text(replace(plan, budget="another").to_json())
+    require_unedited(work)
     report = bitwright.quantize(source, tmp_path / "out", "+30%", settings=SMALL, reporter=QUIET, workdir=work)
     assert Plan.load(work / "plan.json").nbytes == report.plan.nbytes, "a plan of ours is replaced"
 

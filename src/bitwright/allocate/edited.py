@@ -12,7 +12,7 @@ from bitwright.errors import fail
 from bitwright.plan import Plan
 from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
-MARK = ".plan.sha256"  # beside plan.json: what we wrote there last
+MARK = ".plan.sha256"  # beside plan.json: what we wrote there
 
 
 def edited(sensitivity: Sensitivity, plan: Plan, where: Path, fused_groups: bool = True) -> Plan:
@@ -68,25 +68,34 @@ def _row(weight: WeightRows, format: str, where: Path) -> Row:
     return found
 
 
+def require_unedited(folder: Path) -> None:
+    """Raise BitwrightError where somebody has edited the ``plan.json`` that we left in ``folder``."""
+    path = folder / "plan.json"
+    if path.exists() and _digest(path.read_text(encoding="utf-8")) not in _written(folder):
+        raise fail(
+            "plan/edited",
+            path,
+            saw="it was edited since it was written, and this run would write another",
+            wanted="an edited plan is used or put away, and never lost",
+            help=f"--plan {path} to use it, or rename it",
+        )
+
+
 def keep_plan(folder: Path, plan: Plan) -> None:
     """Write ``plan.json`` into ``folder``; raises BitwrightError where somebody has edited the one that is there."""
-    path, mark = folder / "plan.json", folder / MARK
+    require_unedited(folder)
     text = plan.to_json()
-    if path.exists():
-        there = path.read_text(encoding="utf-8")
-        written = mark.read_text(encoding="utf-8").strip() if mark.exists() else ""
-        if there != text and _digest(there) != written:
-            raise fail(
-                "plan/edited",
-                path,
-                saw="it was edited since it was written, and this run would write another",
-                wanted="an edited plan is used or put away, and never lost",
-                help=f"--plan {path} to use it, or rename it",
-            )
-    for place, value in ((path, text), (mark, _digest(text))):
+    marks = [*_written(folder), _digest(text)]  # noted before the plan is there, so that a killed run knows its own
+    for place, value in ((folder / MARK, "\n".join(dict.fromkeys(marks)) + "\n"), (folder / "plan.json", text)):
         scratch = place.with_name(f".{place.name}.partial")
         scratch.write_text(value, encoding="utf-8")
         scratch.replace(place)
+
+
+def _written(folder: Path) -> list[str]:
+    """Digests of all plans that we wrote into ``folder``."""
+    mark = folder / MARK
+    return mark.read_text(encoding="utf-8").split() if mark.exists() else []
 
 
 def _digest(text: str) -> str:
