@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
 ROOT = HERE.parent.parent
 TORCH = "torch==2.13.0"
+MEASURED_WITH = "jaxtyping"  # of the pure functions of our evaluation, which runs in the environment of the peer
 LENGTH = 256  # tokens of a calibration sequence
 console = Console()
 
@@ -218,7 +219,7 @@ def environment(work: Path, name: str) -> Path:
     python, done = directory / "bin" / "python", directory / "installed"
     if not done.exists():
         venv.create(directory, with_pip=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", TORCH], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", TORCH, MEASURED_WITH], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", "-r", str(requirements)], check=True)
         done.touch()
     return python

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,10 +101,11 @@ class Sweep:
                 hidden = self._through(block, inputs, after if compute else None)
 
     def _record(self, block: BlockId, hidden: list[Tensor] | None) -> list[Tensor]:
-        given = [None] * len(self.batches) if hidden is None else [part.to(self.device) for part in hidden]
+        """The inputs of ``block`` for every batch: ``hidden``, or for the first block what the model makes of the samples."""
+        known: Sequence[Tensor | None] = hidden if hidden is not None and block.index > 0 else [None] * len(self.batches)
         return [
-            self.trace.record(block, batch, None if block.index == 0 else part).cpu()
-            for batch, part in zip(self.batches, given, strict=True)
+            self.trace.record(block, batch, None if part is None else part.to(self.device)).cpu()
+            for batch, part in zip(self.batches, known, strict=True)
         ]
 
     def _through(self, block: BlockId, hidden: list[Tensor], after: BlockId | None) -> list[Tensor]:
