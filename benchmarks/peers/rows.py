@@ -33,14 +33,14 @@ ROWS = (
     Row("llm-compressor GPTQ g64", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 64}),
     Row("llm-compressor GPTQ g32", "llmcompressor", "llmcompressor", {"method": "gptq", "group_size": 32}),
     Row(
-        "llm-compressor GPTQ g64, same container",
+        "llm-compressor GPTQ g64, same container, 48 sequences",
         "llmcompressor",
         "llmcompressor",
         {"method": "gptq", "group_size": 64},
         ours="compressed-tensors",
     ),
     Row(
-        "llm-compressor GPTQ g128, same container",
+        "llm-compressor GPTQ g128, same container, 48 sequences",
         "llmcompressor",
         "llmcompressor",
         {"method": "gptq", "group_size": 128},
