@@ -27,7 +27,8 @@ from bitwright.data.held_out import held_out
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.formats.iq.format import CODEBOOK_FORMATS
-from bitwright.measure.curvature import add_second_moment, energy
+from bitwright.measure.curvature import energy
+from bitwright.measure.moments import SecondMoment
 from bitwright.rounding.kernels.error_feedback import Feedback
 
 SEQUENCES, LENGTH = 24, 256
@@ -66,11 +67,11 @@ def _cases(blocks: list[int], noise: float):
     source = reference("smollm2")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
     samples, _ = held_out(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
-    moments: dict[int, Tensor] = {}
+    sums: dict[int, SecondMoment] = {}
     for block in blocks:
         linear = model.model.layers[block].mlp.down_proj
-        moments[block] = torch.zeros(linear.in_features, linear.in_features)
-        linear.register_forward_pre_hook(lambda _, args, into=moments[block]: add_second_moment(into, args[0].flatten(0, 1)))
+        sums[block] = SecondMoment(linear.in_features, linear.weight.device)
+        linear.register_forward_pre_hook(lambda _, args, into=sums[block]: into.add(args[0].flatten(0, 1)))
     with torch.no_grad():
         for sample in samples:
             model.model(sample.ids[None])
@@ -78,7 +79,8 @@ def _cases(blocks: list[int], noise: float):
     for block in blocks:
         weight = model.model.layers[block].mlp.down_proj.weight.detach()
         noisy = weight + noise * weight.std() * torch.randn(weight.shape, generator=generator)
-        yield noisy, moments[block], Feedback.of(moments[block].clone())
+        moment = sums.pop(block).take()
+        yield noisy, moment, Feedback.of(moment.clone())
 
 
 def llama_cpp(weight: Tensor, name: str, importance: Tensor) -> Tensor:

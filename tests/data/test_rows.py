@@ -14,7 +14,9 @@ from bitwright.data.folds import MIN_SAMPLES, fold
 from bitwright.data.held_out import held_out
 from bitwright.data.rows import read_texts
 from bitwright.data.samples import Sample, cut
-from bitwright.data.self_written import OPENINGS, write_itself
+from bitwright.data import self_written
+from bitwright.data.openings import KINDS, openings
+from bitwright.data.self_written import write_itself
 from bitwright.errors import BitwrightError
 from bitwright.host.progress import Reporter
 from tests.conftest import Build
@@ -109,5 +111,23 @@ def test_a_model_writes_its_own_text(build: Build, tokenizer: PreTrainedTokenize
     assert ids.shape == (10, 24)
     assert torch.equal(ids, write_itself(model, tokenizer, 10, 24, 0, Reporter(quiet=True)))
     assert not torch.equal(ids, write_itself(model, tokenizer, 10, 24, 1, Reporter(quiet=True)))
-    assert not set(tokenizer.all_special_ids) & set(ids.flatten().tolist())
-    assert ids[0, :4].tolist() == tokenizer(OPENINGS[0], add_special_tokens=False).input_ids[:4]
+    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id}
+    plain = [i for i, (_, is_question) in enumerate(openings()[:10]) if not is_question]
+    assert not (set(tokenizer.all_special_ids) - ends) & set(ids[plain].flatten().tolist())
+    assert ids[0, :12].tolist() == tokenizer(openings()[0][0], add_special_tokens=False).input_ids[:12]
+
+
+def test_the_next_opening_follows_where_a_text_ends(
+    build: Build, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, end = AutoModelForCausalLM.from_pretrained(build("llama")).eval(), tokenizer.eos_token_id
+    monkeypatch.setattr(self_written, "draw", lambda logits, _: torch.full((len(logits), 1), end))
+    ids = write_itself(model, tokenizer, 3, 40, 0, Reporter(quiet=True)).tolist()
+    first, _, _, fourth = (tokenizer(text, add_special_tokens=False).input_ids[:20] for text, _ in openings()[:4])
+    assert ids[0] == [*first, end, *fourth[:19]]
+
+
+def test_openings_take_every_kind_in_turn() -> None:
+    texts = [text for text, _ in openings()]
+    assert [any(text in kind for text in texts[:6]) for kind in KINDS] == [True] * 6
+    assert len(set(texts)) == len(texts) == sum(map(len, KINDS))

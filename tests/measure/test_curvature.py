@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from bitwright.measure import curvature
+from bitwright.measure import curvature, moments
 from bitwright.measure.curvature import (
-    add_second_moment,
     blend_into,
     damage,
     fisher_scores,
@@ -13,7 +12,9 @@ from bitwright.measure.curvature import (
     relative_weight_error,
     token_weights,
 )
+from bitwright.measure.moments import SecondMoment
 from bitwright.measure.traffic import Traffic
+from bitwright.rounding.kernels.error_feedback import DAMPING, Feedback
 
 
 def traffic_of(x: torch.Tensor, g: torch.Tensor) -> Traffic:
@@ -22,14 +23,15 @@ def traffic_of(x: torch.Tensor, g: torch.Tensor) -> Traffic:
 
 
 def moment_of(x: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    moment = torch.zeros(x.shape[1], x.shape[1])
-    add_second_moment(moment, x, weights)
-    return moment
+    moment = SecondMoment(x.shape[1], x.device)
+    for part in (slice(0, 20), slice(20, None)):
+        moment.add(x[part], None if weights is None else weights[part])
+    return moment.take()
 
 
 @pytest.mark.parametrize("rows", [1024, 4])
 def test_second_moments_are_weighted_sums_of_outer_products(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(moments, "STRIP", rows)
     x, g = torch.randn(50, 6), torch.randn(50, 4)
     weights = token_weights(g)
     expected = sum(w * torch.outer(row, row) for w, row in zip(weights, x, strict=True))
@@ -37,6 +39,15 @@ def test_second_moments_are_weighted_sums_of_outer_products(rows: int, monkeypat
     assert torch.allclose(moment_of(x), x.t() @ x, rtol=1e-5, atol=1e-5)
     tiny = moment_of(x.bfloat16(), token_weights(g * 1e-18))
     assert torch.allclose(tiny * 1e36, expected, rtol=0.05, atol=0.5), "weights below bfloat16's range survive"
+
+
+def test_moments_of_16_bit_inputs_with_unlike_columns_can_be_factored() -> None:
+    """One column a thousand times as large as the others, as in models with massive activations: a sum of squares stays one."""
+    x = torch.randn(3000, 96).bfloat16()
+    x[:, 5] *= 1000
+    moment = moment_of(x)
+    assert float(torch.linalg.eigvalsh(moment.double())[0]) > 0
+    assert Feedback.of(moment).damping == DAMPING
 
 
 def test_blend_gives_both_the_same_weight() -> None:

@@ -18,11 +18,13 @@ import bitwright
 from bitwright import Settings
 from bitwright.data.calibration import SELF, calibration_of
 from bitwright.data.documentation import DOCUMENTATION
+from bitwright.host.device import Precision
 from bitwright.host.progress import Reporter
 from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
 from bitwright.measure.subject import Subject
 from tests.conftest import Build
 
+PRECISION = Precision(torch.float32, torch.float32)
 SMALL = Settings(sequences=8, length=32, held_out_sequences=4, held_out_length=48, dtype="float32", compare=False)
 
 
@@ -59,14 +61,14 @@ def test_the_batch_follows_from_model_and_ceiling_alone(build: Build) -> None:
     wide = Settings(sequences=64, length=64)
 
     def needed(batch_tokens: int) -> int:
-        return LIBRARIES_BYTES + peak(spec, replace(method, batch_tokens=batch_tokens), wide, 4).nbytes
+        return LIBRARIES_BYTES + peak(spec, replace(method, batch_tokens=batch_tokens), wide, PRECISION).nbytes
 
     ceiling = replace(wide, max_memory=needed(512))
-    first = fit(spec, method, ceiling, 4).batch_tokens
+    first = fit(spec, method, ceiling, PRECISION).batch_tokens
     ballast = torch.ones(100 * 2**20)  # 400 MB more in this process
-    assert fit(spec, method, ceiling, 4).batch_tokens == first == 512
+    assert fit(spec, method, ceiling, PRECISION).batch_tokens == first == 512
     del ballast
-    assert fit(spec, method, replace(wide, max_memory=needed(512) - 1), 4).batch_tokens == 256
+    assert fit(spec, method, replace(wide, max_memory=needed(512) - 1), PRECISION).batch_tokens == 256
 
 
 def test_the_default_calibration_follows_from_machine_and_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ MARLIN_BITS = (4, 8)  # widths that vLLM's own CUDA kernels multiply
 
 
 class CompressedTensors(DirectoryContainer):
-    """Symmetric integers of 2, 3, 4 and 8 bits in groups, mixed by module."""
+    """Symmetric integers of 2 to 8 bits in groups, mixed by module."""
 
     name = "compressed-tensors"
     rounders: ClassVar[tuple[Rounder, ...]] = (GROUP,)

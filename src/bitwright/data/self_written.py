@@ -1,7 +1,10 @@
-"""Text that the model writes itself, from short openings of our own: calibration without any data set."""
+"""Text that the model writes itself, from openings of our own: calibration without any data set."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -9,134 +12,113 @@ from torch import Tensor
 from transformers import StaticCache
 
 from bitwright.data.draw import draw
+from bitwright.data.openings import openings
 from bitwright.data.tokenizer import bos_prefix
 from bitwright.errors import fail
 from bitwright.host.progress import Reporter
 
-# Encyclopedia and science; news, advice and letters; stories; questions and school; code; other languages.
-OPENINGS: tuple[str, ...] = (
-    "The river rises in the northern mountains and",
-    "In 1874 the council decided to build",
-    "The species was first described by",
-    "She was born in a small town near",
-    "The battle began at dawn when the",
-    "A prime number is a natural number that",
-    "The album was recorded over two weeks and",
-    "Its population at the last census was",
-    "The cathedral stands on the site of",
-    "During the second half of the season the team",
-    "The planet's atmosphere consists mostly of",
-    "The treaty was signed after years of",
-    "Photosynthesis converts light into",
-    "The railway line was opened in",
-    "As a young officer he served in",
-    "The film received mixed reviews from",
-    "Volcanic activity on the island has",
-    "The novel follows three sisters who",
-    "Her research concerned the behaviour of",
-    "The ship left the harbour with a crew of",
-    "Officials said on Tuesday that the new",
-    "Here are five ways to make your",
-    "I bought this kettle last month and",
-    "Dear Ms Ortega, thank you for your",
-    "The company reported earnings of",
-    "To make the dough, mix the flour with",
-    "My landlord told me yesterday that",
-    "If your car does not start in the morning",
-    "The best time to visit the coast is",
-    "Our products ship within two working days and",
-    "Many parents worry that their children",
-    "Before you sign the contract, check whether",
-    "The old woman closed the door and said",
-    '"Where were you last night?" he asked.',
-    "Nobody in the village remembered the",
-    "It was raining when the bus finally",
-    "Mia and her dog found a small",
-    "The detective looked at the photograph and",
-    "Question: Why is the sky blue?\nAnswer:",
-    "Explain how a bicycle stays upright.",
-    "Q: What is the capital of Peru?\nA:",
-    "Write a short poem about winter.",
-    "Solve for x: 3x + 7 = 22.",
-    "Tom has 12 apples and gives away 5.",
-    "User: How do I boil an egg?\nAssistant:",
-    "Summary of the meeting on 3 March:",
-    "1. Introduction\n\nIn this paper we",
-    "Theorem 2. Let G be a finite group",
-    "Abstract. We study the effect of",
-    "Table 4 shows that the patients who",
-    'def read_table(path):\n    """',
-    "import os\nimport sys\n\nclass ",
-    "#include <stdio.h>\n\nint main(",
-    "SELECT name, COUNT(*) FROM orders",
-    "function render(items) {\n  const",
-    "public class Account {\n    private",
-    "## Installation\n\nRun the following",
-    "<html>\n<head>\n<title>",
-    '{\n  "name": "',
-    "error: expected `;`, found",
-    "fn main() {\n    let mut",
-    "$ git log --oneline",
-    "Le conseil municipal a décidé de",
-    "Der Zug nach München fährt heute",
-    "El gobierno anunció ayer que",
-    "La ricetta prevede di cuocere",
-    "O time venceu a partida com",
-    "Het museum is gevestigd in",
-    "在这座城市的中心",
-    "日本の首都である東京は",
-    "Москва является столицей",
-    "Wyniki badań pokazują, że",
-    "Kota ini terletak di",
-    "Thành phố này nằm ở",
-    "تقع المدينة في",
-    "भारत की राजधानी",
-)
-OPENING_TOKENS = 4
 GENERATION_BATCH = 128
+LEAST_LENGTH = 16  # tokens of a sequence: below that nothing is written between an opening and the end
 
 
 @torch.no_grad()
 def write_itself(model: Any, tokenizer: Any, count: int, length: int, seed: int, reporter: Reporter) -> Tensor:
-    """``count`` sequences [count, length] that ``model`` (resident, any device) continues at temperature 1.
+    """``count`` sequences int64 [count, length] that ``model`` (resident, any device) writes at temperature 1.
 
-    The cache has its whole length from the start: a growing one is copied at every step.
-
-    Each begins with BOS where the tokenizer adds it and the first four tokens of an opening. Special tokens are never drawn.
+    Each begins with an opening of ours, up to half of its length; where the tokenizer has a chat template, questions are asked
+    through it. A text that the model ends is followed by the next opening. Other special tokens are never drawn.
     """
-    bos = bos_prefix(tokenizer)
-    heads = [tokenizer(text, add_special_tokens=False).input_ids[:OPENING_TOKENS] for text in OPENINGS]
-    heads = [bos + head for head in heads if len(head) == OPENING_TOKENS]
-    if not heads or length <= len(bos) + OPENING_TOKENS:
-        raise fail(
-            "calibration/self",
-            "--calibration self",
-            saw=f"{len(heads)} openings, sequences of {length} tokens",
-            wanted="a tokenizer that reads text, and longer sequences",
-            help="--calibration documentation",
-        )
-    prompts = torch.tensor([heads[i % len(heads)] for i in range(count)])
-    banned = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.long)
+    prompts = _prompts(tokenizer, length)
+    ends = _end_tokens(model, tokenizer)
+    banned = torch.tensor(sorted(set(tokenizer.all_special_ids) - ends), dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
-    batches = torch.split(prompts, GENERATION_BATCH)
+    turn = cycle(prompts)
     written = []
-    steps = length - prompts.shape[1]
-    total = steps * len(batches)
-    ticks = iter(reporter.track(range(total), "model writes calibration text", total))
-    for batch in batches:
-        written.append(_continue(model, batch, steps, banned, generator, ticks))
-    next(ticks, None)
+    sizes = [min(GENERATION_BATCH, count - start) for start in range(0, count, GENERATION_BATCH)]
+    ticks = reporter.track(range(length * len(sizes)), "model writes calibration text", length * len(sizes))
+    steps = iter(ticks)
+    for size in sizes:
+        pages = _Pages.open(size, length, turn, ends)
+        _write(model, pages, banned, generator, steps)
+        written.append(pages.ids)
+    next(steps, None)
     return torch.cat(written)
 
 
-def _continue(model: Any, ids: Tensor, steps: int, banned: Tensor, generator: torch.Generator, ticks: Any) -> Tensor:
-    device = next(model.parameters()).device
-    past, step = StaticCache(config=model.config, max_cache_len=ids.shape[1] + steps), ids
-    for _ in range(steps):
-        next(ticks)
-        out = model(step.to(device), past_key_values=past, use_cache=True, logits_to_keep=1)
-        logits = out.logits[:, -1].float().cpu()
+def _prompts(tokenizer: Any, length: int) -> list[list[int]]:
+    """The openings as tokens. Raises BitwrightError where there is no room for them or the tokenizer reads nothing."""
+    bos = bos_prefix(tokenizer)
+    found = []
+    for text, is_question in openings():
+        ids = _asked(text, tokenizer) if is_question else bos + tokenizer(text, add_special_tokens=False).input_ids
+        found.append(ids[: length // 2])
+    found = [ids for ids in found if len(ids) > len(bos)]
+    if not found or length < LEAST_LENGTH:
+        raise fail(
+            "calibration/self",
+            "--calibration self",
+            saw=f"{len(found)} openings, sequences of {length} tokens",
+            wanted=f"a tokenizer that reads text, and sequences of {LEAST_LENGTH} tokens or more",
+            help="--calibration documentation",
+        )
+    return found
+
+
+def _asked(question: str, tokenizer: Any) -> list[int]:
+    """The tokens of a question, up to where the answer begins."""
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception:  # no template, or one that fails: the doctor names what is wrong with it
+        return bos_prefix(tokenizer) + list(tokenizer(f"Question: {question}\nAnswer:", add_special_tokens=False).input_ids)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens with which the model ends a text or a turn."""
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = stated if isinstance(stated, list) else [stated]
+    return {end for end in (*listed, tokenizer.eos_token_id) if isinstance(end, int)}
+
+
+@dataclass
+class _Pages:
+    """Sequences that are being written, what has to come where, and the openings that follow texts which end."""
+
+    ids: Tensor  # int64 [B, T]
+    given: Tensor  # int64 [B, T]: tokens of openings, -1 where the model writes
+    turn: Iterator[list[int]]
+    ends: set[int]
+
+    @classmethod
+    def open(cls, count: int, length: int, turn: Iterator[list[int]], ends: set[int]) -> _Pages:
+        pages = cls(torch.zeros(count, length, dtype=torch.long), torch.full((count, length), -1), turn, ends)
+        for row in range(count):
+            pages._begin(row, 0)
+        pages.ids[:, 0] = pages.given[:, 0]
+        return pages
+
+    def put(self, at: int, drawn: Tensor) -> None:
+        """Write position ``at``: the token of an opening, else the one that was ``drawn`` [B]."""
+        free = self.given[:, at] < 0
+        self.ids[:, at] = torch.where(free, drawn, self.given[:, at])
+        for row in free.nonzero()[:, 0].tolist():
+            if int(drawn[row]) in self.ends:
+                self._begin(row, at + 1)
+
+    def _begin(self, row: int, at: int) -> None:
+        opening = next(self.turn)[: self.ids.shape[1] - at]
+        self.given[row, at : at + len(opening)] = torch.tensor(opening, dtype=torch.long)
+
+
+def _write(model: Any, pages: _Pages, banned: Tensor, generator: torch.Generator, steps: Iterator[int]) -> None:
+    """Fill ``pages`` token by token. The cache has its whole length from the start: a growing one is copied at every step."""
+    device, length = next(model.parameters()).device, pages.ids.shape[1]
+    past = StaticCache(config=model.config, max_cache_len=length)
+    for at in range(1, length):
+        next(steps)
+        step = pages.ids[:, at - 1 : at].to(device)
+        logits = model(step, past_key_values=past, use_cache=True, logits_to_keep=1).logits[:, -1].float().cpu()
         logits[:, banned[banned < logits.shape[1]]] = -torch.inf
-        step = draw(logits, torch.rand(len(logits), 1, generator=generator))
-        ids = torch.cat([ids, step], 1)
-    return ids
+        pages.put(at, draw(logits, torch.rand(len(logits), 1, generator=generator))[:, 0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from bitwright.errors import fail
@@ -25,13 +27,24 @@ def device_of(name: str) -> torch.device:
         ) from error
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The type of the arithmetic; ``auto``: bfloat16 where the device multiplies it, else float32."""
+@dataclass(frozen=True)
+class Precision:
+    """The types of a measurement: of the block that is at work, and of all that is kept beside it."""
+
+    block: torch.dtype  # its weights and activations
+    kept: torch.dtype  # states and gradients between blocks, traffic, embedding, head
+
+
+def precision_of(name: str, device: torch.device) -> Precision:
+    """Both types as ``name`` says; ``auto``: bfloat16, but float32 for the block where that is faster.
+
+    A processor without tiles for 16-bit numbers multiplies bfloat16 at half the speed of float32 or slower (docs/LOG.md).
+    """
     if name in ("float32", "bfloat16"):
-        return torch.float32 if name == "float32" else torch.bfloat16
-    if device.type != "cpu" or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+        dtype = torch.float32 if name == "float32" else torch.bfloat16
+        return Precision(dtype, dtype)
+    narrow = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+    return Precision(torch.bfloat16 if narrow else torch.float32, torch.bfloat16)
 
 
 def reference_dtype(device: torch.device) -> str:

@@ -13,28 +13,12 @@ from torch import Tensor
 from bitwright.measure.traffic import Traffic
 
 CHUNK_BYTES = 24 * 2**20  # of score products
-CHUNK_ROWS = 1024  # of a second moment, while it is added to
+CHUNK_ROWS = 1024  # of a matrix whose energy is taken
 
 
 def token_weights(gradients: Float[Tensor, "T N"]) -> Float[Tensor, " T"]:
     """Squared norm [T] of each token's output gradient [T, N], in float32: how much its output matters."""
     return gradients.float().square().sum(-1)
-
-
-def add_second_moment(
-    into: Float[Tensor, "K K"], inputs: Float[Tensor, "T K"], weights: Float[Tensor, " T"] | None = None
-) -> None:
-    """Add the sum over tokens of w_t x_t x_t^T to ``into`` float32 [K, K], from inputs [T, K] and optional weights [T].
-
-    The weights are scaled to mean one before they meet a 16-bit type, so that none of them underflows.
-    """
-    scaled, mean = inputs, 1.0
-    if weights is not None:
-        mean = float(weights.mean().clamp(min=torch.finfo(torch.float32).tiny))
-        scaled = inputs * (weights / mean).to(inputs.dtype)[:, None]
-    for rows in into.split(CHUNK_ROWS):
-        start = rows.storage_offset() // into.shape[1]
-        rows.add_(inputs[:, start : start + len(rows)].t() @ scaled, alpha=mean)
 
 
 def blend_into(weighted: Float[Tensor, "K K"], plain: Float[Tensor, "K K"], share: float) -> Float[Tensor, "K K"]:
@@ -70,8 +54,11 @@ def fisher_scores(changes: list[Float[Tensor, "N K"]], traffic: Traffic, n_sampl
     """
     scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=traffic.x.device)
     for run in traffic.runs():
-        part = _scores_of_run(changes, run.of(traffic.x), run.of(traffic.g))
-        scores.index_add_(1, torch.tensor(run.samples, device=scores.device), part)
+        at_once = max(1, CHUNK_BYTES // (4 * run.length * traffic.x.shape[1]))
+        numbers = torch.tensor(run.samples, device=scores.device).split(at_once)
+        parts = zip(run.of(traffic.x).split(at_once), run.of(traffic.g).split(at_once), numbers, strict=True)
+        for x, g, samples in parts:
+            scores.index_add_(1, samples, _scores_of_run(changes, x.float(), g))
     return scores
 
 
@@ -83,9 +70,9 @@ def _scores_of_run(
     scores = torch.zeros(len(changes), n_samples, dtype=torch.float64, device=x.device)
     rows = max(1, CHUNK_BYTES // (4 * n_cols * (n_samples + len(changes))))
     for start in range(0, n_rows, rows):
-        products = torch.bmm(g[:, :, start : start + rows].transpose(1, 2), x).float().reshape(n_samples, -1)
-        stacked = torch.stack([change[start : start + rows].reshape(-1) for change in changes])
-        scores += (stacked.float() @ products.t()).double()
+        products = torch.bmm(g[:, :, start : start + rows].float().transpose(1, 2), x).reshape(n_samples, -1)
+        stacked = torch.stack([change[start : start + rows].float().reshape(-1) for change in changes])
+        scores += (stacked @ products.t()).double()
     return scores
 
 

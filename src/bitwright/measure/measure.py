@@ -101,7 +101,7 @@ def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds
 def _key(subject: Subject, folds: Folds) -> str:
     """Hash of everything that codes and figures depend on."""
     fingerprint, device = subject.source.checkpoint.fingerprint, subject.device.type
-    return content_hash(fingerprint, folds.key, str(subject.dtype), device, subject.method.key(), versions())
+    return content_hash(fingerprint, folds.key, str(subject.precision), device, subject.method.key(), versions())
 
 
 def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
         "sequences": len(folds.all),
         "length": folds.longest,
         "calibration_hash": folds.key,
-        "dtype": str(subject.dtype),
+        "dtype": str(subject.precision.block),
         "device": subject.device.type,
     }
 
@@ -126,7 +126,7 @@ def _require_room(subject: Subject, work_root: Path) -> None:
         for weight in spec.weights
         for format in subject.method.formats[weight.name]
     )
-    boundary = settings.sequences * settings.length * spec.text.width * subject.dtype.itemsize
+    boundary = settings.sequences * settings.length * spec.text.width * subject.precision.kept.itemsize
     require_space(work_root, codes + (spec.text.n_blocks + 2) * boundary, "the work directory")
 
 

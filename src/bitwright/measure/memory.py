@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from bitwright.data.folds import SHARES
 from bitwright.errors import fail
+from bitwright.host.device import Precision
 from bitwright.measure.method import Method
 from bitwright.models.spec import BlockId, Kind, ModelSpec, Weight
 from bitwright.settings import Settings
@@ -33,8 +34,9 @@ class Peak:
         return max(measuring, self.head + self.boundaries + self.block) + WORKSPACE_BYTES
 
 
-def peak(spec: ModelSpec, method: Method, settings: Settings, itemsize: int) -> Peak:
+def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precision) -> Peak:
     """The formula of docs/measure.md, checked against a measurement by benchmarks/cost.py."""
+    kept, block = precision.kept.itemsize, precision.block.itemsize
     n_sequences, n_tokens = settings.sequences, settings.length
     blocks: dict[BlockId, list[Weight]] = {}
     for weight in spec.weights:
@@ -47,16 +49,16 @@ def peak(spec: ModelSpec, method: Method, settings: Settings, itemsize: int) -> 
     scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
     batch = min(max(method.batch_tokens, n_tokens), n_sequences * n_tokens)
     return Peak(
-        block=sum(w.n_rows * w.n_cols for w in largest) * itemsize,
-        boundaries=2 * n_sequences * n_tokens * spec.text.width * itemsize,
-        captured=(scored + 2 * batch) * widths * itemsize,
+        block=sum(w.n_rows * w.n_cols for w in largest) * block,
+        boundaries=2 * n_sequences * n_tokens * spec.text.width * kept,
+        captured=(scored * kept + 2 * batch * block) * widths,
         moments=4 * (2 * sum(w.n_cols**2 for w in largest) + widest**2),
         rounding=biggest * 4 * (4 + max(len(formats) for formats in method.formats.values())),
-        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * itemsize // 2,
+        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * kept // 2,
     )
 
 
-def fit(spec: ModelSpec, method: Method, settings: Settings, itemsize: int) -> Method:
+def fit(spec: ModelSpec, method: Method, settings: Settings, precision: Precision) -> Method:
     """``method`` with the largest batch whose peak stays under ``settings.max_memory`` bytes for the whole process.
 
     Raises BitwrightError that names the least that works when none does.
@@ -66,7 +68,7 @@ def fit(spec: ModelSpec, method: Method, settings: Settings, itemsize: int) -> M
     batch = method.batch_tokens
     while True:
         candidate = replace(method, batch_tokens=batch)
-        needed = LIBRARIES_BYTES + peak(spec, candidate, settings, itemsize).nbytes
+        needed = LIBRARIES_BYTES + peak(spec, candidate, settings, precision).nbytes
         if needed <= settings.max_memory:
             return candidate
         if batch <= settings.length:

@@ -15,7 +15,7 @@ from bitwright.containers.registry import container_of
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.doctor.doctor import examine
 from bitwright.errors import Severity, fail
-from bitwright.host.device import device_of, dtype_of
+from bitwright.host.device import Precision, device_of, precision_of
 from bitwright.host.heap import return_large_blocks
 from bitwright.measure.memory import fit
 from bitwright.measure.method import Method
@@ -40,7 +40,7 @@ class Subject:
     tokenizer: Any
     method: Method
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
     notes: tuple[str, ...]
 
     @property
@@ -63,13 +63,13 @@ class Subject:
         container.require(source)
         return_large_blocks(max(w.n_rows * w.n_cols for w in spec.weights))
         device = device_of(settings.device)
-        dtype = dtype_of(settings.dtype, device)
+        precision = precision_of(settings.dtype, device)
         importance = read_imatrix(Path(settings.imatrix), source) if settings.imatrix else {}
         method = Method.of(container, spec, settings.formats, importance, settings.seed).with_formats(container, spec, formats)
-        method = fit(spec, method, settings, dtype.itemsize)
+        method = fit(spec, method, settings, precision)
         notes = _doctor_notes(checkpoint.directory) + container.notes()
         tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
-        return cls(str(name), settings, container, skeleton, tokenizer, method, device, dtype, notes)
+        return cls(str(name), settings, container, skeleton, tokenizer, method, device, precision, notes)
 
     def blank_table(self) -> Sensitivity:
         """The table with all bytes and no damage, so that a budget can be refused before anything slow."""

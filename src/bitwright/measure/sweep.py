@@ -13,15 +13,17 @@ from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.folds import Folds
 from bitwright.data.samples import Batch, batches
 from bitwright.errors import fail
+from bitwright.host.device import Precision
 from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Reporter
 from bitwright.measure import store
-from bitwright.measure.curvature import add_second_moment, rescaled, token_weights
+from bitwright.measure.curvature import rescaled, token_weights
 from bitwright.measure.method import Method
+from bitwright.measure.moments import SecondMoment
 from bitwright.measure.scores import Moments, WeightJob
 from bitwright.measure.subject import Subject
 from bitwright.measure.trace import HeadState, Trace, backward_through
-from bitwright.measure.traffic import Traffic
+from bitwright.measure.traffic import Traffic, narrowed
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import BlockId, Weight
 from bitwright.models.taps.linear import LinearTap
@@ -53,8 +55,8 @@ class Sweep:
         return self.subject.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.subject.dtype
+    def precision(self) -> Precision:
+        return self.subject.precision
 
     @cached_property
     def blocks(self) -> tuple[BlockId, ...]:
@@ -75,7 +77,7 @@ class Sweep:
         left = min(done, default=len(self.blocks))
         if not left:
             return
-        self.skeleton.fill_rest(self.device, self.dtype)
+        self.skeleton.fill_rest(self.device, self.precision.kept)
         fresh = not done and not self.work.has(store.gradient_piece(self.skeleton.spec.after_blocks))
         self._forward(self.blocks[:left], compute=fresh)
         if fresh:
@@ -110,22 +112,30 @@ class Sweep:
 
     def _through(self, block: BlockId, hidden: list[Tensor], after: BlockId | None) -> list[Tensor]:
         """What ``block`` makes of ``hidden``, kept as the boundary ``after``; without one only how it returns is learned."""
-        with self.skeleton.filled(block, self.device, self.dtype) as module, torch.no_grad():
-            self.trace.learn(block, module, self.batches[0], hidden[0].to(self.device))
+        with self.skeleton.filled(block, self.device, self.precision.block) as module, torch.no_grad():
+            self.trace.learn(block, module, self.batches[0], self._at_work(hidden[0]))
             if after is None:
                 return hidden
             for i, batch in enumerate(self.batches):
-                hidden[i] = self.trace.call(block, batch)(module, hidden[i].to(self.device)).cpu()
+                hidden[i] = self._aside(self.trace.call(block, batch)(module, self._at_work(hidden[i])))
         if not all(bool(torch.isfinite(part).all()) for part in hidden):
             raise fail(
                 "measure/not-finite",
                 self.skeleton.path(block),
                 saw="activations overflow to NaN or infinity",
-                wanted=f"finite activations in {self.dtype}",
+                wanted=f"finite activations in {self.precision.kept}",
                 help="measure in 32 bit: --dtype float32",
             )
         store.save_batches(self.work, store.hidden_piece(after), hidden)
         return hidden
+
+    def _at_work(self, boundary: Tensor) -> Tensor:
+        """States or gradients between two blocks as the block at work takes them."""
+        return boundary.to(self.device, self.precision.block)
+
+    def _aside(self, boundary: Tensor) -> Tensor:
+        """The same as they are kept."""
+        return boundary.to("cpu", self.precision.kept)
 
     def _top_gradient(self) -> None:
         """Gradient of the sampled-label loss at the last block's output, one sample at a time."""
@@ -154,20 +164,20 @@ class Sweep:
         hidden = store.load_batches(self.work, store.hidden_piece(block))
         gradient = store.load_batches(self.work, store.gradient_piece(after))
         weights = self.skeleton.spec.weights_at(block)
-        with self.skeleton.filled(block, self.device, self.dtype) as module:
+        with self.skeleton.filled(block, self.device, self.precision.block) as module:
             taps = [LinearTap(weight, self.skeleton.model.get_submodule(weight.module)) for weight in weights]
             moments = _BlockMoments()
             scoring: list[dict[str, Traffic]] = []
             for i, batch in enumerate(self.batches):
                 numbers = torch.tensor(batch.at) - (0 if self.is_rounding(batch) else len(self.folds.rounding))
-                given, down = hidden[i].to(self.device), gradient[i].to(self.device)
+                given, down = self._at_work(hidden[i]), self._at_work(gradient[i])
                 call = self.trace.call(block, batch)
                 passed, traffic = backward_through(module, call, given, down, taps, numbers)
-                gradient[i] = passed.cpu()
+                gradient[i] = self._aside(passed)
                 if self.is_rounding(batch):
                     moments.add(traffic)
                 else:
-                    scoring.append(traffic)
+                    scoring.append(narrowed(traffic, self.precision.kept))
             del passed, traffic, given, down
             for weight in sorted(weights, key=lambda weight: weight.n_cols):  # the widest when the others are gone
                 yield self._job(weight, moments, [part.pop(weight.name) for part in scoring])
@@ -219,25 +229,25 @@ class _BlockMoments:
 
     def __init__(self) -> None:
         self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input
-        self.plain: dict[str, Tensor] = {}
-        self.weighted: dict[str, Tensor] = {}
+        self.plain: dict[str, SecondMoment] = {}
+        self.weighted: dict[str, SecondMoment] = {}
 
     def add(self, traffic: dict[str, Traffic]) -> None:
         first: dict[int, str] = {}
         for name, rows in traffic.items():
             owner = self.shared.setdefault(name, first.setdefault(rows.x.data_ptr(), name))
             if owner == name:
-                add_second_moment(self._sum(self.plain, name, rows.x), rows.x)
-            add_second_moment(self._sum(self.weighted, name, rows.x), rows.x, token_weights(rows.g))
+                self._sum(self.plain, name, rows.x).add(rows.x)
+            self._sum(self.weighted, name, rows.x).add(rows.x, token_weights(rows.g))
 
     @staticmethod
-    def _sum(sums: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    def _sum(sums: dict[str, SecondMoment], name: str, x: Tensor) -> SecondMoment:
         if name not in sums:
-            sums[name] = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
+            sums[name] = SecondMoment(x.shape[-1], x.device)
         return sums[name]
 
     def take(self, name: str) -> tuple[Tensor, Tensor]:
         """Sums over tokens of x x^T, plain and weighted, for the input of ``name``; they are kept no longer than needed."""
         owner = self.shared.pop(name)
         plain = self.plain[owner] if owner in self.shared.values() else self.plain.pop(owner)
-        return plain, self.weighted.pop(name)
+        return plain.take(), self.weighted.pop(name).take()

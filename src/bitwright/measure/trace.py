@@ -43,7 +43,12 @@ class BlockCall:
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """What ``block`` makes of ``hidden`` [B, T, D] under this call."""
-        return first_of(block(hidden, *self.args, **self.kwargs))
+        return first_of(self.whole(block, hidden))
+
+    def whole(self, block: nn.Module, hidden: Tensor) -> Any:
+        """All that ``block`` returns. What the call was recorded with takes the type of ``hidden``."""
+        args, kwargs = _in_type_of(hidden, self.args), _in_type_of(hidden, self.kwargs)
+        return block(hidden, *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,8 @@ class Trace:
     def learn(self, block: BlockId, module: nn.Module, batch: Batch, hidden: Tensor) -> None:
         """See on one call of ``module``, the filled ``block``, whether blocks of its stack return tuples."""
         if block.stack not in self._returns_tuple:
-            call = self.call(block, batch)
             with torch.no_grad():
-                out = module(hidden, *call.args, **call.kwargs)
+                out = self.call(block, batch).whole(module, hidden)
             self._returns_tuple[block.stack] = isinstance(out, tuple)
 
     def _body(self, inputs: dict[str, Tensor]) -> None:
@@ -216,6 +220,17 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Block
         return args[0], BlockCall(args[1:], kwargs)
     others = dict(kwargs)
     return others.pop("hidden_states"), BlockCall((), others)
+
+
+def _in_type_of(hidden: Tensor, value: Any) -> Any:
+    """``value`` with its floating-point tensors in the type of ``hidden``: masks and rotary angles."""
+    if isinstance(value, Tensor):
+        return value.to(hidden.dtype) if value.is_floating_point() else value
+    if isinstance(value, tuple | list):
+        return type(value)(_in_type_of(hidden, part) for part in value)
+    if isinstance(value, dict):
+        return {key: _in_type_of(hidden, part) for key, part in value.items()}
+    return value
 
 
 def backward_through(

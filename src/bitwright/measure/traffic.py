@@ -46,3 +46,15 @@ class Traffic:
             found.append(Run(members, start, length))
             at, start = at + len(members), start + length * len(members)
         return found
+
+
+def narrowed(traffic: dict[str, Traffic], dtype: torch.dtype) -> dict[str, Traffic]:
+    """All with inputs and gradients in ``dtype``; weights that share their inputs share them still."""
+    inputs: dict[int, Tensor] = {}
+    found = {}
+    for name, rows in traffic.items():
+        at = rows.x.data_ptr()
+        if at not in inputs:
+            inputs[at] = rows.x.to(dtype)
+        found[name] = Traffic(inputs[at], rows.g.to(dtype), rows.sample)
+    return found

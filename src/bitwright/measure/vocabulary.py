@@ -18,7 +18,8 @@ from bitwright.errors import fail
 from bitwright.formats.base import Packed
 from bitwright.host.progress import Reporter
 from bitwright.measure import store
-from bitwright.measure.curvature import Errors, add_second_moment, fisher_scores
+from bitwright.measure.curvature import Errors, fisher_scores
+from bitwright.measure.moments import SecondMoment
 from bitwright.measure.scores import Moments, WeightScores, by_rounder, figures, in_order, rounder_of
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
@@ -106,7 +107,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
         errors.add(matrix, changes, moments.plain, feedback.moment)
         if spec.kind != Kind.EMBEDDING:
-            scores += _head_scores(changes, part.to(sweep.dtype), start, scoring, scores.shape[1]).cpu()
+            scores += _head_scores(changes, part.to(sweep.precision.kept), start, scoring, scores.shape[1]).cpu()
         if spec.kind != Kind.HEAD:
             scores += _embedding_scores(changes, start, scoring, scores.shape[1], scale).cpu()
         for parts, one in zip(kept, codes, strict=True):
@@ -134,20 +135,18 @@ def _joined(parts: list[Packed]) -> Packed:
 def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Second moments [K, K] over the rounding fold: of the head's inputs, and weighted by what each end's gradient makes of a
     change of a row. For a matrix that is both ends the two add up, since either is a sum over the tokens of the text."""
-    plain = torch.zeros(spec.n_cols, spec.n_cols, device=device)
-    weighted = torch.zeros_like(plain)
+    plain, weighted = SecondMoment(spec.n_cols, device), SecondMoment(spec.n_cols, device)
     counts = ends.sample.unique_consecutive(return_counts=True)[1]
     for stop, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True):
         part = slice(stop - count, stop)
         if spec.kind != Kind.EMBEDDING:
             states = ends.states[part].to(device)
-            add_second_moment(plain, states)
-            add_second_moment(weighted, states, ends.energy[part].to(device))
+            plain.add(states)
+            weighted.add(states, ends.energy[part].to(device))
         if spec.kind != Kind.HEAD:
-            add_second_moment(weighted, scale * ends.gradient[part].to(device).float())
-    if spec.kind == Kind.EMBEDDING:
-        plain = torch.eye(spec.n_cols, device=device)
-    return plain, weighted
+            weighted.add(scale * ends.gradient[part].to(device).float())
+    of_inputs = torch.eye(spec.n_cols, device=device) if spec.kind == Kind.EMBEDDING else plain.take()
+    return of_inputs, weighted.take()
 
 
 def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bitwright.formats.base import Format, whole_groups
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
 
