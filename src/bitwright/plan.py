@@ -10,7 +10,7 @@ from typing import Any
 
 from bitwright.errors import fail
 
-SCHEMA = "bitwright.plan/2"
+SCHEMA = "bitwright.plan/3"
 SIXTEEN = "16bit"  # the format of a weight that stays as it is
 NOISE_FLOOR = "16-bit arithmetic"  # the line of a table that is the 16-bit model itself, as it is usually run
 
@@ -65,6 +65,7 @@ class Plan:
     fused_groups: bool = True  # whether weights that a runtime fuses had to share what it asks of them
     fused_cost_nats: float = 0.0  # predicted, that this cost at the same bytes
     broken_groups: tuple[str, ...] = ()  # fused modules whose weights do not
+    check_by_kind: tuple[tuple[str, float], ...] = ()  # check_nats of each kind of calibration text
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
 
@@ -89,7 +90,8 @@ class Plan:
         choices = tuple(Choice(**{**c, "rounding": Rounding(c["rounding"])}) for c in data.pop("choices"))
         frontier = tuple(FrontierPoint(**point) for point in data.pop("frontier"))
         broken = tuple(data.pop("broken_groups"))
-        return cls(choices=choices, frontier=frontier, broken_groups=broken, **data)
+        by_kind = tuple((str(kind), float(nats)) for kind, nats in data.pop("check_by_kind"))
+        return cls(choices=choices, frontier=frontier, broken_groups=broken, check_by_kind=by_kind, **data)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"

@@ -11,7 +11,7 @@ from typing import Any
 from bitwright.errors import fail
 from bitwright.plan import SIXTEEN, Rounding
 
-SCHEMA = "bitwright.sensitivity/3"
+SCHEMA = "bitwright.sensitivity/4"
 
 
 class Shares(StrEnum):
@@ -44,6 +44,7 @@ class Row:
     check_stderr: float
     weight_error: float  # |dW| / |W|
     output_error: float  # sqrt(tr(dW S dW^T) / tr(W S W^T))
+    check_by_kind: tuple[float, ...] = ()  # check_nats of each kind of text in that fold, in the order of provenance["kinds"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Sensitivity:
                 raise ValueError("another schema")
             weights = []
             for weight in data.pop("weights"):
-                rows = tuple(Row(**{**row, "rounding": Rounding(row["rounding"])}) for row in weight.pop("rows"))
+                rows = tuple(_row(row) for row in weight.pop("rows"))
                 unavailable = tuple((f, why) for f, why in weight.pop("unavailable"))
                 weights.append(WeightRows(rows=rows, unavailable=unavailable, **weight))
             groups = tuple(Group(g["name"], tuple(g["weights"]), Shares(g["shares"])) for g in data.pop("groups"))
@@ -128,3 +129,7 @@ class Sensitivity:
                 wanted=f"a file of schema {SCHEMA}",
                 help="bitwright measure SOURCE -o sensitivity.json",
             ) from error
+
+
+def _row(data: dict[str, Any]) -> Row:
+    return Row(**{**data, "rounding": Rounding(data["rounding"]), "check_by_kind": tuple(data["check_by_kind"])})

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Effort(StrEnum):
+    """How much calibration text a measurement takes, and with it how long: --effort."""
+
+    QUICK = "quick"
+    NORMAL = "normal"
+    THOROUGH = "thorough"
 
 
 @dataclass(frozen=True)
@@ -13,7 +22,8 @@ class Settings:
     formats: tuple[str, ...] = ()  # measured instead of the container's menu
     calibration: str = ""  # a file, a datasets id, self or documentation; empty: self where the model fits, else documentation
     held_out: str = "documentation"
-    sequences: int = 128
+    sequences: int = 0  # of calibration text; 0: as many as ``effort`` gives (data/calibration.py)
+    effort: Effort = Effort.NORMAL
     length: int = 256  # tokens of each
     held_out_sequences: int = 8
     held_out_length: int = 512

@@ -139,10 +139,10 @@ def test_files_survive_a_round_trip_and_garbage_is_refused(table: Sensitivity, t
         "",
         "{}",
         "[]",
-        table.to_json().replace("sensitivity/3", "sensitivity/2"),
-        plan.to_json().replace("plan/2", "plan/1"),
-        '{"schema": "bitwright.plan/2"}',
-        '{"schema": "bitwright.sensitivity/3", "weights": [3]}',
+        table.to_json().replace("sensitivity/4", "sensitivity/3"),
+        plan.to_json().replace("plan/3", "plan/2"),
+        '{"schema": "bitwright.plan/3"}',
+        '{"schema": "bitwright.sensitivity/4", "weights": [3]}',
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(BitwrightError, match="plan/file"):

@@ -48,7 +48,7 @@ def measured(build: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """A source, and the work directory of a finished run."""
     root = tmp_path_factory.mktemp("edited")
     source = build("llama")
-    bitwright.quantize(source, root / "first", "+40%", settings=SMALL, reporter=QUIET, workdir=root / "work")
+    bitwright.quantize(source, root / "first", "+15%", settings=SMALL, reporter=QUIET, workdir=root / "work")
     return source, root / "work"
 
 

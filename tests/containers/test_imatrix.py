@@ -13,7 +13,7 @@ from bitwright import Settings, measure
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.imatrix import read_imatrix, write_imatrix
 from bitwright.errors import BitwrightError
-from bitwright.measure.curvature import rescaled
+from bitwright.measure.curvature import column_scale
 from bitwright.models.open import open_model
 from bitwright.models.source import Source
 from tests.conftest import Build
@@ -70,14 +70,15 @@ def test_scales_are_replaced_and_correlations_kept() -> None:
     x = torch.randn(500, 8)
     moment = x.t() @ x / 500
     importance = torch.rand(8) + 0.5
-    plain, weighted = rescaled(moment.clone(), 2 * moment, importance, moment.diagonal())
-    assert torch.allclose(plain.diagonal(), importance)
+    scale = column_scale(importance, moment.diagonal())
+    scaled = moment * scale[:, None] * scale
+    assert torch.allclose(scaled.diagonal(), importance)
 
     def correlation(m: torch.Tensor) -> torch.Tensor:
         return m / m.diagonal().sqrt()[:, None] / m.diagonal().sqrt()
 
-    assert torch.allclose(correlation(plain), correlation(moment), atol=1e-5)
-    assert torch.allclose(correlation(weighted), correlation(moment), atol=1e-5)
+    assert torch.allclose(correlation(scaled), correlation(moment), atol=1e-5)
+    assert torch.equal(column_scale(torch.tensor([0.0, 4.0]), torch.tensor([2.0, 0.0])), torch.ones(2)), "nothing known"
 
 
 def test_a_measurement_writes_one_and_takes_it(build: Build, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import torch
 from pyarrow import parquet
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bitwright.data import self_written
 from bitwright.data.documentation import documentation
 from bitwright.data.folds import MIN_SAMPLES, fold
 from bitwright.data.held_out import held_out
+from bitwright.data.openings import KINDS, openings
 from bitwright.data.rows import read_texts
 from bitwright.data.samples import Sample, cut
-from bitwright.data import self_written
-from bitwright.data.openings import KINDS, openings
 from bitwright.data.self_written import write_itself
 from bitwright.errors import BitwrightError
 from bitwright.host.progress import Reporter
@@ -92,12 +92,12 @@ def test_empty_and_short_texts_are_refused(tokenizer: PreTrainedTokenizerFast) -
 
 def test_folds_are_disjoint_and_reproducible() -> None:
     samples = [Sample.of(row) for row in torch.arange(20)[:, None].expand(20, 8)]
-    folds = fold(samples, "x", 3)
+    folds = fold({"x": samples}, 3)
     parts = [{int(sample.ids[0]) for sample in part} for part in (folds.rounding, folds.choosing, folds.predicting)]
     assert [len(part) for part in parts] == [13, 5, 2]
     assert len(set.union(*parts)) == 20
-    assert fold(samples, "x", 3).key == folds.key != fold(samples, "x", 4).key
-    assert min(len(p) for p in (fold(samples[:6], "x", 0).rounding, fold(samples[:6], "x", 0).predicting)) == 2
+    assert fold({"x": samples}, 3).key == folds.key != fold({"x": samples}, 4).key
+    assert min(len(p) for p in (fold({"x": samples[:6]}, 0).rounding, fold({"x": samples[:6]}, 0).predicting)) == 2
 
 
 def test_documentation_halves_share_no_topic() -> None:

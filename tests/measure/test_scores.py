@@ -32,7 +32,7 @@ def test_a_job_gives_the_same_elsewhere(build: Build, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     samples = [Sample.of(torch.randint(3, 500, (length,), generator=generator)) for length in (24, 9, 24, 17, 24, 24, 30, 24)]
     quiet = Reporter(quiet=True)
-    sweep = Sweep(subject, fold(samples, "random", 0), WorkDir(tmp_path, "key"), quiet)
+    sweep = Sweep(subject, fold({"random": samples}, 0), WorkDir(tmp_path, "key"), quiet)
     sweep.prepare()
     jobs = [job for job, _ in sweep.jobs(sweep.unfinished()[0])]
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))

@@ -16,8 +16,7 @@ import torch
 
 import bitwright
 from bitwright import Settings
-from bitwright.data.calibration import SELF, calibration_of
-from bitwright.data.documentation import DOCUMENTATION
+from bitwright.data.calibration import INSTALLED, MIXED, calibration_of
 from bitwright.host.device import Precision
 from bitwright.host.progress import Reporter
 from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
@@ -73,7 +72,7 @@ def test_the_batch_follows_from_model_and_ceiling_alone(build: Build) -> None:
 
 def test_the_default_calibration_follows_from_machine_and_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Subject.open(build("llama"), SMALL)
-    for total, available, expected in ((10**12, 0, SELF), (10**12, 10**12, SELF), (10**5, 10**12, DOCUMENTATION)):
+    for total, available, expected in ((10**12, 0, MIXED), (10**12, 10**12, MIXED), (10**5, 10**12, INSTALLED)):
         memory = SimpleNamespace(total=total, available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert calibration_of(SMALL, subject.skeleton)[0] == expected

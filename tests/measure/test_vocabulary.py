@@ -109,7 +109,7 @@ def test_measured_like_one_more_block(
     assert method.formats == {w.name: (format,) for w in spec.weights}
     subject = replace(subject, method=method)
     ids = torch.randint(3, 500, (8, 32), generator=torch.Generator().manual_seed(0))
-    folds = fold([Sample.of(row) for row in ids], "random", 0)
+    folds = fold({"random": [Sample.of(row) for row in ids]}, 0)
     monkeypatch.setattr(measuring, "calibration_folds", lambda *_: folds)
     monkeypatch.setattr(vocabulary, "LOGITS_BYTES", 4 * sum(sample.n_tokens for sample in folds.scoring) * 200)  # 200 rows
     measured = measuring.measure(subject, tmp_path, Reporter(quiet=True))

@@ -182,6 +182,13 @@ def _frontier(groups: list[list[Option]], kept: int) -> tuple[FrontierPoint, ...
     return tuple(FrontierPoint(kept + points[r][0], points[r][1]) for r in ranks)
 
 
+def _by_kind(sensitivity: Sensitivity, chosen: Sequence[Row]) -> tuple[tuple[str, float], ...]:
+    """What the choice is expected to cost on each kind of calibration text."""
+    kinds = sensitivity.provenance.get("kinds", [])
+    measured = [row.check_by_kind for row in chosen if row.check_by_kind]
+    return tuple((kind, sum(row[i] for row in measured)) for i, kind in enumerate(kinds))
+
+
 def _plan(
     sensitivity: Sensitivity, problem: Problem, solution: Solution, budget: str, limit: int | None, fused_groups: bool
 ) -> Plan:
@@ -204,6 +211,7 @@ def _plan(
         damage_nats=solution.damage,
         check_nats=sum(row.check_nats for row in chosen),
         check_stderr=sum(row.check_stderr**2 for row in chosen) ** 0.5,
+        check_by_kind=_by_kind(sensitivity, chosen),
         gap=solution.gap,
         price_nats_per_mb=price(problem.options, solution.nbytes) * 1e6,
         choices=choices,

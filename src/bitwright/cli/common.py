@@ -13,6 +13,7 @@ import typer
 
 from bitwright.containers.registry import CONTAINERS
 from bitwright.errors import BitwrightError, fail
+from bitwright.settings import Effort
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,11 +21,15 @@ R = TypeVar("R")
 Calibration = Annotated[
     str,
     typer.Option(
-        help="self, documentation, a .txt/.jsonl/.parquet file, or a datasets id. Default: self where the model fits."
+        help="mixed (the default where the model fits), installed, self, documentation, code, a .txt/.jsonl/.parquet file, "
+        "or a datasets id."
     ),
 ]
 HeldOut = Annotated[str, typer.Option(help="Text for the verdict: documentation, or a file as for --calibration.")]
-Sequences = Annotated[int, typer.Option(min=6, help="Calibration sequences.")]
+EffortOption = Annotated[
+    Effort, typer.Option(help="Calibration text and time: quick takes about a quarter of normal, thorough three times as much.")
+]
+Sequences = Annotated[int | None, typer.Option(min=6, help="Calibration sequences, instead of what --effort gives.")]
 Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]
 Seed = Annotated[int, typer.Option(help="The same seed on the same machine gives the same bytes.")]
 Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a killed run goes on from them.")]

@@ -9,6 +9,7 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, settings_of
+from bitwright.settings import Effort
 
 
 @guarded
@@ -20,7 +21,8 @@ def run(
     calibration: common.Calibration = "",
     imatrix: common.Imatrix = "",
     imatrix_output: Annotated[str, typer.Option(help="Also write llama.cpp's importance matrix here, as GGUF.")] = "",
-    sequences: common.Sequences = 128,
+    effort: common.EffortOption = Effort.NORMAL,
+    sequences: common.Sequences = None,
     length: common.Length = 256,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",
@@ -39,7 +41,8 @@ def run(
         formats=formats,
         calibration=calibration,
         imatrix=imatrix,
-        sequences=sequences,
+        sequences=sequences or 0,
+        effort=effort,
         length=length,
         seed=seed,
         max_memory=max_memory,

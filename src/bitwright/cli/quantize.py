@@ -11,6 +11,7 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, settings_of, wide_console
+from bitwright.settings import Effort
 
 
 @guarded
@@ -26,7 +27,8 @@ def run(
     calibration: common.Calibration = "",
     imatrix: common.Imatrix = "",
     held_out: common.HeldOut = "documentation",
-    sequences: common.Sequences = 128,
+    effort: common.EffortOption = Effort.NORMAL,
+    sequences: common.Sequences = None,
     length: common.Length = 256,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",
@@ -54,7 +56,8 @@ def run(
         calibration=calibration,
         imatrix=imatrix,
         held_out=held_out,
-        sequences=sequences,
+        sequences=sequences or 0,
+        effort=effort,
         length=length,
         seed=seed,
         max_memory=max_memory,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from bitwright.data.samples import Sample
 
+T = TypeVar("T")
 MIN_SAMPLES = 6  # two per fold: below that no standard error exists
 SHARES = (0.25, 0.125)  # of the samples that choose and that predict; the rest round
 
@@ -22,6 +24,7 @@ class Folds:
     choosing: tuple[Sample, ...]
     predicting: tuple[Sample, ...]
     source: str
+    kinds: tuple[str, ...] = ()  # of text, of each sample that predicts
 
     @property
     def scoring(self) -> tuple[Sample, ...]:
@@ -44,10 +47,23 @@ class Folds:
         return digest.hexdigest()
 
 
-def fold(samples: Sequence[Sample], source: str, seed: int) -> Folds:
-    """Shuffle ``samples`` and cut them by SHARES: rounding gets what choosing and predicting leave."""
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-    mixed = tuple(samples[i] for i in order)
-    choosing, predicting = (max(2, round(len(samples) * share)) for share in SHARES)
-    rounding = len(samples) - choosing - predicting
-    return Folds(mixed[:rounding], mixed[rounding : rounding + choosing], mixed[rounding + choosing :], source)
+def fold(parts: Mapping[str, Sequence[Sample]], seed: int) -> Folds:
+    """Cut samples by SHARES, rounding getting what choosing and predicting leave; each of ``parts``, which are texts of
+    different kinds by name, is shuffled and spread evenly over the folds."""
+    generator = torch.Generator().manual_seed(seed)
+    ranked: list[tuple[float, str, Sample]] = []
+    for kind, part in parts.items():
+        order = torch.randperm(len(part), generator=generator).tolist()
+        ranked += [((rank + 0.5) / len(part), kind, part[i]) for rank, i in enumerate(order)]
+    mixed = sorted(ranked, key=lambda entry: entry[0])
+    choosing, predicting = (max(2, round(len(mixed) * share)) for share in SHARES)
+    rounding, scoring = _apart(mixed, choosing + predicting)
+    chosen, predicted = _apart(scoring, predicting)
+    first, second, third = (tuple(sample for _, _, sample in part) for part in (rounding, chosen, predicted))
+    return Folds(first, second, third, ", ".join(parts), tuple(kind for _, kind, _ in predicted))
+
+
+def _apart(entries: Sequence[T], count: int) -> tuple[list[T], list[T]]:
+    """All but ``count`` of ``entries``, and these, which lie evenly among them."""
+    taken = {(2 * i + 1) * len(entries) // (2 * count) for i in range(count)}
+    return [e for i, e in enumerate(entries) if i not in taken], [entries[i] for i in sorted(taken)]

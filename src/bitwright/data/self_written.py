@@ -8,6 +8,7 @@ from itertools import cycle
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import StaticCache
 
@@ -18,6 +19,7 @@ from bitwright.errors import fail
 from bitwright.host.progress import Reporter
 
 GENERATION_BATCH = 128
+PAGE = 128  # tokens of a text: two in a sequence of 256 are written side by side in half the time of a longer one
 LEAST_LENGTH = 16  # tokens of a sequence: below that nothing is written between an opening and the end
 
 
@@ -25,9 +27,16 @@ LEAST_LENGTH = 16  # tokens of a sequence: below that nothing is written between
 def write_itself(model: Any, tokenizer: Any, count: int, length: int, seed: int, reporter: Reporter) -> Tensor:
     """``count`` sequences int64 [count, length] that ``model`` (resident, any device) writes at temperature 1.
 
-    Each begins with an opening of ours, up to half of its length; where the tokenizer has a chat template, questions are asked
-    through it. A text that the model ends is followed by the next opening. Other special tokens are never drawn.
+    A sequence of ``length`` tokens holds texts of PAGE tokens, where it can be divided into them. Each begins with an opening
+    of ours, up to half of its length; where the tokenizer has a chat template, questions are asked through it. A text that
+    the model ends is followed by the next opening. Other special tokens are never drawn.
     """
+    n_pages = length // PAGE if length % PAGE == 0 else 1
+    return _texts(model, tokenizer, count * n_pages, length // n_pages, seed, reporter).reshape(count, length)
+
+
+def _texts(model: Any, tokenizer: Any, count: int, length: int, seed: int, reporter: Reporter) -> Tensor:
+    """``count`` texts int64 [count, length]."""
     prompts = _prompts(tokenizer, length)
     ends = _end_tokens(model, tokenizer)
     banned = torch.tensor(sorted(set(tokenizer.all_special_ids) - ends), dtype=torch.long)
@@ -70,7 +79,7 @@ def _asked(question: str, tokenizer: Any) -> list[int]:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
-    except Exception:  # no template, or one that fails: the doctor names what is wrong with it
+    except (ValueError, TypeError, KeyError, TemplateError):  # no template, or one that fails: the doctor says what is wrong
         return bos_prefix(tokenizer) + list(tokenizer(f"Question: {question}\nAnswer:", add_special_tokens=False).input_ids)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 

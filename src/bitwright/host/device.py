@@ -29,14 +29,14 @@ def device_of(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """The types of a measurement: of the block that is at work, and of all that is kept beside it."""
+    """The types of a measurement: of what computes, and of what is kept for later."""
 
-    block: torch.dtype  # its weights and activations
-    kept: torch.dtype  # states and gradients between blocks, traffic, embedding, head
+    work: torch.dtype  # weights and activations of the block at hand, of embedding and head
+    kept: torch.dtype  # states and gradients between blocks, and traffic
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
-    """Both types as ``name`` says; ``auto``: bfloat16, but float32 for the block where that is faster.
+    """Both types as ``name`` says; ``auto``: bfloat16, but float32 at work where that is faster.
 
     A processor without tiles for 16-bit numbers multiplies bfloat16 at half the speed of float32 or slower (docs/LOG.md).
     """

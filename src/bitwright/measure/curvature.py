@@ -33,18 +33,11 @@ def blend_into(weighted: Float[Tensor, "K K"], plain: Float[Tensor, "K K"], shar
     return weighted.mul_((1 - share) / mean(weighted)).add_(plain, alpha=share / mean(plain))
 
 
-def rescaled(
-    plain: Float[Tensor, "K K"],
-    weighted: Float[Tensor, "K K"],
-    importance: Float[Tensor, " K"],
-    mean_square: Float[Tensor, " K"],
-) -> tuple[Float[Tensor, "K K"], Float[Tensor, "K K"]]:
-    """Second moments [K, K] as they would be if column k had the mean square ``importance`` [K] instead of ``mean_square``:
+def column_scale(importance: Float[Tensor, " K"], mean_square: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """By what each column of the inputs has to grow to have the mean square ``importance`` instead of ``mean_square``:
     correlations stay, scales come from a text that somebody else has seen more of."""
     known = (mean_square > 0) & (importance > 0)
-    factor = torch.where(known, importance / mean_square.clamp(min=torch.finfo(torch.float32).tiny), 1.0).sqrt()
-    outer = factor[:, None] * factor
-    return plain * outer, weighted * outer
+    return torch.where(known, importance / mean_square.clamp(min=torch.finfo(torch.float32).tiny), 1.0).sqrt()
 
 
 def fisher_scores(changes: list[Float[Tensor, "N K"]], traffic: Traffic, n_samples: int) -> Float64[Tensor, "C S"]:
@@ -97,12 +90,10 @@ def energy(matrix: Float[Tensor, "N K"], moment: Float[Tensor, "K K"]) -> float:
     return sum(float((rows @ moment).mul_(rows).sum()) for rows in matrix.float().split(CHUNK_ROWS))
 
 
-def relative_output_errors(
-    weight: Float[Tensor, "N K"], changes: list[Float[Tensor, "N K"]], moment: Float[Tensor, "K K"]
-) -> list[float]:
-    """sqrt(tr(dW S dW^T) / tr(W S W^T)) of each change: the share of the layer's output that is error."""
-    whole = energy(weight, moment)
-    return [(max(energy(change, moment), 0.0) / whole) ** 0.5 if whole > 0 else 0.0 for change in changes]
+def output_energies(matrices: list[Float[Tensor, "N K"]], x: Float[Tensor, "M K"]) -> Float64[Tensor, "C M"]:
+    """|M_c x_m|^2 of each matrix [N, K] and each token x [M, K]: what it adds to the outputs."""
+    rows = x.float().t()
+    return torch.stack([(matrix.float() @ rows).square_().sum(0, dtype=torch.float64) for matrix in matrices])
 
 
 class Errors:

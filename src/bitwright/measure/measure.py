@@ -23,6 +23,7 @@ from bitwright.measure.table import table_of
 from bitwright.measure.vocabulary import measure_vocabulary
 from bitwright.models.spec import Kind, Weight
 from bitwright.plan import Rounding
+from bitwright.rounding.kernels.damping import DAMPINGS
 from bitwright.sensitivity import Sensitivity
 
 DAMPING_NOTES = 3  # weights that are named; with little calibration there may be many
@@ -83,7 +84,7 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     scores = [one for block in places for one in store.load_block(sweep.work, block)]
     table = table_of(subject.name, subject.container, subject.method, subject.source, scores, _provenance(subject, folds))
     write_text(work_root / "sensitivity.json", table.to_json())
-    notes = subject.notes + notes + _damping_notes(scores, subject.method.damping)
+    notes = subject.notes + notes + _damping_notes(scores)
     return Measurement(subject, sweep.work, folds, table, notes)
 
 
@@ -92,7 +93,7 @@ def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds
     settings, device = subject.settings, subject.device
     calibration, why = calibration_of(settings, subject.skeleton)
     fingerprint = subject.source.checkpoint.fingerprint
-    text = content_hash(fingerprint, settings.sequences, settings.length, settings.seed, device.type, versions())
+    text = content_hash(fingerprint, calibration, settings.sequences, settings.length, settings.seed, device.type, versions())
     work = WorkDir(work_root, text)
     folds = calibration_folds(subject.skeleton, subject.tokenizer, calibration, settings, device, work, reporter)
     return folds, ((why,) if why else ())
@@ -110,10 +111,11 @@ def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
         "fingerprint": subject.source.checkpoint.fingerprint,
         "seed": subject.settings.seed,
         "calibration": without_place(folds.source),
+        "kinds": list(dict.fromkeys(folds.kinds)),
         "sequences": len(folds.all),
         "length": folds.longest,
         "calibration_hash": folds.key,
-        "dtype": str(subject.precision.block),
+        "dtype": str(subject.precision.work),
         "device": subject.device.type,
     }
 
@@ -130,7 +132,8 @@ def _require_room(subject: Subject, work_root: Path) -> None:
     require_space(work_root, codes + (spec.text.n_blocks + 2) * boundary, "the work directory")
 
 
-def _damping_notes(found: list[WeightScores], usual: float) -> tuple[str, ...]:
+def _damping_notes(found: list[WeightScores]) -> tuple[str, ...]:
+    usual = DAMPINGS[-1]
     damped = sorted((scores for scores in found if scores.damping > usual), key=lambda scores: -scores.damping)
     notes = [f"{one.name}: second moment needed damping {one.damping:g}" for one in damped[:DAMPING_NOTES]]
     if len(damped) > DAMPING_NOTES:

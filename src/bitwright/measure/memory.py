@@ -36,7 +36,7 @@ class Peak:
 
 def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precision) -> Peak:
     """The formula of docs/measure.md, checked against a measurement by benchmarks/cost.py."""
-    kept, block = precision.kept.itemsize, precision.block.itemsize
+    kept, work = precision.kept.itemsize, precision.work.itemsize
     n_sequences, n_tokens = settings.sequences, settings.length
     blocks: dict[BlockId, list[Weight]] = {}
     for weight in spec.weights:
@@ -49,12 +49,12 @@ def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precisi
     scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
     batch = min(max(method.batch_tokens, n_tokens), n_sequences * n_tokens)
     return Peak(
-        block=sum(w.n_rows * w.n_cols for w in largest) * block,
+        block=sum(w.n_rows * w.n_cols for w in largest) * work,
         boundaries=2 * n_sequences * n_tokens * spec.text.width * kept,
-        captured=(scored * kept + 2 * batch * block) * widths,
+        captured=(scored * kept + 2 * batch * work) * widths,
         moments=4 * (2 * sum(w.n_cols**2 for w in largest) + widest**2),
         rounding=biggest * 4 * (4 + max(len(formats) for formats in method.formats.values())),
-        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * kept // 2,
+        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * work // 2,
     )
 
 

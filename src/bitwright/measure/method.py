@@ -15,7 +15,6 @@ from bitwright.measure.scores import FormatScore, WeightScores
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Rounding
 from bitwright.rounding.base import Rounder, constants_hash
-from bitwright.rounding.kernels.error_feedback import DAMPING
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Method:
     rounders: tuple[Rounder, ...]
     importance: dict[str, Tensor] = field(default_factory=dict)  # mean squared inputs [K] that replace those of the text
     plain_share: float = 0.1  # of the unweighted second moment in the blend
-    damping: float = DAMPING
     batch_tokens: int = 2048
     seed: int = 0
 
@@ -72,11 +70,11 @@ class Method:
         """What will be found for ``weight``, with zeros for figures."""
         pairs = [(format.name, Rounding.NEAREST) for format in self.stock_of(weight)]
         pairs += [(format.name, Rounding.CALIBRATED) for format in self.formats[weight.name]]
-        return WeightScores(weight.name, self.damping, tuple(FormatScore(*pair, *[0.0] * 7) for pair in pairs))
+        return WeightScores(weight.name, 0.0, tuple(FormatScore(*pair, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for pair in pairs))
 
     def key(self) -> dict[str, object]:
         """Everything that the results depend on, constants of the rounders and of the scores among it."""
-        numbers = (self.plain_share, self.damping, self.batch_tokens, self.seed)
+        numbers = (self.plain_share, self.batch_tokens, self.seed)
         formats = {name: [format.name for format in formats] for name, formats in self.formats.items()}
         stock = {name: format.name for name, format in self.stock.items()}
         digest = hashlib.sha256(b"".join(mean.numpy().tobytes() for mean in self.importance.values())).hexdigest()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bitwright.formats.base import Codes, Format, Packed
-from bitwright.measure.curvature import blend_into, damage, energy, fisher_scores, relative_output_errors, relative_weight_error
+from bitwright.measure.curvature import blend_into, damage, fisher_scores, output_energies, relative_weight_error, token_weights
+from bitwright.measure.moments import SecondMoment
 from bitwright.measure.traffic import Traffic
 from bitwright.plan import Rounding
 from bitwright.rounding.base import Rounder
+from bitwright.rounding.kernels.damping import Unseen
 from bitwright.rounding.kernels.error_feedback import Feedback
+
+UNSEEN = 1024  # tokens on which damping is chosen
+SHORT = 4  # tokens of the rounding fold for each column
+TOKENS_AT_ONCE = 2048  # of the other folds, while their moment is summed
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class FormatScore:
     check_stderr: float
     weight_error: float
     output_error: float
-    moment_nats: float  # tr(dW S dW^T) / (2 N) with the moment that rounding used: damage if outputs were independent
+    moment_nats: float  # tr(dW S dW^T) / (2 N): damage if outputs were independent
+    check_by_kind: tuple[float, ...] = ()  # check_nats of each kind of text in that fold, in the order in which they come
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,15 @@ class Moments:
     n_rows: int  # of the weight
     n_tokens: int  # that were summed over
 
-    def feedback(self, plain_share: float, damping: float) -> tuple[Feedback, float]:
-        """What error feedback needs, made in the place of the weighted moment; and the nats of one unit of its energy."""
+    def feedback(self, plain_share: float, unseen: Unseen) -> tuple[Feedback, float]:
+        """What error feedback needs, made in the place of the weighted moment; and the nats of one unit of its energy.
+
+        ``unseen``: tokens of another fold, which tell how much damping is right.
+        """
         weighted, self.weighted = self.weighted, None
         assert weighted is not None
         unit = float(weighted.diagonal().mean()) / (2 * self.n_rows * self.n_tokens)
-        return Feedback.of(blend_into(weighted, self.plain, plain_share), damping), unit
+        return Feedback.of(blend_into(weighted, self.plain, plain_share), unseen), unit
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,56 @@ class WeightJob:
     traffic: Traffic  # of the choosing and the predicting fold, samples numbered through
     n_tokens: Tensor  # int64 [S], scored in each of those samples
     n_choosing: int  # of them, the first ones choose
+    kinds: tuple[str, ...]  # of text, of each of the others
     stock: tuple[Format, ...]  # rounded to nearest
     formats: tuple[Format, ...]  # rounded with calibration
     rounders: tuple[Rounder, ...]
     plain_share: float
-    damping: float
+    column_scale: Tensor | None = None  # [K], of the inputs, where the moments have been scaled so
+
+    def unseen(self) -> Unseen:
+        """Tokens of the choosing fold, as the moments would weigh them."""
+        return self._tokens(self._chosen)
+
+    @property
+    def _chosen(self) -> Tensor:
+        return spread((self.traffic.sample < self.n_choosing).nonzero()[:, 0])
+
+    def output_errors(self, changes: list[Tensor]) -> tuple[list[float], list[float]]:
+        """On these tokens, the share of the outputs that each change makes wrong; and its damage in nats if outputs were
+        independent, tr(dW S dW^T) / (2 N) with S weighted as for rounding."""
+        at = self._chosen
+        weights = token_weights(self.traffic.g[at])
+        whole, *errors = output_energies([self.value, *changes], self.traffic.x[at])
+        nats = blended(self.traffic.x[at], weights, self.plain_share).weights.double() * float(weights.mean())
+        total = max(float(whole.sum()), torch.finfo(torch.float32).tiny)
+        return (
+            [(float(error.sum()) / total) ** 0.5 for error in errors],
+            [float((error * nats).mean()) / (2 * len(self.value)) for error in errors],
+        )
+
+    def feedback_of_all(self, moment: Tensor, damping: float) -> Feedback:
+        """What error feedback needs, from the tokens of all folds: ``moment``, that of the rounding fold, is used up."""
+        more = SecondMoment(self.value.shape[1], self.value.device)
+        rows = torch.arange(len(self.traffic.x), device=self.value.device)
+        for part in rows.split(TOKENS_AT_ONCE):
+            found = self._tokens(part)
+            more.add(found.x, found.weights)
+        others, n_others = more.take(), len(rows)
+        moment.diagonal().sub_(damping)
+        share = self.moments.n_tokens / (self.moments.n_tokens + n_others)
+        scale = max(float(others.diagonal().mean()), torch.finfo(torch.float32).tiny)
+        return Feedback.of(moment.mul_(share).add_(others, alpha=(1 - share) / scale), damping=damping)
+
+    def _tokens(self, at: Tensor) -> Unseen:
+        """The rows ``at`` of the traffic."""
+        found = blended(self.traffic.x[at], token_weights(self.traffic.g[at]), self.plain_share)
+        return found if self.column_scale is None else Unseen(found.x * self.column_scale, found.weights)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the rounding fold has so few tokens that those of the other folds are worth a second rounding."""
+        return self.moments.n_tokens < SHORT * self.value.shape[1]
 
 
 @dataclass(frozen=True)
@@ -81,23 +138,43 @@ class Scored:
 
 
 def score(job: WeightJob) -> Scored:
-    """Round and score. The job's weighted moment is used up on the way, since it is among the largest things in memory."""
-    feedback, unit = job.moments.feedback(job.plain_share, job.damping)
-    made = [r.calibrated(job.value, feedback, own) for r, own in by_rounder(job.formats, job.rounders)]
-    codes = in_order(made, job.formats)
+    """Round and score. The job's weighted moment is used up on the way, since it is among the largest things in memory.
+
+    Where tokens are short, the codes that are kept are rounded once more with the tokens of all folds. The figures remain those
+    of the first codes, which the scoring folds have not shaped; what is kept is a little better than they say.
+    """
+    feedback, _ = job.moments.feedback(job.plain_share, job.unseen())
+    codes = _calibrated(job, feedback)
     moment, damping = feedback.moment, feedback.damping
     del feedback  # its factor is as large as a second moment
     stock = [rounder_of(format, job.rounders).nearest(job.value, format) for format in job.stock]
     changes = [one.decode().sub_(job.value) for one in (*stock, *codes)]
-    moments = [unit * energy(change, moment) for change in changes]
-    del moment
     scores = fisher_scores(changes, job.traffic, len(job.n_tokens))
-    outputs = relative_output_errors(job.value, changes, job.moments.plain)
+    outputs, moments = job.output_errors(changes)
     weights = [relative_weight_error(job.value, change) for change in changes]
     labels = [(one.format.name, Rounding.NEAREST) for one in stock]
     labels += [(one.format.name, Rounding.CALIBRATED) for one in codes]
-    found = figures(labels, scores, job.n_tokens, job.n_choosing, weights, outputs, moments)
+    found = figures(labels, scores, job.n_tokens, job.n_choosing, job.kinds, weights, outputs, moments)
+    if job.is_short:
+        del changes
+        codes = _calibrated(job, job.feedback_of_all(moment, damping))
     return Scored(WeightScores(job.name, damping, found), tuple(Packed.of(one) for one in codes))
+
+
+def _calibrated(job: WeightJob, feedback: Feedback) -> list[Codes]:
+    made = [r.calibrated(job.value, feedback, own) for r, own in by_rounder(job.formats, job.rounders)]
+    return in_order(made, job.formats)
+
+
+def spread(tokens: Tensor) -> Tensor:
+    """Up to UNSEEN of ``tokens`` [M], evenly apart."""
+    return tokens[:: max(1, -(-len(tokens) // UNSEEN))]
+
+
+def blended(x: Tensor, weights: Tensor, plain_share: float) -> Unseen:
+    """Tokens x [M, K] with ``weights`` [M] blended as second moments are."""
+    mean = weights.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return Unseen(x, plain_share + (1 - plain_share) * weights / mean)
 
 
 def by_rounder(formats: tuple[Format, ...], rounders: tuple[Rounder, ...]) -> list[tuple[Rounder, tuple[Format, ...]]]:
@@ -120,6 +197,7 @@ def figures(
     scores: Tensor,
     n_tokens: Tensor,
     n_choosing: int,
+    kinds: Sequence[str],
     weight_errors: list[float],
     output_errors: list[float],
     moments: list[float],
@@ -127,6 +205,15 @@ def figures(
     """One line a format from Fisher scores [C, S], the first ``n_choosing`` samples apart from the others."""
     chosen, chosen_error = damage(scores[:, :n_choosing], n_tokens[:n_choosing])
     check, check_error = damage(scores[:, n_choosing:], n_tokens[n_choosing:])
+    by_kind = []
+    for kind in dict.fromkeys(kinds):
+        at = torch.tensor([n_choosing + i for i, other in enumerate(kinds) if other == kind])
+        by_kind.append(damage(scores[:, at], n_tokens[at])[0].tolist())
+    of_format = list(zip(*by_kind, strict=True)) or [()] * len(labels)
     nats = [column.tolist() for column in (chosen, chosen_error, check, check_error)]
-    rows = zip(labels, *nats, weight_errors, output_errors, moments, strict=True)
-    return tuple(FormatScore(*label, *numbers) for label, *numbers in rows)
+    names = ("damage_nats", "damage_stderr", "check_nats", "check_stderr", "weight_error", "output_error", "moment_nats")
+    rows = zip(*nats, weight_errors, output_errors, moments, strict=True)
+    return tuple(
+        FormatScore(format, rounding, check_by_kind=tuple(parts), **dict(zip(names, numbers, strict=True)))
+        for (format, rounding), numbers, parts in zip(labels, rows, of_format, strict=True)
+    )

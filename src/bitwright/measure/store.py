@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,8 @@ def load_block(work: WorkDir, block: BlockId) -> list[WeightScores]:
     ]
 
 
-def _score(data: dict[str, object]) -> FormatScore:
-    return FormatScore(**{**data, "rounding": Rounding(str(data["rounding"]))})  # type: ignore[arg-type]
+def _score(data: dict[str, Any]) -> FormatScore:
+    return FormatScore(**{**data, "rounding": Rounding(data["rounding"]), "check_by_kind": tuple(data["check_by_kind"])})
 
 
 def load_codes(work: WorkDir, weight: Weight, format: Format) -> Packed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.base import Container
 from bitwright.containers.gguf.imatrix import read_imatrix
 from bitwright.containers.registry import container_of
+from bitwright.data.calibration import sequences_of
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.doctor.doctor import examine
 from bitwright.errors import Severity, fail
@@ -60,6 +61,7 @@ class Subject:
             _require_own_class(checkpoint.config, container)
         skeleton = open_model(checkpoint, settings.trust_remote_code, container.vocabulary)
         source, spec = skeleton.source, skeleton.spec
+        settings = replace(settings, sequences=settings.sequences or sequences_of(settings, spec))
         container.require(source)
         return_large_blocks(max(w.n_rows * w.n_cols for w in spec.weights))
         device = device_of(settings.device)

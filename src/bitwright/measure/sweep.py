@@ -17,7 +17,7 @@ from bitwright.host.device import Precision
 from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Reporter
 from bitwright.measure import store
-from bitwright.measure.curvature import rescaled, token_weights
+from bitwright.measure.curvature import column_scale, token_weights
 from bitwright.measure.method import Method
 from bitwright.measure.moments import SecondMoment
 from bitwright.measure.scores import Moments, WeightJob
@@ -77,7 +77,7 @@ class Sweep:
         left = min(done, default=len(self.blocks))
         if not left:
             return
-        self.skeleton.fill_rest(self.device, self.precision.kept)
+        self.skeleton.fill_rest(self.device, self.precision.work)
         fresh = not done and not self.work.has(store.gradient_piece(self.skeleton.spec.after_blocks))
         self._forward(self.blocks[:left], compute=fresh)
         if fresh:
@@ -106,13 +106,13 @@ class Sweep:
         """The inputs of ``block`` for every batch: ``hidden``, or for the first block what the model makes of the samples."""
         known: Sequence[Tensor | None] = hidden if hidden is not None and block.index > 0 else [None] * len(self.batches)
         return [
-            self.trace.record(block, batch, None if part is None else part.to(self.device)).cpu()
+            self._aside(self.trace.record(block, batch, None if part is None else self._at_work(part)))
             for batch, part in zip(self.batches, known, strict=True)
         ]
 
     def _through(self, block: BlockId, hidden: list[Tensor], after: BlockId | None) -> list[Tensor]:
         """What ``block`` makes of ``hidden``, kept as the boundary ``after``; without one only how it returns is learned."""
-        with self.skeleton.filled(block, self.device, self.precision.block) as module, torch.no_grad():
+        with self.skeleton.filled(block, self.device, self.precision.work) as module, torch.no_grad():
             self.trace.learn(block, module, self.batches[0], self._at_work(hidden[0]))
             if after is None:
                 return hidden
@@ -130,8 +130,8 @@ class Sweep:
         return hidden
 
     def _at_work(self, boundary: Tensor) -> Tensor:
-        """States or gradients between two blocks as the block at work takes them."""
-        return boundary.to(self.device, self.precision.block)
+        """States or gradients between two blocks as they are computed with."""
+        return boundary.to(self.device, self.precision.work)
 
     def _aside(self, boundary: Tensor) -> Tensor:
         """The same as they are kept."""
@@ -148,7 +148,7 @@ class Sweep:
         for s in self.reporter.track(range(len(samples)), "sample labels", len(samples)):
             b, i = places[s]
             generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + s)
-            given = hidden[b][i : i + 1].to(self.device)
+            given = self._at_work(hidden[b][i : i + 1])
             found, state = self.trace.sampled_score_gradient(samples[s], given, generator)
             gradient[b][i] = found[0].cpu()
             if self.skeleton.spec.vocabulary:
@@ -164,7 +164,7 @@ class Sweep:
         hidden = store.load_batches(self.work, store.hidden_piece(block))
         gradient = store.load_batches(self.work, store.gradient_piece(after))
         weights = self.skeleton.spec.weights_at(block)
-        with self.skeleton.filled(block, self.device, self.precision.block) as module:
+        with self.skeleton.filled(block, self.device, self.precision.work) as module:
             taps = [LinearTap(weight, self.skeleton.model.get_submodule(weight.module)) for weight in weights]
             moments = _BlockMoments()
             scoring: list[dict[str, Traffic]] = []
@@ -205,9 +205,11 @@ class Sweep:
         return_free_pages(value.numel())
         plain, weighted = moments.take(weight.name)
         mean_square = (plain.diagonal() / self.n_rounding_tokens).cpu()
+        scale = None
         if weight.name in self.method.importance:
             known = self.method.importance[weight.name].to(plain.device)
-            plain, weighted = rescaled(plain, weighted, known, mean_square.to(plain.device))
+            scale = column_scale(known, mean_square.to(plain.device))
+            plain, weighted = (moment * scale[:, None] * scale for moment in (plain, weighted))
         job = WeightJob(
             weight.name,
             value,
@@ -215,11 +217,12 @@ class Sweep:
             Traffic.join(scoring),
             self.n_scored,
             len(self.folds.choosing),
+            self.folds.kinds,
             self.method.stock_of(weight),
             self.method.formats[weight.name],
             self.method.rounders,
             self.method.plain_share,
-            self.method.damping,
+            scale,
         )
         return job, mean_square
 

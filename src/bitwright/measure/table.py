@@ -33,7 +33,7 @@ def table_of(
             damage, stderr = shrunk[f.rounding][i][f.format]
             size = container.nbytes(weight, container.format(f.format), source)
             nats = (damage, stderr, f.damage_nats, f.check_nats, f.check_stderr)
-            figures.append(Row(f.format, f.rounding, size, *nats, f.weight_error, f.output_error))
+            figures.append(Row(f.format, f.rounding, size, *nats, f.weight_error, f.output_error, f.check_by_kind))
         sixteen = container.nbytes(weight, SIXTEEN_BIT, source)
         reasons = {format: container.accepts(weight, wanted[format]) for format in wanted}
         rows.append(
@@ -43,7 +43,7 @@ def table_of(
                 role=weight.role,
                 n_rows=weight.n_rows,
                 n_cols=weight.n_cols,
-                rows=(*figures, Row(SIXTEEN_BIT.name, Rounding.NONE, sixteen, *[0.0] * 7)),
+                rows=(*figures, Row(SIXTEEN_BIT.name, Rounding.NONE, sixteen, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
                 stock=method.stock[weight.name].name if weight.name in method.stock else SIXTEEN_BIT.name,
                 damping=scores.damping,
                 unavailable=tuple((format, why) for format, why in reasons.items() if why),

@@ -20,11 +20,12 @@ from bitwright.host.progress import Reporter
 from bitwright.measure import store
 from bitwright.measure.curvature import Errors, fisher_scores
 from bitwright.measure.moments import SecondMoment
-from bitwright.measure.scores import Moments, WeightScores, by_rounder, figures, in_order, rounder_of
+from bitwright.measure.scores import Moments, WeightScores, blended, by_rounder, figures, in_order, rounder_of, spread
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
 from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Rounding
+from bitwright.rounding.kernels.damping import Unseen
 
 LOGITS_BYTES = 64 * 2**20  # of the chunk of rows at work, in float32
 SCALE_TOLERANCE = 0.05  # how far an embedding may be from a multiple of its row, relatively: 16-bit arithmetic
@@ -90,7 +91,9 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     n_rounding = sweep.n_rounding_tokens
     rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
     moments = Moments(*_moments(spec, rounding, scale, device), spec.n_rows, n_rounding)
-    feedback, unit = moments.feedback(method.plain_share, method.damping)
+    n_choosing = sum(sample.n_tokens for sample in sweep.folds.choosing)
+    unseen = _unseen(spec, scoring.part(slice(0, n_choosing)), scale, method.plain_share, device)
+    feedback, unit = moments.feedback(method.plain_share, unseen)
     stock, formats = method.stock_of(spec), method.formats[spec.name]
     labels = [(f.name, Rounding.NEAREST) for f in stock] + [(f.name, Rounding.CALIBRATED) for f in formats]
     scores = torch.zeros(len(labels), len(sweep.n_scored), dtype=torch.float64)
@@ -107,7 +110,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
         errors.add(matrix, changes, moments.plain, feedback.moment)
         if spec.kind != Kind.EMBEDDING:
-            scores += _head_scores(changes, part.to(sweep.precision.kept), start, scoring, scores.shape[1]).cpu()
+            scores += _head_scores(changes, part.to(sweep.precision.work), start, scoring, scores.shape[1]).cpu()
         if spec.kind != Kind.HEAD:
             scores += _embedding_scores(changes, start, scoring, scores.shape[1], scale).cpu()
         for parts, one in zip(kept, codes, strict=True):
@@ -118,6 +121,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         scores,
         sweep.n_scored,
         len(sweep.folds.choosing),
+        sweep.folds.kinds,
         [errors.weight_error(i) for i in range(len(labels))],
         [errors.output_error(i) for i in range(len(labels))],
         [unit * errors.moment_energy(i) for i in range(len(labels))],
@@ -147,6 +151,14 @@ def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tu
             weighted.add(scale * ends.gradient[part].to(device).float())
     of_inputs = torch.eye(spec.n_cols, device=device) if spec.kind == Kind.EMBEDDING else plain.take()
     return of_inputs, weighted.take()
+
+
+def _unseen(spec: Weight, ends: Ends, scale: float, plain_share: float, device: torch.device) -> Unseen:
+    """Tokens that the moments are not made of, weighted as they are; those of the head where a matrix is both ends."""
+    at = spread(torch.arange(len(ends.ids)))
+    if spec.kind == Kind.EMBEDDING:
+        return Unseen(scale * ends.gradient[at].to(device).float(), torch.ones(len(at), device=device))
+    return blended(ends.states[at].to(device), ends.energy[at].to(device).float(), plain_share)
 
 
 def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:

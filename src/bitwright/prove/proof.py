@@ -73,7 +73,9 @@ class Proof:
 
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
-        return self._on(Text.of(self.measured.folds.predicting), [Candidate("predicting fold", str(path))])[0]
+        return self._on(
+            Text.of(self.measured.folds.predicting, self.measured.folds.kinds), [Candidate("predicting fold", str(path))]
+        )[0]
 
     def report(
         self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage], command: tuple[str, ...]

@@ -123,12 +123,20 @@ def sentences(report: Report) -> tuple[str, str, str]:
         f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
     )
     done += f"more megabyte would save {plan.price_nats_per_mb:.1g} nats."
-    trust = f"On calibration text that no choice saw, predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f}; "
+    trust = f"On calibration text that no choice saw, predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f}"
+    trust += f"{_by_kind(report)}; "
     trust += (
         f"on held-out text {result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}); "
     )
     trust += f"{report.verdict.gate}."
     return gained, done, trust
+
+
+def _by_kind(report: Report) -> str:
+    """Prediction and measurement on each kind of calibration text, where there are several."""
+    measured = {domain.label: domain.kl for domain in report.check.domains}
+    pairs = [f"{kind} {nats:.4f} and {measured[kind]:.4f}" for kind, nats in report.plan.check_by_kind if kind in measured]
+    return f" ({', '.join(pairs)})" if pairs else ""
 
 
 def _compared(report: Report) -> str:

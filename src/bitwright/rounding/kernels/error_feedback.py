@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from bitwright.rounding.kernels.damping import Unseen, choose_damping
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 from bitwright.rounding.kernels.inverse_factor import inverse_factor
 
-DAMPING = 0.01  # share of the mean diagonal added to the second moment; GPTQ's default, see docs/LOG.md
+DAMPING = 0.01  # share of the mean diagonal added to a second moment of which nothing more is known; GPTQ's default
 _ESCALATION = 10.0
 STEP = 32  # columns between updates of all that follow; divides every block size
 
@@ -26,16 +27,18 @@ class Feedback:
     damping: float  # the share of the mean diagonal that was needed
 
     @classmethod
-    def of(cls, second_moment: Float32[Tensor, "K K"], damping: float = DAMPING) -> Feedback:
+    def of(cls, second_moment: Float32[Tensor, "K K"], unseen: Unseen | None = None, damping: float = DAMPING) -> Feedback:
         """Factor S = mean of x x^T, which is scaled and damped in its place: it is among the largest things in memory.
 
-        Dead columns, singular S: damping grows until it factors. Raises ValueError for entries that are not finite; every
-        finite S factors in the end.
+        ``unseen`` tells how much damping S needs; without it it gets ``damping``. Dead columns, singular S: damping grows until
+        it factors. Raises ValueError for entries that are not finite; every finite S factors in the end.
         """
         damped = second_moment
         damped /= damped.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
         if not bool(torch.isfinite(damped.sum())):
             raise ValueError("the second moment has NaN or infinite entries")
+        if unseen is not None:
+            damping = choose_damping(damped, unseen)
         damped.diagonal().add_(damping)
         while (upper := inverse_factor(damped.clone())) is None:
             damped.diagonal().add_(damping * (_ESCALATION - 1))

@@ -9,14 +9,14 @@ from torch import Tensor
 PANEL = 256  # columns worked on at once; what lies beside the panel moves in products of matrices
 
 
-def inverse_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | None:
-    """U upper triangular with inv(S) = U^T U for S = ``moment`` float32 [K, K], which is overwritten and holds U at the end.
+def upper_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | None:
+    """R upper triangular with S = R R^T for S = ``moment`` float32 [K, K], which is overwritten.
 
-    None where S is not positive definite in float32. S = R R^T with R upper triangular, taken panel by panel from the far
-    corner, then U = inv(R) panel by panel from the near one (blocked algorithms: Golub and Van Loan, Matrix Computations,
-    4.2 and 3.1). Beside S only strips of K x PANEL are needed: a second moment is the largest thing in memory.
+    What lies below the diagonal stays there and means nothing. None where S is not positive definite in float32. Panel by panel
+    from the far corner (blocked algorithm: Golub and Van Loan, Matrix Computations, 4.2). Beside S only strips of K x PANEL
+    are needed: a second moment is the largest thing in memory.
     """
-    panels = [slice(start, min(start + PANEL, len(moment))) for start in range(0, len(moment), PANEL)]
+    panels = _panels(len(moment))
     for panel in reversed(panels):
         before = slice(0, panel.start)
         lower, failed = torch.linalg.cholesky_ex(moment[panel, panel].flip(0, 1))
@@ -28,6 +28,18 @@ def inverse_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | N
         moment[before, panel] = strip
         for rows in panels[: panels.index(panel)]:  # R R^T of this panel leaves what is left to factor, above the diagonal
             moment[rows, rows.start : panel.start].addmm_(strip[rows], strip[rows.start :].t(), alpha=-1)
+    return moment
+
+
+def inverse_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | None:
+    """U upper triangular with inv(S) = U^T U for S = ``moment`` float32 [K, K], which is overwritten and holds U at the end.
+
+    None where S is not positive definite in float32. S = R R^T, then U = inv(R) panel by panel from the near corner (Golub and
+    Van Loan, 3.1).
+    """
+    if upper_factor(moment) is None:
+        return None
+    panels = _panels(len(moment))
     for panel in panels:
         before = slice(0, panel.start)
         size = panel.stop - panel.start
@@ -38,3 +50,7 @@ def inverse_factor(moment: Float32[Tensor, "K K"]) -> Float32[Tensor, "K K"] | N
         moment[panel, panel] = corner
     moment.triu_()
     return moment if bool(torch.isfinite(moment.diagonal()).all()) else None
+
+
+def _panels(size: int) -> list[slice]:
+    return [slice(start, min(start + PANEL, size)) for start in range(0, size, PANEL)]
