@@ -10,9 +10,11 @@ from pyarrow import parquet
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bitwright.data import self_written
+from bitwright.data.calibration import counts_of
 from bitwright.data.documentation import documentation
 from bitwright.data.folds import MIN_SAMPLES, fold
 from bitwright.data.held_out import held_out
+from bitwright.data.library_code import library_code
 from bitwright.data.openings import KINDS, openings
 from bitwright.data.rows import read_texts
 from bitwright.data.samples import Sample, cut
@@ -131,3 +133,29 @@ def test_openings_take_every_kind_in_turn() -> None:
     texts = [text for text, _ in openings()]
     assert [any(text in kind for text in texts[:6]) for kind in KINDS] == [True] * 6
     assert len(set(texts)) == len(texts) == sum(map(len, KINDS))
+
+
+def test_a_mixture_is_spread_evenly_over_the_folds() -> None:
+    sizes = {"a": 32, "b": 16, "c": 16}
+    parts = {kind: [Sample.of([i, number]) for i in range(n)] for number, (kind, n) in enumerate(sizes.items())}
+    folds = fold(parts, 0)
+    for part in (folds.rounding, folds.choosing, folds.predicting):
+        shares = [sum(int(sample.ids[1]) == kind for sample in part) / len(part) for kind in range(3)]
+        assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+    assert [parts[kind][0].ids[1] for kind in folds.kinds] == [sample.ids[1] for sample in folds.predicting]
+    assert len({tuple(sample.ids.tolist()) for sample in folds.all}) == 64
+    assert folds.source == "a, b, c"
+
+
+def test_the_shares_of_a_mixture_add_up() -> None:
+    for sequences in (6, 7, 33, 128):
+        counts = counts_of("mixed", sequences)
+        assert sum(counts.values()) == sequences
+        assert min(counts.values()) >= 1
+    assert counts_of("some/file.txt", 9) == {"some/file.txt": 9}
+
+
+def test_library_code_is_source_that_is_installed() -> None:
+    texts = library_code()
+    assert len(texts) > 20
+    assert all("def " in text for text in texts)

@@ -1,4 +1,4 @@
-"""A weight's job can go anywhere: pickled, it gives the same codes and figures in another process."""
+"""A weight's job: the same anywhere, figures by kind of text, and a second rounding where tokens are short."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from bitwright import Settings
@@ -14,7 +15,8 @@ from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.folds import fold
 from bitwright.data.samples import Sample
 from bitwright.host.progress import Reporter
-from bitwright.measure.scores import score
+from bitwright.measure import scores
+from bitwright.measure.scores import WeightJob, rounder_of, score
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
 from tests.conftest import Build
@@ -27,14 +29,20 @@ with open(sys.argv[1], "rb") as jobs, open(sys.argv[2], "wb") as out:
 """
 
 
-def test_a_job_gives_the_same_elsewhere(build: Build, tmp_path: Path) -> None:
-    subject = Subject.open(build("llama"), Settings(container="compressed-tensors", dtype="float32"))
+def jobs_of(source: Path, work: Path, copies: int = 1) -> list[WeightJob]:
+    """The jobs of the last block on two kinds of random text."""
+    subject = Subject.open(source, Settings(container="compressed-tensors", dtype="float32"))
     generator = torch.Generator().manual_seed(0)
-    samples = [Sample.of(torch.randint(3, 500, (length,), generator=generator)) for length in (24, 9, 24, 17, 24, 24, 30, 24)]
-    quiet = Reporter(quiet=True)
-    sweep = Sweep(subject, fold({"random": samples}, 0), WorkDir(tmp_path, "key"), quiet)
+    lengths = (24, 9, 24, 17, 24, 24, 30, 24, 24, 24, 12, 24, 24, 24, 24, 24) * copies
+    samples = [Sample.of(torch.randint(3, 500, (length,), generator=generator)) for length in lengths]
+    folds = fold({"odd": samples[1::2], "even": samples[::2]}, 0)
+    sweep = Sweep(subject, folds, WorkDir(work, "key"), Reporter(quiet=True))
     sweep.prepare()
-    jobs = [job for job, _ in sweep.jobs(sweep.unfinished()[0])]
+    return [job for job, _ in sweep.jobs(sweep.unfinished()[0])]
+
+
+def test_a_job_gives_the_same_elsewhere(build: Build, tmp_path: Path) -> None:
+    jobs = jobs_of(build("llama"), tmp_path)
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
     here = [score(job) for job in jobs]
     subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path / "jobs"), str(tmp_path / "found")], check=True)
@@ -44,3 +52,36 @@ def test_a_job_gives_the_same_elsewhere(build: Build, tmp_path: Path) -> None:
         for ours, theirs in zip(a.codes, b.codes, strict=True):
             assert ours.format == theirs.format
             assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+
+
+def test_damages_are_known_by_kind_of_text(build: Build, tmp_path: Path) -> None:
+    job = jobs_of(build("llama"), tmp_path, copies=2)[0]
+    assert set(job.kinds) == {"odd", "even"}
+    assert len(job.kinds) == len(job.n_tokens) - job.n_choosing
+    by_kind = [torch.tensor([kind == own for own in job.kinds]) for kind in dict.fromkeys(job.kinds)]
+    tokens = job.n_tokens[job.n_choosing :]
+    for found in score(job).scores.formats:
+        parts = [nats * int(tokens[kind].sum()) for nats, kind in zip(found.check_by_kind, by_kind, strict=True)]
+        assert sum(parts) == pytest.approx(found.check_nats * int(tokens.sum()), rel=1e-6)
+
+
+def test_where_tokens_are_short_all_folds_shape_the_codes(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are those of the first codes; what is kept comes from a moment over the tokens of all folds."""
+    short = jobs_of(build("llama"), tmp_path / "short")[0]
+    assert short.is_short
+    twice = score(short)
+    monkeypatch.setattr(scores, "SHORT", 0)
+    again = jobs_of(build("llama"), tmp_path / "again")[0]
+    assert not again.is_short
+    once = score(again)
+    assert twice.scores == once.scores
+    x = short.traffic.x
+    for first, last in zip(once.codes, twice.codes, strict=True):
+        decoded = [
+            rounder_of(p.format, short.rounders).codes.from_tensors(p.format, p.shape, p.tensors).decode()
+            for p in (first, last)
+        ]
+        errors = [(one - short.value) @ x.t() for one in decoded]
+        assert float(errors[1].square().sum()) < float(errors[0].square().sum()), first.format.name

@@ -16,11 +16,12 @@ import torch
 
 import bitwright
 from bitwright import Settings
-from bitwright.data.calibration import INSTALLED, MIXED, calibration_of
-from bitwright.host.device import Precision
+from bitwright.data.calibration import INSTALLED, MIXED, calibration_of, sequences_of
+from bitwright.host.device import Precision, precision_of
 from bitwright.host.progress import Reporter
 from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
 from bitwright.measure.subject import Subject
+from bitwright.settings import Effort
 from tests.conftest import Build
 
 PRECISION = Precision(torch.float32, torch.float32)
@@ -76,6 +77,25 @@ def test_the_default_calibration_follows_from_machine_and_model(build: Build, mo
         memory = SimpleNamespace(total=total, available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert calibration_of(SMALL, subject.skeleton)[0] == expected
+
+
+def test_effort_and_width_decide_how_much_text_is_read(build: Build) -> None:
+    spec = Subject.open(build("llama"), SMALL).source.spec
+    widest = max(weight.n_cols for weight in spec.weights)
+    efforts = [sequences_of(Settings(effort=effort), spec) for effort in Effort]
+    assert efforts == [32, 128, 384]
+    assert sequences_of(Settings(length=1), spec) == max(128, 3 * widest)
+    assert Subject.open(build("llama"), Settings(effort=Effort.QUICK, dtype="float32")).settings.sequences == 32
+    assert Subject.open(build("llama"), SMALL).settings.sequences == 8, "stated"
+
+
+@pytest.mark.parametrize(("tiles", "work"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_type_at_work_follows_from_the_processor(monkeypatch: pytest.MonkeyPatch, tiles: bool, work: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    cpu = torch.device("cpu")
+    assert precision_of("auto", cpu) == Precision(work, torch.bfloat16)
+    assert precision_of("float32", cpu) == Precision(torch.float32, torch.float32)
+    assert precision_of("auto", torch.device("cuda")) == Precision(torch.bfloat16, torch.bfloat16)
 
 
 def test_a_model_with_code_of_its_own_writes_its_calibration_text(build: Build, tmp_path: Path) -> None:

@@ -48,19 +48,19 @@ class Folds:
 
 
 def fold(parts: Mapping[str, Sequence[Sample]], seed: int) -> Folds:
-    """Cut samples by SHARES, rounding getting what choosing and predicting leave; each of ``parts``, which are texts of
-    different kinds by name, is shuffled and spread evenly over the folds."""
+    """Cut samples by SHARES, rounding getting what choosing and predicting leave.
+
+    Each of ``parts``, which are texts of different kinds by name, is shuffled and cut in the same proportions.
+    """
     generator = torch.Generator().manual_seed(seed)
-    ranked: list[tuple[float, str, Sample]] = []
+    every = []
     for kind, part in parts.items():
-        order = torch.randperm(len(part), generator=generator).tolist()
-        ranked += [((rank + 0.5) / len(part), kind, part[i]) for rank, i in enumerate(order)]
-    mixed = sorted(ranked, key=lambda entry: entry[0])
-    choosing, predicting = (max(2, round(len(mixed) * share)) for share in SHARES)
-    rounding, scoring = _apart(mixed, choosing + predicting)
+        every += [(kind, part[i]) for i in torch.randperm(len(part), generator=generator).tolist()]
+    choosing, predicting = (max(2, round(len(every) * share)) for share in SHARES)
+    rounding, scoring = _apart(every, choosing + predicting)
     chosen, predicted = _apart(scoring, predicting)
-    first, second, third = (tuple(sample for _, _, sample in part) for part in (rounding, chosen, predicted))
-    return Folds(first, second, third, ", ".join(parts), tuple(kind for _, kind, _ in predicted))
+    first, second, third = (tuple(sample for _, sample in part) for part in (rounding, chosen, predicted))
+    return Folds(first, second, third, ", ".join(parts), tuple(kind for kind, _ in predicted))
 
 
 def _apart(entries: Sequence[T], count: int) -> tuple[list[T], list[T]]:
