@@ -20,7 +20,7 @@ class Settings:
 
     container: str = "bitsandbytes"
     formats: tuple[str, ...] = ()  # measured instead of the container's menu
-    calibration: str = ""  # a file, a datasets id, self or documentation; empty: self where the model fits, else documentation
+    calibration: str = ""  # a file, a datasets id, or a word of data/calibration.py; empty: mixed where the model fits
     held_out: str = "documentation"
     sequences: int = 0  # of calibration text; 0: as many as ``effort`` gives (data/calibration.py)
     effort: Effort = Effort.NORMAL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,19 +66,21 @@ def test_damages_are_known_by_kind_of_text(build: Build, tmp_path: Path) -> None
         assert sum(parts) == pytest.approx(found.check_nats * int(tokens.sum()), rel=1e-6)
 
 
-def test_where_tokens_are_short_all_folds_shape_the_codes(
+def test_where_tokens_are_short_the_choosing_fold_shapes_the_codes_too(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The figures are those of the first codes; what is kept comes from a moment over the tokens of all folds."""
+    """The figures are those of the first codes; what is kept has seen the choosing fold, and not the predicting one."""
     short = jobs_of(build("llama"), tmp_path / "short")[0]
     assert short.is_short
     twice = score(short)
-    monkeypatch.setattr(scores, "SHORT", 0)
-    again = jobs_of(build("llama"), tmp_path / "again")[0]
-    assert not again.is_short
-    once = score(again)
+    with monkeypatch.context() as patched:
+        patched.setattr(scores, "SHORT", 0)
+        again = jobs_of(build("llama"), tmp_path / "again")[0]
+        assert not again.is_short
+        once = score(again)
     assert twice.scores == once.scores
-    x = short.traffic.x
+    chooses = short.traffic.sample < short.n_choosing
+    x = short.traffic.x[chooses]
     for first, last in zip(once.codes, twice.codes, strict=True):
         decoded = [
             rounder_of(p.format, short.rounders).codes.from_tensors(p.format, p.shape, p.tensors).decode()
@@ -85,3 +88,8 @@ def test_where_tokens_are_short_all_folds_shape_the_codes(
         ]
         errors = [(one - short.value) @ x.t() for one in decoded]
         assert float(errors[1].square().sum()) < float(errors[0].square().sum()), first.format.name
+    other = replace(short.traffic, x=torch.where(chooses[:, None], short.traffic.x, torch.randn_like(short.traffic.x)))
+    changed = score(replace(jobs_of(build("llama"), tmp_path / "changed")[0], traffic=other))
+    assert changed.scores != twice.scores
+    for first, last in zip(changed.codes, twice.codes, strict=True):
+        assert all(torch.equal(first.tensors[name], last.tensors[name]) for name in first.tensors), "predicting tokens seen"

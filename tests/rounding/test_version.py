@@ -13,7 +13,7 @@ from bitwright.rounding.bnb4 import BNB4
 from bitwright.rounding.ggml import GGML
 from bitwright.rounding.group import GROUP
 from bitwright.rounding.iq import IQ
-from bitwright.rounding.kernels import codebook_search, error_feedback, ggml_scales, scale_search
+from bitwright.rounding.kernels import codebook_search, damping, error_feedback, ggml_scales, scale_search
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from bitwright.rounding.kernels import codebook_search, error_feedback, ggml_sca
         (BNB4, base, "SWEEPS"),
         (BNB4, scale_search, "RATIOS"),
         (BNB4, error_feedback, "STEP"),
+        (BNB4, damping, "DAMPINGS"),
         (GGML, ggml, "FINE_LEVELS"),
         (GGML, ggml_scales, "_RATIOS"),
         (GROUP, group, "RATIOS_OF_BITS"),

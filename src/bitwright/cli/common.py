@@ -27,7 +27,7 @@ Calibration = Annotated[
 ]
 HeldOut = Annotated[str, typer.Option(help="Text for the verdict: documentation, or a file as for --calibration.")]
 EffortOption = Annotated[
-    Effort, typer.Option(help="Calibration text and time: quick takes about a quarter of normal, thorough three times as much.")
+    Effort, typer.Option(help="How much calibration text: quick reads a quarter of normal, thorough three times as much.")
 ]
 Sequences = Annotated[int | None, typer.Option(min=6, help="Calibration sequences, instead of what --effort gives.")]
 Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]

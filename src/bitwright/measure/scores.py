@@ -19,7 +19,7 @@ from bitwright.rounding.kernels.error_feedback import Feedback
 
 UNSEEN = 1024  # tokens on which damping is chosen
 SHORT = 4  # tokens of the rounding fold for each column
-TOKENS_AT_ONCE = 2048  # of the other folds, while their moment is summed
+TOKENS_AT_ONCE = 2048  # of the choosing fold, while its moment is summed
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,12 @@ class WeightJob:
 
     def unseen(self) -> Unseen:
         """Tokens of the choosing fold, as the moments would weigh them."""
-        return self._tokens(self._chosen)
-
-    @property
-    def _chosen(self) -> Tensor:
-        return spread((self.traffic.sample < self.n_choosing).nonzero()[:, 0])
+        return self._tokens(spread(self._choosing))
 
     def output_errors(self, changes: list[Tensor]) -> tuple[list[float], list[float]]:
         """On these tokens, the share of the outputs that each change makes wrong; and its damage in nats if outputs were
         independent, tr(dW S dW^T) / (2 N) with S weighted as for rounding."""
-        at = self._chosen
+        at = spread(self._choosing)
         weights = token_weights(self.traffic.g[at])
         whole, *errors = output_energies([self.value, *changes], self.traffic.x[at])
         nats = blended(self.traffic.x[at], weights, self.plain_share).weights.double() * float(weights.mean())
@@ -105,18 +101,31 @@ class WeightJob:
             [float((error * nats).mean()) / (2 * len(self.value)) for error in errors],
         )
 
-    def feedback_of_all(self, moment: Tensor, damping: float) -> Feedback:
-        """What error feedback needs, from the tokens of all folds: ``moment``, that of the rounding fold, is used up."""
+    def feedback_of_both(self, moment: Tensor, damping: float) -> Feedback:
+        """What error feedback needs, from the rounding and the choosing fold; the predicting one stays unseen.
+
+        ``moment``, that of the rounding fold, is used up.
+        """
+        moment.diagonal().sub_(damping)
+        self._add_choosing(moment)
+        return Feedback.of(moment, damping=damping)
+
+    def _add_choosing(self, moment: Tensor) -> None:
+        """Blend the choosing fold into ``moment``, whose mean diagonal is one, each fold by its tokens."""
         more = SecondMoment(self.value.shape[1], self.value.device)
-        rows = torch.arange(len(self.traffic.x), device=self.value.device)
+        rows = self._choosing
         for part in rows.split(TOKENS_AT_ONCE):
             found = self._tokens(part)
             more.add(found.x, found.weights)
-        others, n_others = more.take(), len(rows)
-        moment.diagonal().sub_(damping)
-        share = self.moments.n_tokens / (self.moments.n_tokens + n_others)
+        others = more.take()
+        share = self.moments.n_tokens / (self.moments.n_tokens + len(rows))
         scale = max(float(others.diagonal().mean()), torch.finfo(torch.float32).tiny)
-        return Feedback.of(moment.mul_(share).add_(others, alpha=(1 - share) / scale), damping=damping)
+        moment.mul_(share).add_(others, alpha=(1 - share) / scale)
+
+    @property
+    def _choosing(self) -> Tensor:
+        """Which rows of the traffic are the choosing fold's."""
+        return (self.traffic.sample < self.n_choosing).nonzero()[:, 0]
 
     def _tokens(self, at: Tensor) -> Unseen:
         """The rows ``at`` of the traffic."""
@@ -125,7 +134,7 @@ class WeightJob:
 
     @property
     def is_short(self) -> bool:
-        """Whether the rounding fold has so few tokens that those of the other folds are worth a second rounding."""
+        """Whether the rounding fold has so few tokens that those of the choosing fold are worth a second rounding."""
         return self.moments.n_tokens < SHORT * self.value.shape[1]
 
 
@@ -140,8 +149,8 @@ class Scored:
 def score(job: WeightJob) -> Scored:
     """Round and score. The job's weighted moment is used up on the way, since it is among the largest things in memory.
 
-    Where tokens are short, the codes that are kept are rounded once more with the tokens of all folds. The figures remain those
-    of the first codes, which the scoring folds have not shaped; what is kept is a little better than they say.
+    Where tokens are short, the codes that are kept are rounded once more with the tokens of the choosing fold too. The figures
+    remain those of the first codes, which no scoring fold has shaped; what is kept is a little better than they say.
     """
     feedback, _ = job.moments.feedback(job.plain_share, job.unseen())
     codes = _calibrated(job, feedback)
@@ -157,7 +166,7 @@ def score(job: WeightJob) -> Scored:
     found = figures(labels, scores, job.n_tokens, job.n_choosing, job.kinds, weights, outputs, moments)
     if job.is_short:
         del changes
-        codes = _calibrated(job, job.feedback_of_all(moment, damping))
+        codes = _calibrated(job, job.feedback_of_both(moment, damping))
     return Scored(WeightScores(job.name, damping, found), tuple(Packed.of(one) for one in codes))
 
 
