@@ -77,10 +77,11 @@ class Sweep:
         left = min(done, default=len(self.blocks))
         if not left:
             return
-        self.skeleton.fill_rest(self.device, self.precision.work)
+        self.skeleton.fill_rest(self.device, self.precision.work, head=False)
         fresh = not done and not self.work.has(store.gradient_piece(self.skeleton.spec.after_blocks))
         self._forward(self.blocks[:left], compute=fresh)
         if fresh:
+            self.skeleton.fill_head(self.device, self.precision.work)
             self._top_gradient()
         self.skeleton.release_rest()
 

@@ -21,6 +21,7 @@ class Skeleton:
     source: Source
     model: Any  # a transformers model; its attributes differ by class
     _empty: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list, repr=False)
+    _filled: dict[int, nn.Parameter] = field(default_factory=dict, repr=False)  # by the empty parameter, so that ties hold
 
     @property
     def spec(self) -> ModelSpec:
@@ -50,21 +51,30 @@ class Skeleton:
         finally:
             _put_back(empty)
 
-    def fill_rest(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Put values into everything outside the blocks (embeddings, final norm, head) until ``release_rest``."""
-        values: dict[int, nn.Parameter] = {}
+    def fill_rest(self, device: torch.device, dtype: torch.dtype, head: bool = True) -> None:
+        """Put values into everything outside the blocks (embeddings, final norm, head) until ``release_rest``.
+
+        Without ``head`` a head of its own stays empty until ``fill_head``: beside an embedding it doubles what is resident.
+        """
         inside = tuple(f"{stack.path}." for stack in self.spec.stacks)
         for path, owner in self.model.named_modules():
-            if not f"{path}.".startswith(inside):
-                self._fill(owner, path, self._empty, device, dtype, values)
+            if not f"{path}.".startswith(inside) and (head or owner is not self.model.get_output_embeddings()):
+                self._fill(owner, path, self._empty, device, dtype, self._filled)
         for owner in self.model.modules():
             for name, buffer in list(owner.named_buffers(recurse=False)):
                 owner._buffers[name] = buffer.to(device)
 
+    def fill_head(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Put values into the output head, those of the embedding where both are one matrix."""
+        head = self.model.get_output_embeddings()
+        path = next(path for path, owner in self.model.named_modules() if owner is head)
+        self._fill(head, path, self._empty, device, dtype, self._filled)
+
     def release_rest(self) -> None:
-        """Undo ``fill_rest``."""
+        """Undo ``fill_rest`` and ``fill_head``."""
         _put_back(self._empty)
         self._empty.clear()
+        self._filled.clear()
 
     def _fill(
         self,
