@@ -22,7 +22,7 @@ from bitwright.formats.bnb4.codes import BlockCodes, NestedScales, PlainScales
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, NESTED_BLOCK_SIZE, BlockFormat
 from bitwright.models.open import open_model
 from bitwright.models.source import Source
-from bitwright.models.spec import BlockId, Weight
+from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Choice, Plan, Rounding
 from bitwright.rounding.bnb4 import nearest
 from tests.conftest import ARCHITECTURES, Build
@@ -164,6 +164,27 @@ def test_fused_modules_are_skipped_where_all_their_parts_are(build: Build, tmp_p
     for choice, weight in zip(plan.choices, source.spec.weights, strict=True):
         assert isinstance(loaded.get_submodule(weight.module), Linear4bit) == (choice.format != "16bit"), weight.name
     assert not isinstance(loaded.lm_head, Linear4bit)
+
+
+def test_a_head_of_its_own_can_be_quantized(build: Build, tmp_path: Path) -> None:
+    """The stock quantizer leaves it alone; where it is the embedding too, so do we."""
+    source = open_model(Checkpoint.of_directory(build("llama")), vocabulary=BITSANDBYTES.vocabulary).source
+    head = source.spec.vocabulary[0]
+    assert (head.kind, head.module) == (Kind.HEAD, "lm_head")
+    assert head.name not in BITSANDBYTES.stock(source.spec)
+    tied = open_model(Checkpoint.of_directory(build("qwen3")), vocabulary=BITSANDBYTES.vocabulary).source
+    assert tied.spec.vocabulary == ()
+    plan = plan_with(source, ["nf4-b32-dq" if weight == head else "16bit" for weight in source.spec.weights])
+    assert write(source, tmp_path, plan) == plan.nbytes
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    stored = bnb.dequantize_4bit(loaded.lm_head.weight.data, loaded.lm_head.weight.quant_state)
+    assert torch.equal(stored, codes_of(source, head, "nf4-b32-dq").decode(torch.bfloat16))
+    note = BITSANDBYTES.plan_notes(source.spec, plan)
+    assert note == (
+        "the output head is quantized: transformers reads that, vLLM does not; --set lm_head=16bit for vLLM",
+    )
+    kept = plan_with(source, ["16bit" if weight == head else "nf4-b32-dq" for weight in source.spec.weights])
+    assert BITSANDBYTES.plan_notes(source.spec, kept) == ()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

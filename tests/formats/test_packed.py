@@ -7,6 +7,7 @@ from bitwright.containers.registry import CONTAINERS, container_of
 from bitwright.formats.base import Codes, Format, Packed
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.bnb4 import BNB4
+from bitwright.rounding.kernels.error_feedback import Feedback
 
 ROUNDERS = dict.fromkeys(rounder for name in CONTAINERS for rounder in container_of(name).rounders)
 EVERY = [(rounder, format) for rounder in ROUNDERS for format in rounder.formats.values()]
@@ -43,6 +44,19 @@ def test_packed_codes_decode_to_the_same_bits(rounder: Rounder, format: Format) 
     twice = found.tensors()
     assert twice.keys() == packed.tensors.keys()
     assert all(torch.equal(tensor, packed.tensors[part]) for part, tensor in twice.items())
+
+
+@each_format
+def test_rows_rounded_apart_are_joined_to_the_same_bits(rounder: Rounder, format: Format) -> None:
+    if format.unavailable(WIDTH):
+        pytest.skip("its blocks are wider than the rows")
+    step = format.rows_together(WIDTH)
+    value = weights(2 * step + 3, WIDTH)
+    feedback = Feedback.of(torch.eye(WIDTH))
+    codes = [rounder.calibrated(part, feedback, [format])[0] for part in value.split(step)]
+    joined = Packed.join([Packed.of(one) for one in codes], rounder.codes.common)
+    assert (joined.format, joined.shape) == (format, tuple(value.shape))
+    assert torch.equal(again(rounder, joined).decode(), torch.cat([one.decode() for one in codes]))
 
 
 @pytest.mark.parametrize("format", BNB4.formats.values(), ids=lambda format: format.name)

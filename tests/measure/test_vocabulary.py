@@ -13,7 +13,6 @@ from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.container import GGUF
 from bitwright.data.folds import fold
 from bitwright.data.samples import Sample, batches
-from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.host.progress import Reporter
 from bitwright.measure import measure as measuring
 from bitwright.measure import vocabulary
@@ -24,7 +23,6 @@ from bitwright.measure.vocabulary import Ends, _embedding_scale, _embedding_scor
 from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Kind
 from bitwright.plan import Rounding
-from bitwright.rounding.ggml import GGML
 from bitwright.settings import Settings
 from tests.conftest import Build
 
@@ -97,16 +95,30 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
         assert scores[0].tolist() == pytest.approx(expected[weight.name], rel=2e-3)
 
 
-@pytest.mark.parametrize(("architecture", "kinds"), [("llama", [Kind.EMBEDDING, Kind.HEAD]), ("qwen3", [Kind.TIED])])
+@pytest.mark.parametrize(
+    ("architecture", "container", "format", "kinds"),
+    [
+        ("llama", "gguf", "q4_0", [Kind.EMBEDDING, Kind.HEAD]),
+        ("qwen3", "gguf", "q4_0", [Kind.TIED]),
+        ("llama", "bitsandbytes", "nf4-b32-dq", [Kind.HEAD]),  # 128 rows share second-level scales
+    ],
+)
 def test_measured_like_one_more_block(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, kinds: list[Kind]
+    build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    container: str,
+    format: str,
+    kinds: list[Kind],
 ) -> None:
-    settings = Settings(container="gguf", formats=("q4_0",), dtype="float32", calibration="documentation")
+    settings = Settings(container=container, formats=(format,), dtype="float32", calibration="documentation")
     subject = Subject.open(build(architecture, **CASES[architecture]), settings)
-    spec, format = subject.source.spec, GGML_FORMATS["q4_0"]
+    spec, stored = subject.source.spec, subject.container.format(format)
+    rounder = subject.container.rounder(stored)
     assert [w.kind for w in spec.vocabulary] == kinds
-    method = replace(subject.method, stock={w.name: format for w in spec.weights})
-    assert method.formats == {w.name: (format,) for w in spec.weights}
+    method = replace(subject.method, stock={w.name: stored for w in spec.weights})
+    assert method.formats == {w.name: (stored,) for w in spec.weights}
     subject = replace(subject, method=method)
     ids = torch.randint(3, 500, (8, 32), generator=torch.Generator().manual_seed(0))
     folds = fold({"random": [Sample.of(row) for row in ids]}, 0)
@@ -121,12 +133,12 @@ def test_measured_like_one_more_block(
         assert (nearest.rounding, calibrated.rounding) == (Rounding.NEAREST, Rounding.CALIBRATED)
         assert 0 < calibrated.output_error < nearest.output_error or weight.kind == Kind.EMBEDDING
         assert nearest.damage_nats > 0
-        packed = load_codes(measured.work, weight, format)
+        packed = load_codes(measured.work, weight, stored)
         assert packed.shape == (weight.n_rows, weight.n_cols)
         value = subject.source.read(weight.name).float()
-        assert float((GGUF.codes(packed).decode() - value).norm() / value.norm()) < 2 * nearest.weight_error
+        assert float((subject.container.codes(packed).decode() - value).norm() / value.norm()) < 2 * nearest.weight_error
         assert nearest.weight_error == pytest.approx(
-            float((GGML.nearest(value, format).decode() - value).norm() / value.norm()), rel=1e-4
+            float((rounder.nearest(value, stored).decode() - value).norm() / value.norm()), rel=1e-3
         )
     again = measuring.measure(subject, tmp_path, Reporter(quiet=True))
     assert again.sensitivity == measured.sensitivity

@@ -136,7 +136,7 @@ class Container(ABC):
         """What a user should know about this run, such as a runtime that is missing."""
         return ()
 
-    def plan_notes(self, plan: Plan) -> tuple[str, ...]:
+    def plan_notes(self, spec: ModelSpec, plan: Plan) -> tuple[str, ...]:
         """What a user should know about this choice, such as a runtime that it harms."""
         if plan.fused_groups and plan.fused_cost_nats > 0:
             share = 100 * plan.fused_cost_nats / max(plan.damage_nats, LEAST_NATS)

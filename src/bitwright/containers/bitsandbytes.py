@@ -24,7 +24,7 @@ from bitwright.formats.bnb4.codes import dynamic_map
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, NESTED_BLOCK_SIZE, BlockFormat
 from bitwright.models.fused import fused_modules
 from bitwright.models.source import Source
-from bitwright.models.spec import ModelSpec, Weight
+from bitwright.models.spec import Kind, ModelSpec, Weight
 from bitwright.plan import Plan
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.bnb4 import BNB4
@@ -37,7 +37,10 @@ STATE = "quant_state.bitsandbytes__"
 
 
 class Bitsandbytes(DirectoryContainer):
-    """NF4 and FP4. The block size stands in every weight's own state, so that one checkpoint mixes them freely."""
+    """NF4 and FP4. The block size stands in every weight's own state, so that one checkpoint mixes them freely.
+
+    The stock quantizer leaves the output head in 16 bit; a head that is not the embedding too can be quantized like any linear.
+    """
 
     name = "bitsandbytes"
     rounders: ClassVar[tuple[Rounder, ...]] = (BNB4,)
@@ -46,9 +49,16 @@ class Bitsandbytes(DirectoryContainer):
     tags = ("bitsandbytes", "4-bit")
     stock_format = BLOCK_FORMATS["nf4-b64"]
     serves = ("vLLM",)
+    vocabulary: ClassVar[frozenset[Kind]] = frozenset({Kind.HEAD})
 
     def menu(self, weight: Weight) -> tuple[str, ...]:
         return ("nf4-b32-dq", "nf4-b64-dq")
+
+    def plan_notes(self, spec: ModelSpec, plan: Plan) -> tuple[str, ...]:
+        heads = [weight for weight in spec.vocabulary if plan.choice(weight.name).format != SIXTEEN_BIT.name]
+        if not heads:
+            return super().plan_notes(spec, plan)
+        return (f"the output head is quantized: transformers reads that, vLLM does not; --set {heads[0].module}=16bit for vLLM",)
 
     def accepts(self, weight: Weight, format: Format) -> str | None:
         """Rows that are no multiple of 32 stop bitsandbytes 0.50 on processors that multiply bfloat16."""
@@ -58,7 +68,7 @@ class Bitsandbytes(DirectoryContainer):
 
     def stock(self, spec: ModelSpec) -> dict[str, str]:
         stock = self.stock_format
-        return {w.name: stock.name for w in spec.weights if not self.accepts(w, stock)}
+        return {w.name: stock.name for w in spec.weights if w.kind is Kind.LINEAR and not self.accepts(w, stock)}
 
     def groups(self, spec: ModelSpec) -> tuple[Group, ...]:
         """vLLM re-quantizes a 16-bit weight to stock NF4 while loading unless its whole fused module is skipped."""
@@ -129,7 +139,8 @@ def skip_modules(spec: ModelSpec, plan: Plan) -> list[str]:
     transformers' own exclusion of the head no longer holds.
     """
     skipped = left_in_16bit(spec, plan)
-    if "lm_head" not in skipped:
+    quantized = {w.module for w in spec.vocabulary} - set(skipped)
+    if "lm_head" not in skipped and not quantized:
         skipped.append("lm_head")
     fused = fused_modules(weight.module for weight in spec.weights)
     return skipped + [name for name, parts in fused.items() if set(parts) <= set(skipped)]

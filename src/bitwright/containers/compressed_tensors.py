@@ -85,10 +85,10 @@ class CompressedTensors(DirectoryContainer):
 
 {super().usage(name, chat)}"""
 
-    def plan_notes(self, plan: Plan) -> tuple[str, ...]:
+    def plan_notes(self, spec: ModelSpec, plan: Plan) -> tuple[str, ...]:
         rare = sorted({f for f in plan.formats if f in GROUP_FORMATS and GROUP_FORMATS[f].bits not in MARLIN_BITS})
         note = f"{', '.join(rare)}: vLLM multiplies these only on CUDA and with the package humming-kernels; transformers does"
-        return super().plan_notes(plan) + ((note,) if rare else ())
+        return super().plan_notes(spec, plan) + ((note,) if rare else ())
 
     def quantization_config(self, source: Source, plan: Plan) -> dict[str, Any]:
         targets = defaultdict(list)

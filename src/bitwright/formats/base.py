@@ -7,7 +7,7 @@ container's business: it may permute bits and never rounds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -24,6 +24,10 @@ class Format(ABC):
     @abstractmethod
     def unavailable(self, n_cols: int) -> str | None:
         """Why rows of ``n_cols`` weights cannot be stored, or None."""
+
+    def rows_together(self, n_cols: int) -> int:
+        """How many rows of ``n_cols`` weights share something that is stored, and are rounded together."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Codes(ABC):
     format: Any  # a Format of the family
     shape: tuple[int, ...]
     parts: ClassVar[tuple[str, ...]]  # every name that ``tensors`` may give
+    common: ClassVar[tuple[str, ...]] = ()  # those of them that are the same for any rows of the weight
 
     @abstractmethod
     def decode(self, dtype: torch.dtype = ...) -> Tensor:
@@ -80,3 +85,16 @@ class Packed:
     @classmethod
     def of(cls, codes: Codes) -> Packed:
         return cls(codes.format, codes.shape, codes.tensors())
+
+    @classmethod
+    def join(cls, pieces: Sequence[Packed], common: Container[str] = ()) -> Packed:
+        """Rows of one weight, rounded some at a time, as one; ``common`` as in their Codes."""
+        import torch
+
+        first = pieces[0]
+        rows = sum(piece.shape[0] for piece in pieces)
+        tensors = {
+            name: tensor if name in common else torch.cat([piece.tensors[name] for piece in pieces])
+            for name, tensor in first.tensors.items()
+        }
+        return cls(first.format, (rows, *first.shape[1:]), tensors)

@@ -7,7 +7,9 @@ the score of a change dE on a sample is sum_t g_t . dE[token_t], g_t being the g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from bitwright.data.samples import Batch
 from bitwright.errors import fail
-from bitwright.formats.base import Packed
+from bitwright.formats.base import Format, Packed
 from bitwright.host.progress import Reporter
 from bitwright.measure import store
 from bitwright.measure.curvature import Errors, fisher_scores
@@ -46,8 +48,8 @@ class Ends:
 
     ids: Tensor  # int64 [M]
     sample: Tensor  # int64 [M]
-    first: Tensor  # [M, K], the first block's input
-    gradient: Tensor  # [M, K], the gradient there
+    first: Tensor  # [M, K], the first block's input, and the gradient there; [M, 0] where no embedding is measured
+    gradient: Tensor
     states: Tensor  # [M, K], the head's input
     normalizer: Tensor  # [M]
     label: Tensor  # [M]
@@ -62,8 +64,8 @@ class Ends:
         return cls(
             torch.cat([sample.ids for sample in samples]),
             torch.arange(len(samples)).repeat_interleave(counts),
-            _rows(store.load_batches(sweep.work, store.hidden_piece(bottom)), sweep.batches),
-            _rows(store.load_batches(sweep.work, store.gradient_piece(bottom)), sweep.batches),
+            _bottom(sweep, store.hidden_piece(bottom)),
+            _bottom(sweep, store.gradient_piece(bottom)),
             head["states"],
             head["normalizer"],
             head["label"],
@@ -77,6 +79,13 @@ class Ends:
         parts: dict[str, Any] = {name: getattr(self, name)[where] for name in names}
         parts["sample"] = parts["sample"] - parts["sample"][0]
         return Ends(**parts, softcap=self.softcap)
+
+
+def _bottom(sweep: Sweep, piece: str) -> Tensor:
+    """What passed the first block [M, K]; [M, 0] where only a head is measured, which does not ask for it."""
+    if all(weight.kind == Kind.HEAD for weight in sweep.skeleton.spec.vocabulary):
+        return torch.empty(sum(sample.n_tokens for sample in sweep.folds.all), 0)
+    return _rows(store.load_batches(sweep.work, piece), sweep.batches)
 
 
 def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:
@@ -99,7 +108,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     scores = torch.zeros(len(labels), len(sweep.n_scored), dtype=torch.float64)
     errors = Errors(len(labels))
     kept: list[list[Packed]] = [[] for _ in formats]
-    rows = max(1, LOGITS_BYTES // (4 * len(scoring.ids)))
+    rows = _rows_at_once((*stock, *formats), spec.n_cols, len(scoring.ids))
     starts = range(0, spec.n_rows, rows)
     for start in reporter.track(starts, f"measure and round {spec.role}", len(starts)):
         part = value[start : start + rows].to(device)
@@ -126,14 +135,15 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         [errors.output_error(i) for i in range(len(labels))],
         [unit * errors.moment_energy(i) for i in range(len(labels))],
     )
-    return WeightScores(spec.name, feedback.damping, found), [_joined(parts) for parts in kept]
+    common = [rounder_of(format, method.rounders).codes.common for format in formats]
+    joined = [Packed.join(pieces, same) for pieces, same in zip(kept, common, strict=True)]
+    return WeightScores(spec.name, feedback.damping, found), joined
 
 
-def _joined(parts: list[Packed]) -> Packed:
-    """Rows of one weight, rounded some at a time, as one."""
-    rows = sum(part.shape[0] for part in parts)
-    tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-    return Packed(parts[0].format, (rows, *parts[0].shape[1:]), tensors)
+def _rows_at_once(formats: Sequence[Format], n_cols: int, n_tokens: int) -> int:
+    """Rows whose logits of ``n_tokens`` fit LOGITS_BYTES, as whole multiples of what the formats round together."""
+    together = lcm(*(format.rows_together(n_cols) for format in formats))
+    return max(1, LOGITS_BYTES // (4 * n_tokens * together)) * together
 
 
 def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tuple[Tensor, Tensor]:

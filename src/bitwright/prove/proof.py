@@ -94,7 +94,7 @@ class Proof:
             n_parameters=table.n_parameters,
             reference_nbytes=table.sixteen_bit_nbytes(),
             coverage=tuple(subject.source.spec.coverage()),
-            notes=self.measured.notes + subject.container.plan_notes(plan),
+            notes=self.measured.notes + subject.container.plan_notes(subject.source.spec, plan),
             stages=stages,
             provenance={**table.provenance, "held_out": held},
             command=command,

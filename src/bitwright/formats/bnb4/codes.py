@@ -67,6 +67,7 @@ class BlockCodes(Codes):
     """One weight in a block format: a 4-bit code per weight and the scales of its blocks."""
 
     parts: ClassVar[tuple[str, ...]] = ("code", "scale", "scale_code", "nested_scale", "offset")
+    common: ClassVar[tuple[str, ...]] = ("offset",)
 
     format: BlockFormat
     shape: tuple[int, ...]

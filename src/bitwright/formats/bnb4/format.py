@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 from bitwright.formats.base import Format, whole_groups
 from bitwright.formats.bnb4.levels import FP4_LEVELS, NF4_LEVELS
@@ -29,6 +30,11 @@ class BlockFormat(Format):
         """Blocks that run across rows: a file can hold them, but the AVX-512 kernel of bitsandbytes decodes them wrongly
         (seen in 0.50.2; docs/LOG.md)."""
         return whole_groups(n_cols, self.block_size)
+
+    def rows_together(self, n_cols: int) -> int:
+        """Rows until a second-level scale ends where a row does."""
+        shared = NESTED_BLOCK_SIZE * self.block_size if self.double_quant else 1
+        return shared // gcd(shared, n_cols)
 
 
 def _rows() -> dict[str, BlockFormat]:
