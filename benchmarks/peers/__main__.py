@@ -47,6 +47,7 @@ ROOT = HERE.parent.parent
 TORCH = "torch==2.13.0"
 MEASURED_WITH = "jaxtyping"  # of the pure functions of our evaluation, which runs in the environment of the peer
 LENGTH = 256  # tokens of a calibration sequence
+HEAD = "lm_head.weight"
 console = Console()
 
 
@@ -117,7 +118,7 @@ class Setting:
         made = self.step([str(python), str(HERE / "runner.py"), "quantize"], job, f"{out.name}.quantize.log")
         if "error" in made:
             return {"failed": f"quantize: {made['error']}"}
-        nbytes = made.pop("nbytes") or stored_nbytes(out)
+        nbytes = made.pop("nbytes") or stored_nbytes(out, tied=HEAD not in self.checkpoint.refs)
         line = {"nbytes": nbytes, **self.bits(nbytes), **made}
         found = self.step([str(python), str(HERE / "runner.py"), "evaluate"], job, f"{out.name}.evaluate.log")
         if "error" in found:
@@ -197,18 +198,12 @@ def brief(divergence: dict[str, Any]) -> dict[str, Any]:
     return {name: divergence[name] for name in ("kl", "kl_low", "kl_high", "top1", "perplexity", "reference_perplexity")}
 
 
-def stored_nbytes(out: Path) -> int:
-    """Bytes of all tensors in the files, a tied head that was stored again not counted; of a GGUF file all of it."""
+def stored_nbytes(out: Path, tied: bool) -> int:
+    """Bytes of all tensors in the files, a ``tied`` head that was stored again not counted; of a GGUF file all of it."""
     if files := list(out.rglob("*.gguf")):
         return sum(path.stat().st_size for path in files)
     refs = {name: ref for path in sorted(out.rglob("*.safetensors")) for name, ref in read_header(path).items()}
-    tied = [
-        n
-        for n in refs
-        if n.endswith("lm_head.weight")
-        and any(m.endswith("embed_tokens.weight") and refs[m].shape == refs[n].shape for m in refs)
-    ]
-    return sum(ref.nbytes for name, ref in refs.items() if name not in tied)
+    return sum(ref.nbytes for name, ref in refs.items() if not (tied and name.endswith(HEAD)))
 
 
 def environment(work: Path, name: str) -> Path:
