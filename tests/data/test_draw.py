@@ -34,3 +34,14 @@ def test_several_points_of_one_distribution(n_entries: int) -> None:
         for share, at in zip(shares[row].double() * upto[row, -1], found[row].tolist(), strict=True):
             assert upto[row, at] >= share * (1 - 1e-6)
             assert at == 0 or upto[row, at - 1] <= share * (1 + 1e-6)
+
+
+def test_nothing_without_mass_is_drawn_where_a_share_falls_between_runs() -> None:
+    """Sums of runs are rounded otherwise than sums within them."""
+    mass = torch.rand(64, 40 * 256, generator=torch.Generator().manual_seed(1)) ** 8
+    mass.view(64, 40, 256)[:, :, :100] = 0
+    mass[:, : 3 * 256] = 0
+    upto = mass.view(64, 40, 256).sum(-1).double().cumsum(-1)
+    borders = upto[:, 2:-1] / upto[:, -1:]
+    shares = torch.cat([torch.zeros(64, 1), borders.float(), borders.float().nextafter(torch.ones(()))], 1)
+    assert bool((mass.gather(1, drawn_at(mass, shares)) > 0).all())

@@ -25,10 +25,10 @@ def drawn_at(mass: Float[Tensor, "T V"], uniform: Float[Tensor, "T S"]) -> Int[T
         mass = nn.functional.pad(mass, (0, -n_entries % DRAW_RUN))
     runs = mass.view(n_tokens, -1, DRAW_RUN)
     upto = runs.sum(-1).double().cumsum(-1)
-    target = uniform.double() * upto[:, -1:]
+    target = (uniform.double() * upto[:, -1:]).clamp_(min=torch.finfo(torch.float64).tiny)
     run = torch.searchsorted(upto, target).clamp_(max=upto.shape[1] - 1)
     inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN)).double().cumsum(-1)
     before = upto.gather(1, run) - inside[:, :, -1]
     entry = torch.searchsorted(inside, (target - before)[:, :, None])[:, :, 0]
-    last = (inside < inside[:, :, -1:]).sum(-1)  # the last entry with any mass, for what rounding leads past it
-    return (run * DRAW_RUN + torch.minimum(entry, last)).clamp_(max=n_entries - 1)
+    first, last = (inside <= 0).sum(-1), (inside < inside[:, :, -1:]).sum(-1)  # with any mass, for what rounding leads past them
+    return run * DRAW_RUN + entry.maximum(first).minimum(last)

@@ -14,7 +14,7 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import run_worker
 from bitwright.host.versions import versions
 
-LAYOUT = 3  # of the kept references; another number makes the old ones unknown
+LAYOUT = 4  # of the kept references; another number makes the old ones unknown
 
 
 @dataclass(frozen=True)
