@@ -22,6 +22,7 @@ class Skeleton:
     model: Any  # a transformers model; its attributes differ by class
     _empty: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list, repr=False)
     _filled: dict[int, nn.Parameter] = field(default_factory=dict, repr=False)  # by the empty parameter, so that ties hold
+    _hooks: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def spec(self) -> ModelSpec:
@@ -54,12 +55,16 @@ class Skeleton:
     def fill_rest(self, device: torch.device, dtype: torch.dtype, head: bool = True) -> None:
         """Put values into everything outside the blocks (embeddings, final norm, head) until ``release_rest``.
 
-        Without ``head`` a head of its own stays empty until ``fill_head``: beside an embedding it doubles what is resident.
+        Without ``head`` a head of its own stays empty until ``fill_head``: beside an embedding it doubles what is resident. An
+        embedding that only looks rows up stays as narrow as the source has it, and widens the rows.
         """
         inside = tuple(f"{stack.path}." for stack in self.spec.stacks)
         for path, owner in self.model.named_modules():
             if not f"{path}.".startswith(inside) and (head or owner is not self.model.get_output_embeddings()):
-                self._fill(owner, path, self._empty, device, dtype, self._filled)
+                own = self._lookup_dtype(owner, path, dtype)
+                self._fill(owner, path, self._empty, device, own, self._filled)
+                if own is not dtype:
+                    self._hooks.append(owner.register_forward_hook(lambda _, args, rows: rows.to(dtype)))
         for owner in self.model.modules():
             for name, buffer in list(owner.named_buffers(recurse=False)):
                 owner._buffers[name] = buffer.to(device)
@@ -72,9 +77,20 @@ class Skeleton:
 
     def release_rest(self) -> None:
         """Undo ``fill_rest`` and ``fill_head``."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
         _put_back(self._empty)
         self._empty.clear()
         self._filled.clear()
+
+    def _lookup_dtype(self, owner: nn.Module, path: str, dtype: torch.dtype) -> torch.dtype:
+        """``dtype``, or the narrower type of the source for an embedding that computes nothing and is not the head too."""
+        head = self.model.get_output_embeddings()
+        if type(owner) is not nn.Embedding or (head is not None and owner.weight is head.weight):
+            return dtype
+        stored = self.source.stored_dtype(f"{path}.weight")
+        return stored if stored.itemsize < dtype.itemsize else dtype
 
     def _fill(
         self,

@@ -30,6 +30,10 @@ class Source:
         """The values of one parameter as they are stored."""
         return self.checkpoint.read(self.tensor_of[parameter])
 
+    def stored_dtype(self, parameter: str) -> torch.dtype:
+        """The type in which the source stores it."""
+        return DTYPES[self.checkpoint.refs[self.tensor_of[parameter]].dtype]
+
     def written_dtype(self, parameter: str) -> torch.dtype:
         """The type in which a checkpoint of ours stores it when it is not quantized: that of the source, but 32 bit only where
         the class computes so. Stock loaders of quantized checkpoints take the others as they are and then stop."""
