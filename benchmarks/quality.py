@@ -25,7 +25,7 @@ from bitwright.data.held_out import held_out
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.divergence import token_figures
 from bitwright.evaluate.reference import condense
-from bitwright.plan import Rounding
+from bitwright.plan import SIXTEEN, Rounding
 from bitwright.report.report import sentences
 from bitwright.report.table import table
 
@@ -107,8 +107,8 @@ def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Nam
     container = container_of(sensitivity.container)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     references = [condense(model(row[None]).logits[0], row[1:]) for row in ids]
-    step = len(sensitivity.weights) / options.weights
-    chosen = [sensitivity.weights[int(i * step)] for i in range(options.weights)]
+    stored = [weight for weight in sensitivity.weights if weight.stock != SIXTEEN]
+    chosen = [stored[int(i * len(stored) / options.weights)] for i in range(options.weights)]
     predicted, true = [], []
     for weight in chosen:
         parameter = model.get_parameter(weight.name)
