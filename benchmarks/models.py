@@ -15,7 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitwright.checkpoint.open import local_directory
-from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan, atomic_directory
+from bitwright.checkpoint.output import atomic_output
+from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan
 from bitwright.host.places import cache_dir
 
 
@@ -114,7 +115,7 @@ def off_grid(source: Path, seed: int = 0) -> Path:
             scale = factors(len(mlp.up_proj.weight))
             mlp.up_proj.weight *= scale[:, None]
             mlp.down_proj.weight /= scale
-    with atomic_directory(target) as scratch:
+    with atomic_output(target, is_file=False) as scratch:
         model.bfloat16().save_pretrained(scratch)
         for path in source.iterdir():
             if path.name.startswith(("token", "chat", "special", "generation")):
@@ -139,7 +140,7 @@ def random_llama(directory: Path, hidden: int, inner: int, blocks: int, vocabula
         shapes = {name: tuple(p.shape) for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
     plans = [TensorPlan(name, "BF16", shape) for name, shape in shapes.items()]
 
-    with atomic_directory(directory) as scratch:
+    with atomic_output(directory, is_file=False) as scratch:
         writer = SafetensorsWriter(scratch, plans)
         for name, shape in shapes.items():
             value = torch.randn(shape).mul_(0.02) if len(shape) == 2 else torch.ones(shape)

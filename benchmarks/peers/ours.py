@@ -14,7 +14,7 @@ from typing import Any
 
 from bitwright import Settings
 from bitwright.allocate.allocate import allocate
-from bitwright.checkpoint.writer import atomic_output
+from bitwright.checkpoint.output import atomic_output
 from bitwright.containers.registry import container_of
 from bitwright.host.clock import Clock
 from bitwright.host.progress import Reporter
@@ -34,7 +34,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     clock.lap("measure")
     plan = allocate(measured.sensitivity, f"{job['nbytes']}B", frontier=False)
     clock.lap("allocate")
-    with atomic_output(out, container_of(job["container"]).suffix) as place:
+    with atomic_output(out, bool(container_of(job["container"]).suffix)) as place:
         write(measured, {place: plan})
     clock.lap("write")
     stages = {name: asdict(stage) for name, stage in clock.stages.items()}

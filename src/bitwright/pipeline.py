@@ -12,8 +12,19 @@ from bitwright.allocate.allocate import allocate
 from bitwright.allocate.edited import edited, keep_plan, require_unedited
 from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import local_directory, open_checkpoint
-from bitwright.checkpoint.workdir import write_json, write_text
-from bitwright.checkpoint.writer import atomic_output, beside, remove, require_new, require_space
+from bitwright.checkpoint.output import (
+    PROOF,
+    Claim,
+    Output,
+    beside,
+    owned,
+    remove,
+    require_apart,
+    require_space,
+    require_text_place,
+    write_json,
+    write_text,
+)
 from bitwright.containers.registry import container_of, require_suffix
 from bitwright.data.documentation import DOCUMENTATION
 from bitwright.data.held_out import held_out as held_out_samples
@@ -49,6 +60,7 @@ def quantize(
     pins: tuple[str, ...] = (),
     plan: str | Path | None = None,
     workdir: str | Path | None = None,
+    overwrite: bool = False,
     settings: Settings | None = None,
     reporter: Reporter | None = None,
     command: tuple[str, ...] = (),
@@ -56,16 +68,38 @@ def quantize(
     """Write ``source`` as a quantized checkpoint ``out`` within ``budget`` and prove it against the 16-bit model.
 
     ``plan``: a plan.json whose formats are written instead of a choice of ours. Every stage's results stay in ``workdir``
-    (default: a hidden folder beside ``out``, removed at the end), so that a killed run goes on where it was. ``command``: the
-    words that asked for it, for the report. Raises BitwrightError, with nothing at ``out``, when any rule is broken.
+    (default: a hidden folder beside ``out``, removed at the end), so that a killed run goes on where it was. ``overwrite``:
+    replace a checkpoint at ``out`` that Bitwright wrote. ``command``: the words that asked for it, for the report. Raises
+    BitwrightError, with nothing at ``out`` or what was there before, when any rule is broken.
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
-    clock = Clock()
-    require_suffix(out, container_of(settings.container))
-    require_new(out)
+    container = container_of(settings.container)
+    require_suffix(out, container)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
+    with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
+        report = _quantize(source, claim, budget, max_damage, pins, plan, work_root, settings, reporter, command)
+        if not workdir:
+            shutil.rmtree(work_root, ignore_errors=True)
+    return report
+
+
+def _quantize(
+    source: str | Path,
+    claim: Claim,
+    budget: str,
+    max_damage: float | None,
+    pins: tuple[str, ...],
+    plan: str | Path | None,
+    work_root: Path,
+    settings: Settings,
+    reporter: Reporter,
+    command: tuple[str, ...],
+) -> Report:
+    """The job, in a place that this run holds."""
+    clock, out = Clock(), claim.output.path
     given = Plan.load(Path(plan)) if plan else None
     subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
+    require_apart(out, (Path(source), subject.source.checkpoint.directory), work_root)
     _preflight(subject)
     if not given:
         require_unedited(work_root)
@@ -75,7 +109,8 @@ def quantize(
             return edited(table, given, Path(plan or ""), settings.fused_groups)
         return allocate(table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups)
 
-    choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
+    blank = choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
+    require_space(out, blank.nbytes, "OUT")
     for note in subject.notes:
         reporter.say(f"note: {note}")
     measured = measure_subject(subject, work_root, reporter)
@@ -86,23 +121,22 @@ def quantize(
         keep_plan(work_root, chosen)
     proof = Proof.of(measured, chosen, work_root, reporter)
     require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
-    with atomic_output(out.absolute(), subject.container.suffix) as place:
-        proof.write(chosen, place)
-        clock.lap("write")
-        verdict = proof.verdict(chosen, place, may_replace=given is None)
-        if verdict.shipped != RESULT:
-            chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
-            remove(place)
-            write(measured, {place: chosen})
-        check = proof.check(place)
-        clock.lap("prove")
-        report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
-        report = _with_pages(report, measured, str(source), place)
-        write_json(beside(place, "report.json"), report.to_dict())
-        write_json(beside(place, "bitwright.json"), {"plan": chosen.to_dict(), "provenance": report.provenance})
+    place = claim.begin()
+    proof.write(chosen, place)
+    clock.lap("write")
+    verdict = proof.verdict(chosen, place, may_replace=given is None)
+    if verdict.shipped != RESULT:
+        chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
+        remove(place)
+        write(measured, {place: chosen})
+    check = proof.check(place)
+    clock.lap("prove")
+    report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
+    report = _with_pages(report, measured, str(source), place)
+    write_json(beside(place, "report.json"), report.to_dict())
+    write_json(beside(place, PROOF), {"plan": chosen.to_dict(), "provenance": report.provenance})
+    claim.finish()
     write_json(work_root / "report.json", report.to_dict())
-    if workdir is None:
-        shutil.rmtree(work_root, ignore_errors=True)
     return report
 
 
@@ -132,6 +166,7 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
     """
     root = Path(workdir)
     output = Path(output) if output else root / "report.html"
+    require_text_place(output)
     found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
     if found.plan.provenance != sensitivity.provenance:
         raise fail(
@@ -161,17 +196,20 @@ def measure(
     output = Path(output)
     root = Path(workdir) if workdir else output.absolute().parent / f".{output.name}.work"
     reporter = reporter or Reporter()
-    subject = Subject.open(source, settings or Settings())
-    for note in subject.notes:
-        reporter.say(f"note: {note}")
-    measured = measure_subject(subject, root, reporter)
+    require_text_place(output)
     if imatrix_output:
-        measured.write_imatrix(Path(imatrix_output))
-    sensitivity = measured.sensitivity
-    write_text(output, sensitivity.to_json())
-    if workdir is None:
-        shutil.rmtree(root, ignore_errors=True)
-    return sensitivity
+        require_text_place(Path(imatrix_output), mark=b"imatrix")
+    with owned(root, output, ours=not workdir):
+        subject = Subject.open(source, settings or Settings())
+        for note in subject.notes:
+            reporter.say(f"note: {note}")
+        measured = measure_subject(subject, root, reporter)
+        if imatrix_output:
+            measured.write_imatrix(Path(imatrix_output))
+        write_text(output, measured.sensitivity.to_json())
+        if not workdir:
+            shutil.rmtree(root, ignore_errors=True)
+    return measured.sensitivity
 
 
 def evaluate(

@@ -180,9 +180,7 @@ def test_a_head_of_its_own_can_be_quantized(build: Build, tmp_path: Path) -> Non
     stored = bnb.dequantize_4bit(loaded.lm_head.weight.data, loaded.lm_head.weight.quant_state)
     assert torch.equal(stored, codes_of(source, head, "nf4-b32-dq").decode(torch.bfloat16))
     note = BITSANDBYTES.plan_notes(source.spec, plan)
-    assert note == (
-        "the output head is quantized: transformers reads that, vLLM does not; --set lm_head=16bit for vLLM",
-    )
+    assert note == ("the output head is quantized: transformers reads that, vLLM does not; --set lm_head=16bit for vLLM",)
     kept = plan_with(source, ["16bit" if weight == head else "nf4-b32-dq" for weight in source.spec.weights])
     assert BITSANDBYTES.plan_notes(source.spec, kept) == ()
 

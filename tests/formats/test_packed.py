@@ -5,6 +5,7 @@ import torch
 
 from bitwright.containers.registry import CONTAINERS, container_of
 from bitwright.formats.base import Codes, Format, Packed
+from bitwright.measure.vocabulary import joined
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.bnb4 import BNB4
 from bitwright.rounding.kernels.error_feedback import Feedback
@@ -54,9 +55,9 @@ def test_rows_rounded_apart_are_joined_to_the_same_bits(rounder: Rounder, format
     value = weights(2 * step + 3, WIDTH)
     feedback = Feedback.of(torch.eye(WIDTH))
     codes = [rounder.calibrated(part, feedback, [format])[0] for part in value.split(step)]
-    joined = Packed.join([Packed.of(one) for one in codes], rounder.codes.common)
-    assert (joined.format, joined.shape) == (format, tuple(value.shape))
-    assert torch.equal(again(rounder, joined).decode(), torch.cat([one.decode() for one in codes]))
+    whole = joined([Packed.of(one) for one in codes], rounder.codes.common)
+    assert (whole.format, whole.shape) == (format, tuple(value.shape))
+    assert torch.equal(again(rounder, whole).decode(), torch.cat([one.decode() for one in codes]))
 
 
 @pytest.mark.parametrize("format", BNB4.formats.values(), ids=lambda format: format.name)

@@ -15,7 +15,7 @@ import pytest
 
 import bitwright
 from bitwright import BitwrightError, Report, Sensitivity, Settings
-from bitwright.checkpoint.workdir import write_json
+from bitwright.checkpoint.output import write_json
 from bitwright.host.progress import Reporter
 from bitwright.report import charts
 from bitwright.report.charts import round_numbers

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from bitwright.checkpoint.headers import read_header
+from bitwright.checkpoint.output import write_failed, write_json
 from bitwright.checkpoint.tensors import read_tensor
 from bitwright.checkpoint.writer import ShardWriter, TensorPlan
 
@@ -27,7 +28,10 @@ class WorkDir:
     def __init__(self, directory: Path, key: str) -> None:
         """``key``: hash of the source, calibration and settings; another key uses another folder of ``directory``."""
         self.directory = directory / key
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_failed(directory, error) from error
 
     def path(self, piece: str) -> Path:
         return self.directory / piece
@@ -40,13 +44,17 @@ class WorkDir:
 
     def save_tensors(self, piece: str, tensors: dict[str, Tensor]) -> None:
         scratch = self.path(f".{piece}.partial")
-        writer = ShardWriter(scratch, [TensorPlan.like(name, tensor) for name, tensor in tensors.items()])
         try:
-            for name, tensor in tensors.items():
-                writer.put(name, tensor)
-        finally:
-            writer.release()
-        os.replace(scratch, self.path(piece))
+            writer = ShardWriter(scratch, [TensorPlan.like(name, tensor) for name, tensor in tensors.items()])
+            try:
+                for name, tensor in tensors.items():
+                    writer.put(name, tensor)
+            finally:
+                writer.release()
+            os.replace(scratch, self.path(piece))
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise write_failed(self.directory, error) from error
 
     def load_tensors(self, piece: str, prefix: str = "") -> dict[str, Tensor]:
         """The tensors of ``piece`` whose names begin with ``prefix``, by the rest of their names."""
@@ -60,11 +68,6 @@ class WorkDir:
         return json.loads(self.path(piece).read_text(encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; the file appears whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
 def finite(value: Any) -> Any:
     """``value`` for JSON, which knows no NaN and no infinity: null in their place."""
     if isinstance(value, dict):
@@ -72,10 +75,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text``; the file appears whole or not at all."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name need not be Unicode
-    os.replace(scratch, path)

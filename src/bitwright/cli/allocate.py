@@ -27,13 +27,15 @@ def run(
     from rich.table import Table
 
     from bitwright.allocate.allocate import allocate
+    from bitwright.checkpoint.output import require_text_place, write_text
     from bitwright.sensitivity import Sensitivity
 
+    require_text_place(output)
     table = Sensitivity.load(sensitivity)
     plan = allocate(
         table, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()), fused_groups=fused_groups
     )
-    output.write_text(plan.to_json(), encoding="utf-8")
+    write_text(output, plan.to_json())
     if json_:
         print(json.dumps(plan.to_dict(), indent=1))
         return

@@ -38,12 +38,13 @@ def run(
     trust_remote_code: common.Trust = False,
     plan: Annotated[str, typer.Option(help="Write this plan.json, which you may have edited, instead of choosing.")] = "",
     fused_groups: common.FusedGroups = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at OUT that Bitwright wrote.")] = False,
     compare: Annotated[bool, typer.Option(help="Also build and measure the ablations.")] = True,
     json_: common.Json = False,
 ) -> None:
     """Quantize SOURCE into the new directory OUT within a budget, and prove it against the 16-bit model."""
 
-    from bitwright.checkpoint.writer import beside
+    from bitwright.checkpoint.output import beside
     from bitwright.containers.registry import container_for
     from bitwright.host.progress import Reporter
     from bitwright.pipeline import quantize
@@ -75,6 +76,7 @@ def run(
         pins=tuple(set_ or ()),
         plan=plan or None,
         workdir=workdir or None,
+        overwrite=overwrite,
         settings=settings,
         reporter=Reporter(quiet=json_),
         command=tuple(sys.argv),

@@ -58,7 +58,9 @@ class Bitsandbytes(DirectoryContainer):
         heads = [weight for weight in spec.vocabulary if plan.choice(weight.name).format != SIXTEEN_BIT.name]
         if not heads:
             return super().plan_notes(spec, plan)
-        return (f"the output head is quantized: transformers reads that, vLLM does not; --set {heads[0].module}=16bit for vLLM",)
+        return (
+            f"the output head is quantized: transformers reads that, vLLM does not; --set {heads[0].module}=16bit for vLLM",
+        )
 
     def accepts(self, weight: Weight, format: Format) -> str | None:
         """Rows that are no multiple of 32 stop bitsandbytes 0.50 on processors that multiply bfloat16."""

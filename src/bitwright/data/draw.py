@@ -30,5 +30,5 @@ def drawn_at(mass: Float[Tensor, "T V"], uniform: Float[Tensor, "T S"]) -> Int[T
     inside = runs.gather(1, run[:, :, None].expand(-1, -1, DRAW_RUN)).double().cumsum(-1)
     before = upto.gather(1, run) - inside[:, :, -1]
     entry = torch.searchsorted(inside, (target - before)[:, :, None])[:, :, 0]
-    first, last = (inside <= 0).sum(-1), (inside < inside[:, :, -1:]).sum(-1)  # with any mass, for what rounding leads past them
+    first, last = ((inside <= 0).sum(-1), (inside < inside[:, :, -1:]).sum(-1))  # with any mass, lest rounding leads past them
     return run * DRAW_RUN + entry.maximum(first).minimum(last)

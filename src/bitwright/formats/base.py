@@ -7,7 +7,7 @@ container's business: it may permute bits and never rounds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -85,16 +85,3 @@ class Packed:
     @classmethod
     def of(cls, codes: Codes) -> Packed:
         return cls(codes.format, codes.shape, codes.tensors())
-
-    @classmethod
-    def join(cls, pieces: Sequence[Packed], common: Container[str] = ()) -> Packed:
-        """Rows of one weight, rounded some at a time, as one; ``common`` as in their Codes."""
-        import torch
-
-        first = pieces[0]
-        rows = sum(piece.shape[0] for piece in pieces)
-        tensors = {
-            name: tensor if name in common else torch.cat([piece.tensors[name] for piece in pieces])
-            for name, tensor in first.tensors.items()
-        }
-        return cls(first.format, (rows, *first.shape[1:]), tensors)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.checkpoint.workdir import WorkDir, content_hash, write_text
-from bitwright.checkpoint.writer import require_space
+from bitwright.checkpoint.output import require_space, write_text
+from bitwright.checkpoint.workdir import WorkDir, content_hash
 from bitwright.containers.gguf.imatrix import write_imatrix
 from bitwright.data.calibration import calibration_folds, calibration_of
 from bitwright.data.folds import Folds

@@ -7,7 +7,7 @@ the score of a change dE on a sample is sum_t g_t . dE[token_t], g_t being the g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any
@@ -136,8 +136,18 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         [unit * errors.moment_energy(i) for i in range(len(labels))],
     )
     common = [rounder_of(format, method.rounders).codes.common for format in formats]
-    joined = [Packed.join(pieces, same) for pieces, same in zip(kept, common, strict=True)]
-    return WeightScores(spec.name, feedback.damping, found), joined
+    whole = [joined(pieces, same) for pieces, same in zip(kept, common, strict=True)]
+    return WeightScores(spec.name, feedback.damping, found), whole
+
+
+def joined(pieces: Sequence[Packed], common: Container[str]) -> Packed:
+    """Rows of one weight, rounded some at a time, as one; ``common`` as in their Codes."""
+    rows = sum(piece.shape[0] for piece in pieces)
+    tensors = {
+        name: tensor if name in common else torch.cat([piece.tensors[name] for piece in pieces])
+        for name, tensor in pieces[0].tensors.items()
+    }
+    return Packed(pieces[0].format, (rows, *pieces[0].shape[1:]), tensors)
 
 
 def _rows_at_once(formats: Sequence[Format], n_cols: int, n_tokens: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitwright.checkpoint.output import atomic_outputs
 from bitwright.checkpoint.workdir import content_hash
-from bitwright.checkpoint.writer import atomic_outputs
 from bitwright.containers.rivals import Rival
 from bitwright.data.held_out import held_out
 from bitwright.evaluate.evaluate import Candidate, Text, compare
@@ -48,7 +48,7 @@ class Proof:
         rivals = self.missing()
         for path in rivals:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_outputs(list(rivals), self.measured.subject.container.suffix) as places:
+        with atomic_outputs(list(rivals), bool(self.measured.subject.container.suffix)) as places:
             write(self.measured, {place: plan, **dict(zip(places, rivals.values(), strict=True))})
 
     def missing(self) -> dict[Path, Plan]:

@@ -22,8 +22,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from torch import Tensor
 
 from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.checkpoint.output import beside
 from bitwright.checkpoint.tensors import read_bytes
-from bitwright.checkpoint.writer import beside
 from bitwright.containers.base import Container, Writer, require_same_weights
 from bitwright.containers.gguf.families import FAMILIES, Family
 from bitwright.containers.gguf.metadata import require_known_rope, rope_tensors, write_config
