@@ -46,6 +46,12 @@ class BitwrightError(Exception):
         self.finding = finding
 
 
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """What a library raised: the kind, and the first line of its words."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0][:most]}" if words else type(error).__name__
+
+
 def fail(rule: str, where: object, *, saw: str, wanted: str, help: str) -> BitwrightError:
     """The exception to raise for one broken rule."""
     return BitwrightError(Finding(rule, str(where), saw, wanted, help))

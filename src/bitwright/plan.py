@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import fail
+from bitwright.host.texts import read_object, record
 
 SCHEMA = "bitwright.plan/3"
 SIXTEEN = "16bit"  # the format of a weight that stays as it is
@@ -87,11 +88,12 @@ class Plan:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Plan:
         data = dict(data)
-        choices = tuple(Choice(**{**c, "rounding": Rounding(c["rounding"])}) for c in data.pop("choices"))
-        frontier = tuple(FrontierPoint(**point) for point in data.pop("frontier"))
+        choices = tuple(record(Choice, {**c, "rounding": Rounding(c["rounding"])}) for c in data.pop("choices"))
+        frontier = tuple(record(FrontierPoint, point) for point in data.pop("frontier"))
         broken = tuple(data.pop("broken_groups"))
         by_kind = tuple((str(kind), float(nats)) for kind, nats in data.pop("check_by_kind"))
-        return cls(choices=choices, frontier=frontier, broken_groups=broken, check_by_kind=by_kind, **data)
+        rest = {"choices": choices, "frontier": frontier, "broken_groups": broken, "check_by_kind": by_kind}
+        return record(cls, {**data, **rest})
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
@@ -100,7 +102,7 @@ class Plan:
     def load(cls, path: Path) -> Plan:
         """Read ``plan.json``; raises BitwrightError when it is not one."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_object(path)
             if data.get("schema") != SCHEMA:
                 raise ValueError(f"schema {data.get('schema')!r}")
             return cls.from_dict(data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import fail
+from bitwright.host.texts import read_object, record
 from bitwright.plan import SIXTEEN, Rounding
 
 SCHEMA = "bitwright.sensitivity/4"
@@ -110,17 +111,17 @@ class Sensitivity:
     def load(cls, path: Path) -> Sensitivity:
         """Read ``sensitivity.json``; raises BitwrightError when it is not one."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_object(path)
             if data.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             weights = []
             for weight in data.pop("weights"):
                 rows = tuple(_row(row) for row in weight.pop("rows"))
                 unavailable = tuple((f, why) for f, why in weight.pop("unavailable"))
-                weights.append(WeightRows(rows=rows, unavailable=unavailable, **weight))
+                weights.append(record(WeightRows, {**weight, "rows": rows, "unavailable": unavailable}))
             groups = tuple(Group(g["name"], tuple(g["weights"]), Shares(g["shares"])) for g in data.pop("groups"))
             serves = tuple(data.pop("serves"))
-            return cls(weights=tuple(weights), groups=groups, serves=serves, **data)
+            return record(cls, {**data, "weights": tuple(weights), "groups": groups, "serves": serves})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
                 "sensitivity/file",
@@ -132,4 +133,5 @@ class Sensitivity:
 
 
 def _row(data: dict[str, Any]) -> Row:
-    return Row(**{**data, "rounding": Rounding(data["rounding"]), "check_by_kind": tuple(data["check_by_kind"])})
+    by_kind = tuple(float(nats) for nats in data["check_by_kind"])
+    return record(Row, {**data, "rounding": Rounding(data["rounding"]), "check_by_kind": by_kind})

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.checkpoint.headers import TensorRef, read_headers, require_plain
+from bitwright.checkpoint.limits import require_limits
 from bitwright.errors import fail
+from bitwright.host.texts import UnreadableError, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,19 +32,19 @@ class Checkpoint:
         """Read config and headers. Raises BitwrightError when they are missing, broken or already quantized."""
         path = directory / "config.json"
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            config = None
-        if not isinstance(config, dict):
+            config = read_object(path)
+        except UnreadableError as error:
             raise fail(
                 "checkpoint/config",
                 path,
-                saw="missing or not a JSON object",
+                saw=str(error),
                 wanted="a model directory has a config.json",
                 help="name a directory written by save_pretrained, a hub id, a .gguf file, or demo",
-            )
-        if "quantization_config" in config:
-            method = (config["quantization_config"] or {}).get("quant_method", "unknown")
+            ) from None
+        require_limits(config, path)
+        if config.get("quantization_config") is not None:
+            stated = config["quantization_config"]
+            method = stated.get("quant_method", "unknown") if isinstance(stated, dict) else str(stated)[:40]
             raise fail(
                 "checkpoint/quantized",
                 path,

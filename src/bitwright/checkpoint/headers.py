@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.texts import UnreadableError, read_object
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -190,11 +191,8 @@ def _ref(path: Path, name: str, entry: Any, base: int, size: int, bad: Any) -> T
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        if not path.is_file():
-            raise ValueError("no plain file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise fail("checkpoint/json", path, saw="not a JSON object", wanted="a JSON object", help=f"download {path.name} again")
-    return value
+        return read_object(path)
+    except UnreadableError as error:
+        raise fail(
+            "checkpoint/json", path, saw=str(error), wanted="a JSON object", help=f"download {path.name} again"
+        ) from None

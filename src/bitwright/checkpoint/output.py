@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.texts import UnreadableError, read_object
 
 MARGIN_BYTES = 64 * 2**20  # kept free on the disk beside what is written
 MARK = ".bitwright"  # in a folder that we made and may remove; locked while a run works there
@@ -174,9 +175,8 @@ def _is_foreign(folder: Path) -> bool:
 def _is_ours(out: Path) -> bool:
     """Whether a run of ours wrote the model at ``out``."""
     try:
-        plan = json.loads(beside(out, PROOF).read_text(encoding="utf-8"))["plan"]
-        return str(plan["schema"]).startswith("bitwright.")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return str(read_object(beside(out, PROOF))["plan"]["schema"]).startswith("bitwright.")
+    except (UnreadableError, KeyError, TypeError):
         return False
 
 

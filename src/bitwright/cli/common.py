@@ -6,17 +6,20 @@ import functools
 import json
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from bitwright.containers.registry import CONTAINERS
-from bitwright.errors import BitwrightError, fail
+from bitwright.errors import BitwrightError, Finding, fail, in_one_line
 from bitwright.settings import Effort
 
 P = ParamSpec("P")
 R = TypeVar("R")
+INTERNAL = 70  # exit code of a mistake of ours: EX_SOFTWARE of sysexits.h
 
 Calibration = Annotated[
     str,
@@ -49,7 +52,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def guarded(run: Callable[P, R]) -> Callable[P, R]:
-    """Print a BitwrightError in its four parts and leave with exit code 2."""
+    """Print a BitwrightError in its four parts and leave with exit code 2; what else comes up is a mistake of ours: 70."""
 
     @functools.wraps(run)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -60,8 +63,31 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
                 print(json.dumps({"error": error.finding.to_dict()}, indent=1))
             print(error.finding, file=sys.stderr)
             raise typer.Exit(2) from None
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on where it was", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001 - the last guard: nobody shall read a traceback
+            print(_unexpected(error), file=sys.stderr)
+            raise typer.Exit(INTERNAL) from None
 
     return wrapped
+
+
+def _unexpected(error: Exception) -> Finding:
+    """What to say of an error that nobody foresaw; its traceback is kept in a file."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="bitwright-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return Finding(
+        "internal/unexpected",
+        "bitwright",
+        in_one_line(error),
+        "no error but those that Bitwright knows: this is a mistake of ours",
+        f"report it with {file.name}; nothing was written at OUT",
+    )
 
 
 def wide_console() -> Any:

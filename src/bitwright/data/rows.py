@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.texts import UnreadableError, parse_json, read_text
+
+MOST_BYTES = 2**31  # of a file of texts
 
 
 def read_texts(source: str, tokenizer: Any) -> list[str]:
@@ -42,15 +44,15 @@ def _rows(source: str) -> Iterable[Any]:
 
 
 def _plain_rows(path: Path) -> Iterable[Any]:
-    return [{"text": path.read_text(encoding="utf-8", errors="replace")}]
+    return [{"text": _text_of(path)}]
 
 
 def _jsonl_rows(path: Path) -> Iterable[Any]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError:
+                yield parse_json(line)
+            except UnreadableError:
                 raise fail(
                     "calibration/jsonl",
                     f"{path}:{number}",
@@ -58,6 +60,15 @@ def _jsonl_rows(path: Path) -> Iterable[Any]:
                     wanted="one JSON object per line",
                     help="repair the line or remove it",
                 ) from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path, MOST_BYTES)
+    except UnreadableError as error:
+        raise fail(
+            "calibration/text", path, saw=str(error), wanted="a text file in UTF-8", help="iconv -t UTF-8, or name another file"
+        ) from None
 
 
 def _parquet_rows(path: Path) -> Iterable[Any]:

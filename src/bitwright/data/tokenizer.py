@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitwright.errors import fail
+from bitwright.errors import fail, in_one_line
 
 
 def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
@@ -14,11 +14,11 @@ def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         raise fail(
             "calibration/tokenizer",
             directory,
-            saw=str(error).strip().splitlines()[0],
+            saw=in_one_line(error),
             wanted="a tokenizer beside the weights",
             help="copy tokenizer.json and tokenizer_config.json into the directory",
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 from bitwright.checkpoint.headers import INDEX_NAME, TensorRef, read_headers
 from bitwright.errors import BitwrightError, Finding
+from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.settings import text_config
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
@@ -55,14 +55,10 @@ class Model:
         if not path.is_file():
             return {}
         try:
-            value = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            self._note(name, f"{type(error).__name__}")
+            return read_object(path)
+        except UnreadableError as error:
+            self._note(name, str(error))
             return {}
-        if not isinstance(value, dict):
-            self._note(name, type(value).__name__)
-            return {}
-        return value
 
     def _note(self, name: str, saw: str) -> None:
         self.unreadable.append(Finding("files/json", name, saw, "a JSON object", f"download {name} again"))

@@ -70,8 +70,9 @@ def estimate(
     of their tensors. ``overhead``: bytes that the runtime takes beside the model, such as half a gigabyte of a CUDA context;
     told as workspace.
     """
-    text = text_config(source.config)
+    text: Config = {}
     try:
+        text = text_config(source.config)
         require_sizes(text)
         lines = tuple(_lines(source, text, memory, context, batch, cache_bits, plans or {}, overhead))
     except ODD as error:

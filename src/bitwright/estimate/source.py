@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bitwright.estimate.families import parts, parts_of_headers
 from bitwright.estimate.gguf_settings import gguf_config
 from bitwright.estimate.parts import Part
 from bitwright.host.places import cache_dir
+from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.settings import Config, text_config
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
@@ -103,14 +103,9 @@ def _formats(tensors: Iterable[tuple[str, int]]) -> str:
 
 def _json(path: Path, model: str) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe, which would be read for ever
-            raise _no_config(model, "no plain file")
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _no_config(model, type(error).__name__) from None
-    if not isinstance(config, dict):
-        raise _no_config(model, type(config).__name__)
-    return config
+        return read_object(path)
+    except UnreadableError as error:
+        raise _no_config(model, str(error)) from None
 
 
 def _no_config(model: str, saw: str) -> BitwrightError:

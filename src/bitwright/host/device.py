@@ -15,9 +15,9 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()  # which "meta" cannot do
         return device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise fail(
             "device/unknown",
             f"--device {name}",
@@ -40,7 +40,15 @@ def precision_of(name: str, device: torch.device) -> Precision:
 
     A processor without tiles for 16-bit numbers multiplies bfloat16 at half the speed of float32 or slower (docs/LOG.md).
     """
-    if name in ("float32", "bfloat16"):
+    if name not in ("auto", "float32", "bfloat16"):
+        raise fail(
+            "dtype/unknown",
+            f"--dtype {name}",
+            saw="not a type that is measured in",
+            wanted="auto, bfloat16 or float32",
+            help="--dtype auto",
+        )
+    if name != "auto":
         dtype = torch.float32 if name == "float32" else torch.bfloat16
         return Precision(dtype, dtype)
     narrow = device.type != "cpu" or torch.cpu._is_amx_tile_supported()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.checkpoint.checkpoint import Checkpoint
-from bitwright.errors import fail
+from bitwright.errors import fail, in_one_line
 from bitwright.models.names import match_names
 from bitwright.models.roles import describe, with_buffers
 from bitwright.models.skeleton import Skeleton
@@ -34,12 +34,12 @@ def open_model(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabula
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except Exception as error:
         raise fail(
             "model/class",
             checkpoint.directory / "config.json",
-            saw=str(error).strip().splitlines()[0],
-            wanted="a decoder-only model class of transformers",
+            saw=in_one_line(error),
+            wanted="a configuration that a decoder-only model class of transformers understands",
             help="if the model brings its own code and you trust it: --trust-remote-code",
         ) from error
     model.tie_weights()

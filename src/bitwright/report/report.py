@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from bitwright.errors import fail
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Entry, Verdict
 from bitwright.host.clock import Stage
+from bitwright.host.texts import read_object
 from bitwright.plan import Plan
 
 SCHEMA = "bitwright.report/2"
@@ -83,7 +83,7 @@ class Report:
     def load(cls, path: Path) -> Report:
         """Read ``report.json``; raises BitwrightError when it is not one."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_object(path)
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r}")
             return cls(

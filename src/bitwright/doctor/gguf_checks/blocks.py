@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from bitwright.checkpoint.gguf_header import GgufHeader
 from bitwright.errors import Finding
@@ -32,7 +33,8 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     held = {int(match[1]) for name in header.tensors if (match := BLOCK.match(name))}
     whole = isinstance(stated, int) and len(held) == stated and max(held, default=-1) == stated - 1
     if isinstance(stated, int) and held and not whole:
-        missing = [block for block in range(min(stated, max(held) + 2)) if block not in held][:3]
+        beyond = min(stated, max(held) + 2)
+        missing = list(islice((block for block in range(beyond) if block not in held), 3))
         saw = f"blocks {missing} are missing" if missing else f"block_count {stated}, tensors of block {max(held)}"
         yield Finding(
             "gguf/blocks",
