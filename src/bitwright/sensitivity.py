@@ -104,6 +104,20 @@ class Sensitivity:
         smallest = (min(row.nbytes for row in w.rows if row.rounding != Rounding.NEAREST) for w in self.weights)
         return self.kept_nbytes + sum(smallest)
 
+    def _require_whole(self) -> None:
+        """Raise ValueError unless every weight has its 16-bit and its stock row, and figures for all kinds of text or none."""
+        kinds = self.provenance.get("kinds", [])
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError("kinds of text are no list of names")
+        for weight in self.weights:
+            formats = {row.format for row in weight.rows}
+            if SIXTEEN not in formats or weight.stock not in formats:
+                raise ValueError(f"{weight.name[:80]} lacks a row")
+            if any(len(row.check_by_kind) not in (0, len(kinds)) for row in weight.rows):
+                raise ValueError(f"{weight.name[:80]} has figures of other kinds of text")
+            if any(row.nbytes < 0 or row.damage_nats < 0 for row in weight.rows):
+                raise ValueError(f"{weight.name[:80]} has a size or a damage below zero")
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
@@ -121,7 +135,9 @@ class Sensitivity:
                 weights.append(record(WeightRows, {**weight, "rows": rows, "unavailable": unavailable}))
             groups = tuple(Group(g["name"], tuple(g["weights"]), Shares(g["shares"])) for g in data.pop("groups"))
             serves = tuple(data.pop("serves"))
-            return record(cls, {**data, "weights": tuple(weights), "groups": groups, "serves": serves})
+            table = record(cls, {**data, "weights": tuple(weights), "groups": groups, "serves": serves})
+            table._require_whole()
+            return table
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
                 "sensitivity/file",

@@ -22,6 +22,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 
 PLAIN_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 PACKED_BYTES = {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # quantized checkpoints hold them
+LONGEST_NAME = 255  # bytes of a file name, on every common file system
 MAX_DIMS = 8  # of a tensor
 ITEM_BYTES = PLAIN_BYTES | PACKED_BYTES
 
@@ -73,11 +74,11 @@ def _read_sharded(directory: Path, index: Path) -> dict[str, TensorRef]:
     refs: dict[str, TensorRef] = {}
     for shard in sorted({str(value) for value in weight_map.values()}):
         path = directory / shard
-        if Path(shard).name != shard or shard in ("", ".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", "..") or len(shard.encode(errors="replace")) > LONGEST_NAME:
             raise fail(
                 "checkpoint/index-outside",
                 index,
-                saw=f"shard {shard!r}",
+                saw=f"shard {shard[:80]!r}",
                 wanted="the index names files of its own directory",
                 help="download the checkpoint again, from its author",
             )

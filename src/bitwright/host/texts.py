@@ -75,7 +75,7 @@ def read_object(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 def record(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass ``cls`` of ``values`` from JSON. Raises UnreadableError where a plain field holds another kind of value.
 
-    Checked are fields annotated ``int``, ``float``, ``str`` and ``bool``, with None where the annotation allows it.
+    Checked are fields annotated ``int``, ``float``, ``str``, ``bool`` and ``dict``, with None where the annotation allows it.
     """
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name in values and not _fits(str(field.type), values[field.name]):
@@ -89,5 +89,7 @@ def _fits(annotation: str, value: Any) -> bool:
         return True
     if kind == "float":
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    known = {"int": int, "str": str, "bool": bool}.get(kind)
+    if annotation == "dict[str, int]":
+        return isinstance(value, dict) and all(type(number) is int for number in value.values())
+    known = {"int": int, "str": str, "bool": bool, "dict[str, Any]": dict}.get(kind)
     return known is None or type(value) is known
