@@ -143,7 +143,7 @@ def _quantize(
 def _preflight(subject: Subject) -> None:
     """Raise BitwrightError where there is no text for the verdict, which would come out at the end."""
     settings = subject.settings
-    require_unseen(settings.held_out, settings.calibration)
+    require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
     held_out_samples(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
 
 

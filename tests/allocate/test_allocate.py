@@ -112,6 +112,25 @@ def test_pins_are_kept_and_bad_ones_refused(table: Sensitivity) -> None:
             allocate(table, pins=(wrong,))
 
 
+@pytest.mark.parametrize("nats", [float("nan"), float("inf"), 0.0, -1.0, 1e300])
+def test_a_damage_is_a_number(table: Sensitivity, nats: float) -> None:
+    with pytest.raises(BitwrightError, match="budget/damage"):
+        allocate(table, max_damage=nats)
+
+
+def test_two_answers_to_one_question_are_refused(table: Sensitivity) -> None:
+    with pytest.raises(BitwrightError, match="budget/two"):
+        allocate(table, "500MB", max_damage=0.1)
+    name = table.weights[0].name.removesuffix(".weight")
+    with pytest.raises(BitwrightError, match="allocate/pin") as caught:
+        allocate(table, pins=("*=16bit", f"{name}=nf4-b64-dq"))
+    assert "16bit already" in caught.value.finding.saw
+    assert allocate(table, "100%", pins=(f"{name}=16bit", f"{name}=16bit")).choice(table.weights[0].name).pinned
+    for budget in ("9" * 400 + "MB", "+" + "9" * 400 + "%", "9" * 400 + "bpw"):
+        with pytest.raises(BitwrightError, match="budget/syntax"):
+            allocate(table, budget)
+
+
 def test_impossible_budgets_name_the_limit(table: Sensitivity) -> None:
     least = table.kept_nbytes + sum(min(r.nbytes for r in w.rows if r.rounding != Rounding.NEAREST) for w in table.weights)
     with pytest.raises(BitwrightError, match="budget/minimum") as caught:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bitwright.data import self_written
 from bitwright.data.calibration import counts_of
-from bitwright.data.documentation import documentation
+from bitwright.data.documentation import documentation, passages
 from bitwright.data.folds import MIN_SAMPLES, fold
 from bitwright.data.held_out import held_out
 from bitwright.data.library_code import library_code
@@ -102,9 +102,12 @@ def test_folds_are_disjoint_and_reproducible() -> None:
     assert min(len(p) for p in (fold({"x": samples[:6]}, 0).rounding, fold({"x": samples[:6]}, 0).predicting)) == 2
 
 
-def test_documentation_halves_share_no_topic() -> None:
-    assert not set(documentation(0, 2)) & set(documentation(1, 2))
-    assert sum(map(len, documentation(1, 2))) > 100_000
+def test_documentation_halves_share_no_passage() -> None:
+    """Whole topics stand within others."""
+    first, second = (documentation(part, 2)[0] for part in (0, 1))
+    assert not set(passages(first)) & set(passages(second))
+    assert 0.8 < len(first) / len(second) < 1.25
+    assert len(documentation(0, 1)[0]) == pytest.approx(len(first) + len(second), rel=0.01)
 
 
 def test_a_model_writes_its_own_text(build: Build, tokenizer: PreTrainedTokenizerFast) -> None:

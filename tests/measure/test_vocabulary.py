@@ -95,6 +95,33 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
         assert scores[0].tolist() == pytest.approx(expected[weight.name], rel=2e-3)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_damage_of_a_head_is_the_divergence_itself(softcap: float | None) -> None:
+    """Large changes too, for which the quadratic form has no ceiling; positions that do not count add nothing."""
+    generator = torch.Generator().manual_seed(0)
+    states, head = torch.randn(30, 16, generator=generator), torch.randn(200, 16, generator=generator)
+    changes = [size * torch.randn(200, 16, generator=generator) for size in (0.01, 0.3, 3.0)]
+
+    def log_p(weight: torch.Tensor) -> torch.Tensor:
+        logits = states @ weight.t()
+        return (softcap * torch.tanh(logits / softcap) if softcap else logits).double().log_softmax(-1)
+
+    counts = torch.arange(30) % 4 != 0
+    sample = torch.arange(3).repeat_interleave(10)
+    logits = states @ head.t()
+    normalizer = (softcap * torch.tanh(logits / softcap) if softcap else logits).logsumexp(-1)
+    nothing = torch.empty(30, 0)
+    ends = Ends(sample, sample, nothing, nothing, states, normalizer, sample, counts.float(), softcap)
+    found = vocabulary._HeadDivergence(3, ends)
+    for rows in torch.arange(200).split(70):
+        found.add([change[rows] for change in changes], head[rows])
+    p = log_p(head)
+    for c, change in enumerate(changes):
+        kl = (p.exp() * (p - log_p(head + change))).sum(-1) * counts
+        expected = torch.stack([kl[sample == s].sum() for s in range(3)])
+        assert torch.allclose(found.as_scores(3)[c].square() / 2, expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("architecture", "container", "format", "kinds"),
     [

@@ -16,7 +16,9 @@ from bitwright.errors import BitwrightError, fail
 from bitwright.plan import SIXTEEN, Choice, FrontierPoint, Plan, Rounding
 from bitwright.sensitivity import Row, Sensitivity
 
+BUDGET = "+10%"  # unless another is asked for
 FRONTIER_POINTS = 24
+LARGEST_DAMAGE = 1e6  # nats per token, more than any model can lose
 DAMAGE_STEPS = 10**9  # resolution at which --max-damage is counted
 
 Allowed = Callable[[Row], bool]
@@ -34,7 +36,7 @@ def stock_or_16bit(row: Row) -> bool:
 
 def allocate(
     sensitivity: Sensitivity,
-    budget: str = "+10%",
+    budget: str = BUDGET,
     *,
     max_damage: float | None = None,
     pins: tuple[str, ...] = (),
@@ -50,6 +52,7 @@ def allocate(
     """
     free = _problem(sensitivity, pins, allowed)
     problem = free.fused(sensitivity) if fused_groups else free
+    _require_one_budget(budget, max_damage)
     text = budget if max_damage is None else f"damage <= {max_damage:g} nats"
     limit = None if max_damage is not None else budget_nbytes(budget, sensitivity)
     if limit is not None:
@@ -71,6 +74,17 @@ def allocate(
         return plan
     cost = _cost_of_groups(free, problem, plan) if fused_groups and sensitivity.groups else 0.0
     return replace(plan, frontier=_frontier(problem.options, sensitivity.kept_nbytes), fused_cost_nats=cost)
+
+
+def _require_one_budget(budget: str, max_damage: float | None) -> None:
+    if max_damage is not None and budget != BUDGET:
+        raise fail(
+            "budget/two",
+            f"--budget {budget} and --max-damage {max_damage:g}",
+            saw="bytes and a damage",
+            wanted="one limit: what is within both may not exist",
+            help="leave one of them out",
+        )
 
 
 def _cost_of_groups(free: Problem, fused: Problem, plan: Plan) -> float:
@@ -114,6 +128,10 @@ def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) 
             raise _bad_pin(pin, "the pattern matches no weight", "a pattern over module names, such as '*.down_proj'")
         for i in hits:
             kept = tuple(row for row in sensitivity.weights[i].rows if row.format == format and allowed(row))
+            if pinned[i] and rows[i] != kept:
+                raise _bad_pin(
+                    pin, f"{sensitivity.weights[i].name} is set to {rows[i][0].format} already", "one format a weight"
+                )
             if not kept:
                 why = dict(sensitivity.weights[i].unavailable).get(format, "not measured for it")
                 raise _bad_pin(pin, f"{sensitivity.weights[i].name}: {why}", "a format that can store the weight")
@@ -149,7 +167,7 @@ def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], lim
 
 def _least_bytes(groups: list[list[Option]], max_damage: float) -> Solution | None:
     """The knapsack with the roles of bytes and damage exchanged; 16 bit costs no damage, so it always has a solution."""
-    if max_damage <= 0:
+    if not 0 < max_damage < LARGEST_DAMAGE:
         raise fail(
             "budget/damage",
             "--max-damage",

@@ -19,16 +19,16 @@ def budget_nbytes(text: str, sensitivity: Sensitivity) -> int:
     text = text.strip()
     if match := re.fullmatch(r"like\s+(\S+)", text):
         return _like(match[1].upper(), sensitivity)
-    if match := re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s*%", text):
+    if match := re.fullmatch(r"([+-]?\d{1,9}(?:\.\d{1,9})?)\s*%", text):
         return int(sensitivity.stock_nbytes() * (1 + float(match[1]) / 100))
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*bpw", text, re.IGNORECASE):
+    if match := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*bpw", text, re.IGNORECASE):
         return sensitivity.kept_nbytes + int(float(match[1]) * sensitivity.n_parameters / 8)
-    if (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text, re.IGNORECASE)) and match[2].upper() in UNITS:
+    if (match := re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?i?b)", text, re.IGNORECASE)) and match[2].upper() in UNITS:
         return int(float(match[1]) * UNITS[match[2].upper()])
     raise fail(
         "budget/syntax",
         "--budget",
-        saw=repr(text),
+        saw=repr(text[:60]),
         wanted="a budget such as +10%, 0.5GB, 500MB or 4.6bpw",
         help="--budget +10%",
     )

@@ -34,7 +34,7 @@ EffortOption = Annotated[
 ]
 Sequences = Annotated[int | None, typer.Option(min=6, help="Calibration sequences, instead of what --effort gives.")]
 Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]
-Seed = Annotated[int, typer.Option(help="The same seed on the same machine gives the same bytes.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed on the same machine gives the same bytes.")]
 Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a killed run goes on from them.")]
 MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitwright.data.documentation import DOCUMENTATION, documentation
-from bitwright.data.rows import read_domains
+from bitwright.data.documentation import DOCUMENTATION, documentation, passages
+from bitwright.data.rows import read_domains, read_texts
 from bitwright.data.samples import Sample, cut
 from bitwright.errors import fail
 
 LEAST = 6
 LEAST_OF_DOMAIN = 2  # what an interval needs
+WORDS = ("mixed", "installed", "self", "code", DOCUMENTATION)  # for calibration that no file holds
+MOST_SHARED = 0.02  # of the passages of a text may be in another
 
 
 def held_out(tokenizer: Any, source: str, count: int, length: int) -> tuple[list[Sample], tuple[str, ...]]:
@@ -34,13 +36,22 @@ def held_out(tokenizer: Any, source: str, count: int, length: int) -> tuple[list
     return found, tuple(names)
 
 
-def require_unseen(source: str, calibration: str) -> None:
-    """Raise BitwrightError when the text of the verdict is the one that calibration reads."""
-    if source == calibration and source != DOCUMENTATION:
+def require_unseen(source: str, calibration: str, tokenizer: Any) -> None:
+    """Raise BitwrightError when the text of the verdict is what calibration reads, under whatever name, or shares much with it.
+
+    ``calibration``: a file or a datasets id; of the words of data/calibration.py none reads what ``source`` can name.
+    """
+    if calibration in WORDS or not calibration:
+        return
+    texts = documentation(1, 2) if source == DOCUMENTATION else read_texts(source, tokenizer)
+    wanted = [passage for text in texts for passage in passages(text)]
+    seen = {passage for text in read_texts(calibration, tokenizer) for passage in passages(text)}
+    shared = [passage for passage in wanted if passage in seen]
+    if sum(map(len, shared)) > MOST_SHARED * sum(map(len, wanted)):
         raise fail(
             "held-out/seen",
             f"--held-out {source}",
-            saw="the calibration text",
+            saw=f"{len(shared)} of its {len(wanted)} passages are calibration text too, such as {shared[0][:60]!r}",
             wanted="text that nothing else saw",
             help="name another file, or leave --held-out out",
         )

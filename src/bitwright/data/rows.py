@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
 from bitwright.errors import BitwrightError, fail
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
@@ -14,7 +15,7 @@ MOST_BYTES = 2**31  # of a file of texts
 
 def read_texts(source: str, tokenizer: Any) -> list[str]:
     """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template."""
-    return [_text_of_row(row, tokenizer, source) for row in _rows(source)]
+    return _texts_of(list(_rows(source)), tokenizer, source)
 
 
 def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
@@ -22,8 +23,8 @@ def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
     rows = list(_rows(source))
     named = all(isinstance(row, dict) and isinstance(row.get("domain"), str) for row in rows)
     domains: dict[str, list[str]] = {}
-    for row in rows:
-        domains.setdefault(row["domain"] if named else "", []).append(_text_of_row(row, tokenizer, source))
+    for row, text in zip(rows, _texts_of(rows, tokenizer, source), strict=True):
+        domains.setdefault(row["domain"] if named else "", []).append(text)
     return domains
 
 
@@ -114,23 +115,43 @@ def _needs(package: str, where: object) -> BitwrightError:
     )
 
 
-def _text_of_row(row: Any, tokenizer: Any, where: str) -> str:
-    if isinstance(row, dict) and isinstance(row.get("text"), str):
-        return str(row["text"])
-    if isinstance(row, dict) and isinstance(row.get("messages"), list):
-        if not tokenizer.chat_template:
+def _texts_of(rows: list[Any], tokenizer: Any, where: str) -> list[str]:
+    """The text of every row; all conversations go through the chat template together, which is a stranger's program."""
+    texts = [row["text"] if isinstance(row, dict) and isinstance(row.get("text"), str) else None for row in rows]
+    talks = [at for at, text in enumerate(texts) if text is None]
+    for at in talks:
+        _require_messages(rows[at], tokenizer, where)
+    if talks:
+        try:
+            rendered = render_with(tokenizer, [Conversation(rows[at]["messages"]) for at in talks])
+        except TemplateFailedError as error:
             raise fail(
                 "calibration/template",
                 where,
-                saw="chat messages, but the tokenizer has no chat template",
-                wanted="plain text for a base model",
-                help="give rows a text column",
-            )
-        return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
-    raise fail(
-        "calibration/row",
-        where,
-        saw=f"a row with {list(row) if isinstance(row, dict) else type(row).__name__}",
-        wanted="rows with a text or a messages column",
-        help="rename the column",
-    )
+                saw=f"the chat template fails: {error}",
+                wanted="a template that renders these messages",
+                help="bitwright doctor MODEL, or give rows a text column",
+            ) from None
+        for at, text in zip(talks, rendered, strict=True):
+            texts[at] = text
+    return [str(text) for text in texts]
+
+
+def _require_messages(row: Any, tokenizer: Any, where: str) -> None:
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise fail(
+            "calibration/row",
+            where,
+            saw=f"a row with {', '.join(map(str, row))[:80]}" if isinstance(row, dict) else f"a row that is {str(row)[:40]!r}",
+            wanted="rows with a text or a messages column",
+            help="rename the column",
+        )
+    if not tokenizer.chat_template:
+        raise fail(
+            "calibration/template",
+            where,
+            saw="chat messages, but the tokenizer has no chat template",
+            wanted="plain text for a base model",
+            help="give rows a text column",
+        )

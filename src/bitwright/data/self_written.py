@@ -8,10 +8,10 @@ from itertools import cycle
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import StaticCache
 
+from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
 from bitwright.data.draw import draw
 from bitwright.data.openings import openings
 from bitwright.data.tokenizer import bos_prefix
@@ -57,9 +57,11 @@ def _texts(model: Any, tokenizer: Any, count: int, length: int, seed: int, repor
 def _prompts(tokenizer: Any, length: int) -> list[list[int]]:
     """The openings as tokens. Raises BitwrightError where there is no room for them or the tokenizer reads nothing."""
     bos = bos_prefix(tokenizer)
+    texts = openings()
+    asked = iter(_asked([text for text, is_question in texts if is_question], tokenizer))
     found = []
-    for text, is_question in openings():
-        ids = _asked(text, tokenizer) if is_question else bos + tokenizer(text, add_special_tokens=False).input_ids
+    for text, is_question in texts:
+        ids = next(asked) if is_question else bos + tokenizer(text, add_special_tokens=False).input_ids
         found.append(ids[: length // 2])
     found = [ids for ids in found if len(ids) > len(bos)]
     if not found or length < LEAST_LENGTH:
@@ -73,15 +75,14 @@ def _prompts(tokenizer: Any, length: int) -> list[list[int]]:
     return found
 
 
-def _asked(question: str, tokenizer: Any) -> list[int]:
-    """The tokens of a question, up to where the answer begins."""
+def _asked(questions: list[str], tokenizer: Any) -> list[list[int]]:
+    """The tokens of each question, up to where the answer begins."""
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-    except (ValueError, TypeError, KeyError, TemplateError):  # no template, or one that fails: the doctor says what is wrong
-        return bos_prefix(tokenizer) + list(tokenizer(f"Question: {question}\nAnswer:", add_special_tokens=False).input_ids)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+        asked = render_with(tokenizer, [Conversation([{"role": "user", "content": one}], prompt=True) for one in questions])
+        return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in asked]
+    except TemplateFailedError:  # no template, or one that fails: the doctor says what is wrong
+        bos, plain = bos_prefix(tokenizer), [f"Question: {question}\nAnswer:" for question in questions]
+        return [bos + list(tokenizer(text, add_special_tokens=False).input_ids) for text in plain]
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

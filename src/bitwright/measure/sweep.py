@@ -154,6 +154,14 @@ class Sweep:
             gradient[b][i] = found[0].cpu()
             if self.skeleton.spec.vocabulary:
                 seen.append(state)
+        if not any(bool(part.any()) for part in gradient):
+            raise fail(
+                "measure/constant",
+                self.skeleton.path(self.blocks[-1]),
+                saw="the output does not change with what the blocks compute",
+                wanted="a model whose predictions depend on its input",
+                help="bitwright doctor MODEL --weights: a norm of zeros, or a head of zeros",
+            )
         if seen:
             rows = {name: [getattr(state, name).cpu() for state in seen] for name in vars(seen[0])}
             store.save_rows(self.work, store.HEAD_PIECE, rows)

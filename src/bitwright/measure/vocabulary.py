@@ -1,7 +1,8 @@
 """Round and score the weights whose rows are tokens: the embedding, the output head, or one matrix that is both.
 
-The head is a linear like any other, but its output gradient p - onehot(y) is as wide as the vocabulary; it is made again for
-some rows at a time from what the head saw. A row of the embedding is the input of the first block wherever its token stands:
+The head's logits are as wide as the vocabulary; they are made again for some rows at a time from what the head saw. What a
+change of a head alone costs is the divergence itself; a matrix that is the embedding too is scored as other linears are, by its
+output gradient p - onehot(y). A row of the embedding is the input of the first block wherever its token stands:
 the score of a change dE on a sample is sum_t g_t . dE[token_t], g_t being the gradient at the first block's input.
 """
 
@@ -30,6 +31,7 @@ from bitwright.plan import Rounding
 from bitwright.rounding.kernels.damping import Unseen
 
 LOGITS_BYTES = 64 * 2**20  # of the chunk of rows at work, in float32
+LARGEST_CHANGE = 80.0  # of a logit, whose exponential float32 still holds
 SCALE_TOLERANCE = 0.05  # how far an embedding may be from a multiple of its row, relatively: 16-bit arithmetic
 
 
@@ -106,6 +108,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     stock, formats = method.stock_of(spec), method.formats[spec.name]
     labels = [(f.name, Rounding.NEAREST) for f in stock] + [(f.name, Rounding.CALIBRATED) for f in formats]
     scores = torch.zeros(len(labels), len(sweep.n_scored), dtype=torch.float64)
+    exact = _HeadDivergence(len(labels), scoring) if spec.kind == Kind.HEAD else None
     errors = Errors(len(labels))
     kept: list[list[Packed]] = [[] for _ in formats]
     rows = _rows_at_once((*stock, *formats), spec.n_cols, len(scoring.ids))
@@ -118,7 +121,9 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         nearest = [rounder_of(f, method.rounders).nearest(matrix, f) for f in stock]
         changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
         errors.add(matrix, changes, moments.plain, feedback.moment)
-        if spec.kind != Kind.EMBEDDING:
+        if exact:
+            exact.add(changes, part.to(sweep.precision.work))
+        elif spec.kind != Kind.EMBEDDING:
             scores += _head_scores(changes, part.to(sweep.precision.work), start, scoring, scores.shape[1]).cpu()
         if spec.kind != Kind.HEAD:
             scores += _embedding_scores(changes, start, scoring, scores.shape[1], scale).cpu()
@@ -127,7 +132,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
             parts.append(Packed(packed.format, packed.shape, {n: t.cpu() for n, t in packed.tensors.items()}))
     found = figures(
         labels,
-        scores,
+        exact.as_scores(scores.shape[1]) if exact else scores,
         sweep.n_scored,
         len(sweep.folds.choosing),
         sweep.folds.kinds,
@@ -195,6 +200,40 @@ def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:
             help="--container bitsandbytes keeps it in 16 bit",
         )
     return scale
+
+
+class _HeadDivergence:
+    """KL(p || q) of every token and change of a head, summed up over chunks of its rows: nothing lies between a head and p, so
+    no quadratic form is needed, and no label is drawn. KL = log sum_v p_v exp(d_v) - sum_v p_v d_v, d the change of the logits.
+    """
+
+    def __init__(self, n_changes: int, ends: Ends) -> None:
+        self.ends = ends
+        self.of_exponents = torch.zeros(n_changes, len(ends.ids), dtype=torch.float64)
+        self.of_changes = torch.zeros_like(self.of_exponents)
+
+    def add(self, changes: list[Tensor], part: Tensor) -> None:
+        """``changes`` [R, K] of the rows ``part`` [R, K], which come in any order and each once."""
+        states = self.ends.states.to(part.device, part.dtype)
+        before = _capped((states @ part.t()).float(), self.ends.softcap)  # [M, R]
+        p = before.sub(self.ends.normalizer[:, None].to(part.device)).exp_()
+        for c, change in enumerate(changes):
+            moved = (states @ change.to(part.dtype).t()).float()
+            if self.ends.softcap:
+                moved = _capped(states.float() @ (part.float() + change).t(), self.ends.softcap) - before
+            self.of_changes[c] += (p * moved).sum(1, dtype=torch.float64).cpu()
+            self.of_exponents[c] += moved.clamp_(max=LARGEST_CHANGE).exp_().mul_(p).sum(1, dtype=torch.float64).cpu()
+
+    def as_scores(self, n_samples: int) -> Tensor:
+        """Numbers [C, S] whose squares are twice the divergence of all tokens of each sample, as those of Fisher scores are."""
+        kl = (self.of_exponents.log() - self.of_changes).clamp_(min=0)
+        kl[:, self.ends.energy == 0] = 0  # positions that do not count
+        total = torch.zeros(len(kl), n_samples, dtype=torch.float64)
+        return total.index_add_(1, self.ends.sample, 2 * kl).sqrt_()
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return softcap * torch.tanh_(logits.div_(softcap)) if softcap else logits
 
 
 def _head_scores(changes: list[Tensor], part: Tensor, start: int, ends: Ends, n_samples: int) -> Tensor:
