@@ -10,7 +10,7 @@ import torch
 from bitwright.evaluate.divergence import TokenFigures, agreed, bootstrap_interval, summarize, token_figures
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.reference import Reference, condense, load, save
+from bitwright.evaluate.reference import DamagedError, Reference, condense, load, save
 from bitwright.evaluate.verdict import Contender, judge
 
 
@@ -71,6 +71,18 @@ def test_reference_survives_the_disk_and_parts(tmp_path: Path) -> None:
     )
     assert torch.equal(in_parts.kl, token_figures(kept, q, ids).kl)
     assert torch.equal(Reference.join([kept.part(slice(0, 7)), kept.part(slice(7, 30))]).log_p, kept.log_p)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "empty"])
+def test_a_damaged_reference_is_known(tmp_path: Path, harm: str) -> None:
+    path, ids = tmp_path / "kept.safetensors", torch.arange(9)
+    save(path, [condense(torch.randn(10, 400), ids)], None)
+    data = bytearray(path.read_bytes())
+    if harm == "flipped":
+        data[-100] ^= 4
+    path.write_bytes(bytes({"cut": data[:-50], "flipped": data, "empty": b""}[harm]))
+    with pytest.raises(DamagedError):
+        load(path)
 
 
 def test_domains_have_lines_of_their_own() -> None:

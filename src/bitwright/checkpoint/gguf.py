@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 
+from bitwright.checkpoint.cached import kept_folder, sha256
 from bitwright.checkpoint.gguf_header import read_gguf_header
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail, in_one_line
+
+LONGEST_STEM = 100  # characters of a file's name that go into that of its folder
 
 
 def convert_gguf(path: Path, cache: Path) -> Path:
@@ -18,27 +19,19 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     not sound or of an architecture that transformers does not read.
     """
     read_gguf_header(path)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    target = cache / "gguf" / f"{path.stem}-{digest[:16]}"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    target = cache / "gguf" / f"{path.stem[:LONGEST_STEM]}-{sha256(path)[:16]}"
     try:
-        _convert(path.resolve(), scratch)
-        scratch.replace(target)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        return kept_folder(target, partial(_convert, path.resolve()))
+    except BitwrightError:
+        raise
+    except Exception as error:  # whatever the library raises for a stranger's file
         raise fail(
             "source/gguf",
             path,
-            saw=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            saw=in_one_line(error),
             wanted="a GGUF file of an architecture that transformers reads",
             help="name the 16-bit model directory that the file was made from",
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _convert(path: Path, out: Path) -> None:

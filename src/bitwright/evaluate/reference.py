@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.data.draw import drawn_at
 
 LIKELIEST = 256  # tokens kept exactly; a vocabulary of no more is kept whole
+DIGEST = "sha256"  # of the tensors, in the metadata of a kept file
 SAMPLES = 32  # tokens drawn from the tail
 
 
@@ -72,6 +75,18 @@ def condense(logits: Tensor, next_ids: Tensor, likeliest: int = LIKELIEST, sampl
     return Reference(*[tensor.cpu() for tensor in kept])
 
 
+class DamagedError(Exception):
+    """A kept file that must be made again."""
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def save(path: Path, references: list[Reference], greedy: Tensor | None) -> None:
     """Write the references of several texts; the file appears whole or not at all."""
     tensors = {f.name: torch.cat([getattr(reference, f.name) for reference in references]) for f in fields(Reference)}
@@ -81,15 +96,22 @@ def save(path: Path, references: list[Reference], greedy: Tensor | None) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, scratch)
+        save_file(tensors, scratch, metadata={DIGEST: _digest(tensors)})
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[list[Reference], Tensor | None]:
-    """What ``save`` wrote."""
-    tensors = load_file(path)
+    """What ``save`` wrote. Raises DamagedError for a file that is not whole, or no longer what was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get(DIGEST)
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(str(error)) from None
+    if written != _digest(tensors):
+        raise DamagedError("its content has changed")
     greedy, lengths = tensors.pop("greedy", None), tensors.pop("lengths").tolist()
     parts = {name: torch.split(tensor, lengths) for name, tensor in tensors.items()}
     return [Reference(**{name: part[s] for name, part in parts.items()}) for s in range(len(lengths))], greedy

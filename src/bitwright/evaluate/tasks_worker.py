@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.figures import TaskScore
+from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
 from bitwright.runtimes.registry import load
 
@@ -91,6 +92,7 @@ def _mean(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
+    end_with_parent()
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
     logging.disable(logging.WARNING)
     out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from bitwright.checkpoint.cached import alone
 from bitwright.checkpoint.workdir import finite
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.reference import Reference, condense
+from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
+from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
 from bitwright.runtimes.registry import load
 
@@ -58,13 +60,16 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     prompts = prompts_of(texts)
     longest = max(*map(len, texts), prompts.shape[1] + count)
     kept = Path(job["reference_file"])
-    if not kept.exists():
-        model = load(job["reference"], device, longest)
-        stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
-        found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
-        save_reference(kept, found, model.greedy(prompts, count) if count else None)
-        del model, stream, found
-    references, wanted = load_reference(kept)
+    with alone(kept):  # two first uses at once: one waits
+        known = _kept(kept, reporter)
+        if known is None:
+            model = load(job["reference"], device, longest)
+            stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
+            found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
+            save_reference(kept, found, model.greedy(prompts, count) if count else None)
+            del model, stream, found
+            known = load_reference(kept)
+    references, wanted = known
     results = []
     for candidate in job["candidates"]:
         model = load(candidate, device, longest)
@@ -78,6 +83,18 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     return results
 
 
+def _kept(path: Path, reporter: Reporter) -> tuple[list[Reference], torch.Tensor | None] | None:
+    """What is kept of the reference; None where there is nothing, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return load_reference(path)
+    except DamagedError as error:
+        reporter.say(f"note: {path.name} in the cache is damaged ({error}) and is made again")
+        path.unlink()
+        return None
+
+
 def prompts_of(texts: list[Tensor]) -> Tensor:
     """The first PROMPT_TOKENS of every text that has so many, or as many as the longest has: [P, T]."""
     length = min(PROMPT_TOKENS, max(len(text) for text in texts))
@@ -85,6 +102,7 @@ def prompts_of(texts: list[Tensor]) -> Tensor:
 
 
 def main() -> None:
+    end_with_parent()
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
