@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check clean
+.PHONY: demo test check fuzz clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,10 +16,13 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/bitwright quantize demo $(DEMO_OUT)
+	$(BIN)/bitwright quantize demo $(DEMO_OUT) --overwrite
 
 test: $(VENV)/installed check
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz --seconds 600
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

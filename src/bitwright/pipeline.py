@@ -166,8 +166,8 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
     """
     root = Path(workdir)
     output = Path(output) if output else root / "report.html"
-    require_text_place(output)
     found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
+    require_text_place(output)
     if found.plan.provenance != sensitivity.provenance:
         raise fail(
             "report/other-run",
