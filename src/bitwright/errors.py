@@ -26,15 +26,15 @@ class Finding:
     severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        where, saw, wanted, help = (_printable(part) for part in (self.where, self.saw, self.wanted, self.help))
+        where, saw, wanted, help = (printable(part) for part in (self.where, self.saw, self.wanted, self.help))
         return f"{self.severity}[{self.rule}]: {wanted}\n  {where}: {saw}\n  help: {help}"
 
     def to_dict(self) -> dict[str, str]:
         return asdict(self)
 
 
-def _printable(text: str) -> str:
-    """Without control characters and half characters, with which a model could write over the terminal."""
+def printable(text: str) -> str:
+    """``text`` without control characters and half characters, with which a model could write over the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

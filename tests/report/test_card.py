@@ -129,3 +129,15 @@ def test_a_gguf_file_is_shown_with_its_own_runtimes(report: Report, tmp_path: Pa
     assert "ollama create llama -f llama.Modelfile" in found.text
     assert "`llama.report.html`" in found.text
     assert "AutoModelForCausalLM" not in found.text
+
+
+@pytest.mark.parametrize(
+    "name", ["a\n# Free money", "<script>alert(1)</script>", 'x"); import os #', "`rm`", "[click](http://x)"]
+)
+def test_names_of_people_are_shown_and_nothing_else(report: Report, tmp_path: Path, name: str) -> None:
+    provenance = {**report.provenance, "calibration": name}
+    text = card(replace(report, out=name, provenance=provenance), "demo", tmp_path)
+    assert "\n# Free money" not in text
+    assert "<script>" not in text
+    assert '"); import' not in text
+    assert "](http://x)" not in text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded, wide_console
+from bitwright.cli.common import guarded, print_plain, wide_console
 
 
 @guarded
@@ -47,14 +48,13 @@ def run(
     for point in plan.frontier:
         view.add_row(f"{point.nbytes / 1e6:.1f}", f"{100 * (point.nbytes / stock - 1):+.1f} %", f"{point.damage_nats:.5f}")
     console.print(view)
+    say = partial(print_plain, console)
     for choice in plan.choices:
         if choice.reason:
-            console.print(f"{choice.weight.removesuffix('.weight')}  {choice.reason}", highlight=False, soft_wrap=True)
-    console.print(
+            say(f"{choice.weight.removesuffix('.weight')}  {choice.reason}")
+    say(
         f"\n{output}: {plan.nbytes / 1e6:.2f} MB ({100 * (plan.nbytes / stock - 1):+.1f} % against {table.stock}), "
         f"{plan.bits_per_weight(table.n_parameters):.2f} bits per weight, predicted {plan.check_nats:.4f} nats "
         f"(+- {plan.check_stderr:.4f}), gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
-        f"{plan.price_nats_per_mb:.2g} nats",
-        highlight=False,
-        soft_wrap=True,
+        f"{plan.price_nats_per_mb:.2g} nats"
     )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from bitwright.containers.registry import CONTAINERS
-from bitwright.errors import BitwrightError, Finding, fail, in_one_line
+from bitwright.errors import BitwrightError, Finding, fail, in_one_line, printable
 from bitwright.settings import Effort
 
 P = ParamSpec("P")
@@ -96,6 +96,11 @@ def wide_console() -> Any:
 
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+def print_plain(console: Any, text: str) -> None:
+    """Print ``text``, which may hold names from files and commands, as it stands and without control characters."""
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def size_nbytes(text: str) -> int | None:

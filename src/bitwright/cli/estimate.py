@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded, size_nbytes, wide_console
+from bitwright.cli.common import guarded, print_plain, size_nbytes, wide_console
 from bitwright.models.settings import MOST_LAYERS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def run(
     if len(found.n_by_role) > 1:
         console.print(", ".join(f"{role} {count / 1e9:.3f}" for role, count in found.n_by_role.items()))
     for note in found.notes:
-        console.print(f"note: {note}")
+        print_plain(console, f"note: {note}")
     console.print(_formats(found.lines, bool(memory)))
     if memory:
         best = found.best
@@ -146,9 +146,11 @@ def _table(titles: list[str], rows: list[list[str]]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    from bitwright.errors import printable
+
     view = Table(box=None, header_style="bold", pad_edge=False)
     for title in titles:
         view.add_column(title, justify="right" if title else "left")
     for first, *others in rows:
-        view.add_row(escape(first), *others)
+        view.add_row(escape(printable(first)), *others)
     return view

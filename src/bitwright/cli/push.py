@@ -24,6 +24,7 @@ def run(
     from rich.markup import escape
     from rich.table import Table
 
+    from bitwright.errors import printable
     from bitwright.push.push import push
 
     files, address = push(out, repo, private=private, dry_run=dry_run)
@@ -35,7 +36,7 @@ def run(
     view.add_column("file")
     view.add_column("MB", justify="right")
     for file in files:
-        view.add_row(escape(file.name), f"{file.nbytes / 1e6:.2f}")
+        view.add_row(escape(printable(file.name)), f"{file.nbytes / 1e6:.2f}")
     console = wide_console()
     console.print(view)
     total = sum(file.nbytes for file in files) / 1e6

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bitwright.cli import common
-from bitwright.cli.common import guarded, settings_of, wide_console
+from bitwright.cli.common import guarded, print_plain, settings_of, wide_console
 from bitwright.settings import Effort
 
 
@@ -89,7 +89,5 @@ def run(
     console.print(table(report.verdict.entries, report.verdict.stock), soft_wrap=True)
     console.print()
     for line in (*sentences(report), *(f"note: {note}" for note in report.notes)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.html')}", markup=False, soft_wrap=True
-    )
+        print_plain(console, line)
+    print_plain(console, f"\n{out}  {report.seconds:.0f} s; every figure and reason: {beside(out, 'report.html')}")

@@ -16,6 +16,7 @@ def run(
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write. Default: report.html in WORKDIR.")] = "",
 ) -> None:
     """Draw the report page of a finished run again."""
+    from bitwright.errors import printable
     from bitwright.pipeline import report
 
-    typer.echo(report(workdir, output or None))
+    typer.echo(printable(str(report(workdir, output or None))))

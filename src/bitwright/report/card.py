@@ -12,12 +12,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from bitwright.checkpoint.demo import DEMO_LICENSE, DEMO_MODEL
 from bitwright.containers.registry import container_of
 from bitwright.doctor.model import Model
+from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
 
 TAKEN_OVER = ("license", "license_name", "license_link", "language")  # from the source's own card
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+MARKUP = re.compile(r"[\\`*_{}\[\]<>()#|!~]")
+UNSAFE_IN_CODE = re.compile(r"[^\w.+\- ]")
 PLAIN = re.compile(r"[\w.:/ -]+")  # a licence, a language, a link
 
 
@@ -92,10 +95,11 @@ def _is_chat(directory: Path) -> bool:
 
 def _text(report: Report, data: ModelCardData, chat: bool) -> str:
     gained, done, trust = sentences(report)
+    of_text = report.provenance["calibration"]
     of = f" of {data.base_model}" if data.base_model else ""
     formats = Counter(choice.format for choice in report.plan.choices)
     rows = "\n".join(f"| {name} | {count} |" for name, count in formats.most_common())
-    return f"""# {Path(report.out).name}
+    return f"""# {_plain(Path(report.out).name)}
 
 A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/bitwright/). {gained}
 
@@ -105,7 +109,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 
 ## Use
 
-{container_of(report.plan.container).usage(Path(report.out).name, chat)}
+{container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat)}
 
 ## What is in it
 
@@ -115,15 +119,25 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 |---|---|
 {rows}
 
-`{_beside(report, "report.html")}` shows every weight, the format it got and why;
-`{_beside(report, "report.json")}` holds the same figures for programs. Calibrated on {report.provenance["calibration"]}
+`{_in_code(_beside(report, "report.html"))}` shows every weight, the format it got and why;
+`{_in_code(_beside(report, "report.json"))}` holds the same figures for programs. Calibrated on {_plain(of_text)}
 ({report.provenance["sequences"]} sequences of {report.provenance["length"]} tokens, seed {report.provenance["seed"]}).
 
 ## Limits
 
 A quantized model has the abilities, the biases and the licence of the model it was made from, and is a little further from
-it than the figures of one text can say: they were measured on {Path(report.provenance["held_out"]["source"]).name}.
+it than the figures of one text can say: they were measured on {_plain(Path(report.provenance["held_out"]["source"]).name)}.
 """
+
+
+def _plain(text: str) -> str:
+    """Words that a person or a file chose, as Markdown that shows them and nothing else."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(printable(text).split()))
+
+
+def _in_code(name: str) -> str:
+    """A name inside code: what could end the code or a string in it is left out."""
+    return UNSAFE_IN_CODE.sub("", printable(name))
 
 
 def _figures(report: Report) -> str:

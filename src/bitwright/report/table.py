@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from bitwright.errors import printable
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Entry
 from bitwright.plan import NOISE_FLOOR
@@ -28,10 +29,15 @@ def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
             size = f"{entry.bits_per_weight:.2f}"
         ratio = "" if stock is None else f"{d.kl / max(stock.divergence.kl, LEAST_NATS):.3f}"
         continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
-        view.add_row(escape(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
+        view.add_row(_shown(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
         for domain in d.domains:
-            view.add_row(f"  {escape(domain.label)}", "", "", *_cells(domain, ""))
+            view.add_row(f"  {_shown(domain.label)}", "", "", *_cells(domain, ""))
     return view
+
+
+def _shown(name: str) -> str:
+    """A name from a file or a command, as text and nothing else."""
+    return escape(printable(name))
 
 
 def _cells(d: Divergence, ratio: str) -> list[str]:
@@ -56,8 +62,8 @@ def task_table(entries: tuple[Entry, ...]) -> Table:
         for s in entry.tasks:
             apart = ["", ""] if entry is entries[0] else [f"{100 * s.difference:+.1f} %", f"{100 * s.difference_stderr:.1f}"]
             view.add_row(
-                escape(entry.label),
-                escape(s.task),
+                _shown(entry.label),
+                _shown(s.task),
                 s.metric,
                 f"{100 * s.value:.1f} %",
                 f"{100 * s.stderr:.1f}",
