@@ -7,7 +7,7 @@ from typing import Any
 from bitwright.data.documentation import DOCUMENTATION, documentation, passages
 from bitwright.data.rows import read_domains, read_texts
 from bitwright.data.samples import Sample, cut
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail
 
 LEAST = 6
 LEAST_OF_DOMAIN = 2  # what an interval needs
@@ -43,15 +43,21 @@ def require_unseen(source: str, calibration: str, tokenizer: Any) -> None:
     """
     if calibration in WORDS or not calibration:
         return
+    if source == calibration:
+        raise _seen(source, "the calibration text itself")
     texts = documentation(1, 2) if source == DOCUMENTATION else read_texts(source, tokenizer)
     wanted = [passage for text in texts for passage in passages(text)]
     seen = {passage for text in read_texts(calibration, tokenizer) for passage in passages(text)}
     shared = [passage for passage in wanted if passage in seen]
     if sum(map(len, shared)) > MOST_SHARED * sum(map(len, wanted)):
-        raise fail(
-            "held-out/seen",
-            f"--held-out {source}",
-            saw=f"{len(shared)} of its {len(wanted)} passages are calibration text too, such as {shared[0][:60]!r}",
-            wanted="text that nothing else saw",
-            help="name another file, or leave --held-out out",
-        )
+        raise _seen(source, f"{len(shared)} of its {len(wanted)} passages are calibration text too, such as {shared[0][:60]!r}")
+
+
+def _seen(source: str, saw: str) -> BitwrightError:
+    return fail(
+        "held-out/seen",
+        f"--held-out {source}",
+        saw=saw,
+        wanted="text that nothing else saw",
+        help="name another file, or leave --held-out out",
+    )
