@@ -76,6 +76,7 @@ def quantize(
     container = container_of(settings.container)
     require_suffix(out, container)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
+    require_apart(out, (Path(source),), work_root)
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
         report = _quantize(source, claim, budget, max_damage, pins, plan, work_root, settings, reporter, command)
         if not workdir:

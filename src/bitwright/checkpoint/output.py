@@ -47,7 +47,12 @@ class Output:
         """Raise BitwrightError where nothing can be created."""
         if not self.path.name or self.path.name == "..":
             raise fail("output/name", repr(str(self.path)), saw="no name", wanted="OUT names what to create", help="OUT/NAME")
-        if self.path.is_symlink():
+        try:
+            link = self.path.is_symlink()
+            self.path.exists()
+        except OSError as error:  # a name longer than the file system takes
+            raise write_failed(self.path, error) from error
+        if link:
             raise fail(
                 "output/link",
                 self.path,
@@ -166,6 +171,8 @@ def owned(folder: Path, where: Path, ours: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if ours and folder.is_dir() and [path.name for path in folder.iterdir()] == [MARK]:  # nothing was begun
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_foreign(folder: Path) -> bool:
@@ -206,13 +213,17 @@ def remove(out: Path) -> None:
 
 def require_apart(out: Path, sources: Sequence[Path], work: Path) -> None:
     """Raise BitwrightError where ``out`` is or lies in what is read, or the work directory is ``out`` or lies within."""
-    place = out.resolve()
-    for source in sources:
-        if source.exists() and source.resolve() in (place, *place.parents):
+    try:
+        place, work = out.resolve(), work.resolve()
+        read = [source for source in sources if source.exists()]
+    except OSError as error:  # a name longer than the file system takes
+        raise write_failed(out, error) from error
+    for source in read:
+        if source.resolve() in (place, *place.parents):
             raise fail(
                 "output/source", out, saw=f"inside {source}", wanted="OUT lies outside the source", help="name an OUT beside it"
             )
-    if place in (work.resolve(), *work.resolve().parents):
+    if place in (work, *work.parents):
         raise fail(
             "output/workdir",
             out,

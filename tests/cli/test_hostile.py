@@ -1,0 +1,121 @@
+"""Odd directories before `quantize`: an error in four parts and exit code 2, before anything slow, and nothing half written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from bitwright.cli.main import app
+from tests.conftest import Build
+
+Change = Callable[[Path], None]
+
+
+def setting(file: str = "config.json", **values: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / file
+        data = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**data, **values}))
+
+    return change
+
+
+def content(file: str, data: bytes) -> Change:
+    return lambda folder: (folder / file).write_bytes(data) and None
+
+
+def pipe(file: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / file).unlink(missing_ok=True)
+        os.mkfifo(folder / file)
+
+    return change
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+CASES: dict[str, Change] = {
+    "a million layers": setting(num_hidden_layers=10**6),
+    "layers as text": setting(num_hidden_layers="2"),
+    "layers as a fraction": setting(num_hidden_layers=2.5),
+    "no layers": setting(num_hidden_layers=0),
+    "layers null": setting(num_hidden_layers=None),
+    "NaN for a size": setting(hidden_size=float("nan")),
+    "a negative size": setting(hidden_size=-64),
+    "a list for a size": setting(intermediate_size={"a": 1}),
+    "zero heads": setting(num_attention_heads=0),
+    "heads that do not divide": setting(num_attention_heads=7),
+    "a vocabulary beyond the matrix": setting(vocab_size=10**9),
+    "a vocabulary of text": setting(vocab_size="many"),
+    "another class": setting(model_type="bert", architectures=["BertModel"]),
+    "no class": setting(model_type=["llama"]),
+    "an activation that is none": setting(hidden_act="rm -rf"),
+    "a million layer types": setting(layer_types=["full_attention"] * 200_000),
+    "rope of another type": setting(rope_parameters="default"),
+    "config a list": content("config.json", b"[1, 2]"),
+    "config nested": content("config.json", DEEP),
+    "config in UTF-16": content("config.json", '{"model_type": "llama"}'.encode("utf-16")),
+    "config empty": content("config.json", b""),
+    "config a pipe": pipe("config.json"),
+    "tokenizer a list": content("tokenizer_config.json", b"[]"),
+    "tokenizer nested": content("tokenizer.json", DEEP),
+    "tokenizer cut short": content("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"a'),
+    "tokenizer of numbers": content("tokenizer.json", b"123"),
+    "weights cut short": lambda folder: os.truncate(folder / "model.safetensors", 2000),
+    "weights a pipe": pipe("model.safetensors"),
+    "weights text": content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+    "an index of nothing": content("model.safetensors.index.json", b'{"weight_map": {"a": "b"}}'),
+    "an index that leads out": content("model.safetensors.index.json", b'{"weight_map": {"a": "../../etc/passwd"}}'),
+    "an index of long names": content("model.safetensors.index.json", json.dumps({"weight_map": {"a": "x" * 5000}}).encode()),
+    "quantized already": setting(quantization_config={"quant_method": "bitsandbytes"}),
+    "quantized in words": setting(quantization_config="nf4"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_refused_in_words(build: Build, tmp_path: Path, name: str) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(build("llama"), source)
+    CASES[name](source)
+    result = CliRunner().invoke(app, ["quantize", str(source), str(out), "--calibration", "documentation", "--json"])
+    assert result.exit_code == 2, (result.output, result.stderr)
+    error = json.loads(result.stdout)["error"]
+    assert all(error[part] for part in ("rule", "where", "saw", "wanted", "help"))
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{out}", "--seed", "9" * 23],
+        ["{out}", "--max-damage", "nan"],
+        ["{out}", "--max-damage", "0.1", "--budget", "500MB"],
+        ["{out}", "--budget", "9" * 400 + "GB"],
+        ["{out}", "--dtype", "float8"],
+        ["{out}", "--device", "meta"],
+        ["{out}", "--workdir", "{file}"],
+        ["{file}"],
+        ["{out}", "--calibration", "x" * 5000],
+        ["x" * 5000],
+        ["{source}/out"],
+        ["{source}"],
+        ["."],
+    ],
+)
+def test_odd_options_are_refused_in_words(build: Build, tmp_path: Path, words: list[str]) -> None:
+    source, file = tmp_path / "source", tmp_path / "file"
+    shutil.copytree(build("llama"), source)
+    file.write_text("mine")
+    known = {"{out}": str(tmp_path / "out"), "{file}": str(file), "{source}": str(source)}
+    given = [known.get(word, word.replace("{source}", str(source))) for word in words]
+    before = sorted(path.name for path in source.iterdir())
+    result = CliRunner().invoke(app, ["quantize", str(source), *given])
+    assert result.exit_code == 2, (result.output, result.stderr)
+    assert "Traceback" not in result.output + result.stderr
+    assert file.read_text() == "mine"
+    assert sorted(path.name for path in source.iterdir()) == before
+    assert not (tmp_path / "out").exists()
