@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,11 @@ from bitwright.errors import fail
 def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str]) -> Any:
     """What ``python -m module`` answers to ``job``, both through files in ``folder``.
 
-    ``paths`` are the models that an error names. Raises BitwrightError when the process fails, with the last line it wrote.
+    ``paths`` are the models of the job. Raises BitwrightError when the process fails, with the last line it wrote; it names
+    the model that was at work, which the process says in ``job["at"]``.
     """
-    job_path, out_path, errors = folder / "job.json", folder / "out.json", folder / "errors.txt"
-    job_path.write_text(json.dumps(job), encoding="utf-8")
+    job_path, out_path, errors, at = (folder / name for name in ("job.json", "out.json", "errors.txt", "at.txt"))
+    job_path.write_text(json.dumps(job | {"at": str(at)}), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_path), str(out_path)]
     environment = {**os.environ, "TQDM_DISABLE": "1"}  # bars of libraries; ours tell what there is to tell
     with open(errors, "w", encoding="utf-8") as log:
@@ -27,9 +29,17 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         raise fail(
             "evaluate/process",
-            ", ".join(paths),
-            saw=f"exit code {done.returncode}: {lines[-1]}",
+            at.read_text(encoding="utf-8") if at.exists() else ", ".join(paths),
+            saw=f"{_end(done.returncode)}: {lines[-1][:300]}",
             wanted="the stock runtime loads and runs every model",
             help="load the model by hand to see the whole message",
         )
     return json.loads(out_path.read_text(encoding="utf-8"))
+
+
+def _end(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in {*signal.Signals} else str(-code)
+    return f"ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")

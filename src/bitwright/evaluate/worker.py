@@ -63,6 +63,7 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     with alone(kept):  # two first uses at once: one waits
         known = _kept(kept, reporter)
         if known is None:
+            _say_at(job, job["reference"])
             model = load(job["reference"], device, longest)
             stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
             found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
@@ -72,6 +73,7 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     references, wanted = known
     results = []
     for candidate in job["candidates"]:
+        _say_at(job, candidate)
         model = load(candidate, device, longest)
         stream = reporter.track(model.logits(texts), f"evaluate {candidate['label']}", len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
@@ -81,6 +83,12 @@ def run(job: dict[str, Any]) -> list[Divergence]:
         results.append(line)
         del model, stream
     return results
+
+
+def _say_at(job: dict[str, Any], candidate: dict[str, Any]) -> None:
+    """Note which model is at work, for the message if this process dies of it."""
+    if "at" in job:
+        Path(job["at"]).write_text(f"{candidate['label']} ({candidate['path']})", encoding="utf-8")
 
 
 def _kept(path: Path, reporter: Reporter) -> tuple[list[Reference], torch.Tensor | None] | None:
