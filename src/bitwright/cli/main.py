@@ -23,6 +23,7 @@ def main() -> None:
     """Silence what libraries print before they are loaded."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings repeat what a model's files say, as they say it
 
 
 if __name__ == "__main__":

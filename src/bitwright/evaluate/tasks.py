@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from bitwright.errors import BitwrightError, fail
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.process import run_worker
+from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 
 def score(
@@ -58,9 +58,9 @@ def score(
 def read_questions(path: Path) -> list[dict[str, Any]]:
     """The lines of a .jsonl file: ``question``, ``choices`` (two or more) and ``answer`` (index of the right one)."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at what JSON allows in a string
-    except (OSError, UnicodeDecodeError) as error:
-        raise _bad(str(path), f"{type(error).__name__}") from None
+        lines = read_text(path).split("\n")  # splitlines() would also cut at what JSON allows in a string
+    except UnreadableError as error:
+        raise _bad(str(path), str(error)) from None
     questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise _bad(str(path), "no questions")
@@ -69,9 +69,9 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 
 def _question(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         question, choices, answer = row["question"], row["choices"], row["answer"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise _bad(where, line[:60]) from None
     texts = isinstance(question, str) and isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
     if not texts or len(choices) < 2 or type(answer) is not int or not 0 <= answer < len(choices):
