@@ -12,6 +12,7 @@ from bitwright.errors import fail
 from bitwright.host.texts import read_object, record
 from bitwright.plan import SIXTEEN, Rounding
 
+LARGEST = 1e9  # nats per token, more than any change costs
 SCHEMA = "bitwright.sensitivity/4"
 
 
@@ -109,14 +110,17 @@ class Sensitivity:
         kinds = self.provenance.get("kinds", [])
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
             raise ValueError("kinds of text are no list of names")
+        if not self.weights:
+            raise ValueError("no weights")
         for weight in self.weights:
             formats = {row.format for row in weight.rows}
             if SIXTEEN not in formats or weight.stock not in formats:
                 raise ValueError(f"{weight.name[:80]} lacks a row")
             if any(len(row.check_by_kind) not in (0, len(kinds)) for row in weight.rows):
                 raise ValueError(f"{weight.name[:80]} has figures of other kinds of text")
-            if any(row.nbytes < 0 or row.damage_nats < 0 for row in weight.rows):
-                raise ValueError(f"{weight.name[:80]} has a size or a damage below zero")
+            nats = [n for row in weight.rows for n in (row.damage_nats, row.damage_stderr, row.check_nats, row.check_stderr)]
+            if any(row.nbytes < 0 for row in weight.rows) or not all(0 <= n < LARGEST for n in nats):
+                raise ValueError(f"{weight.name[:80]} has a size or a damage that no weight has")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"

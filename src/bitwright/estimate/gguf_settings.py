@@ -84,7 +84,7 @@ def _recurrent(config: Config, stated: Any) -> Config:
     """Sizes of recurrent states."""
     kernel, inner, state = (_one(stated(f"ssm.{key}")) for key in ("conv_kernel", "inner_size", "state_size"))
     heads, groups = (_one(stated(f"ssm.{key}")) or 1 for key in ("time_step_rank", "group_count"))
-    if not all(isinstance(size, int) and size > 0 for size in (kernel, inner, state, heads, groups, config["hidden_size"])):
+    if not all(isinstance(size, int) and size > 0 for size in (kernel, inner, state, heads, groups, config.get("hidden_size"))):
         return {}
     if config["model_type"] in DELTA:
         return {
