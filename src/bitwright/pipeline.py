@@ -14,7 +14,6 @@ from bitwright.checkpoint.headers import read_headers
 from bitwright.checkpoint.open import local_directory, open_checkpoint
 from bitwright.checkpoint.output import (
     PROOF,
-    Claim,
     Output,
     beside,
     owned,
@@ -73,72 +72,56 @@ def quantize(
     BitwrightError, with nothing at ``out`` or what was there before, when any rule is broken.
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
+    clock = Clock()
     container = container_of(settings.container)
     require_suffix(out, container)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     require_apart(out, (Path(source),), work_root)
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
-        report = _quantize(source, claim, budget, max_damage, pins, plan, work_root, settings, reporter, command)
+        given = Plan.load(Path(plan)) if plan else None
+        subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
+        require_apart(out, (subject.source.checkpoint.directory,), work_root)
+        _preflight(subject)
+        if not given:
+            require_unedited(work_root)
+
+        def choose(table: Sensitivity, frontier: bool) -> Plan:
+            if given:
+                return edited(table, given, Path(plan or ""), settings.fused_groups)
+            return allocate(
+                table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups
+            )
+
+        blank = choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
+        require_space(out, blank.nbytes, "OUT")
+        for note in subject.notes:
+            reporter.say(f"note: {note}")
+        measured = measure_subject(subject, work_root, reporter)
+        clock.lap("measure")
+        chosen = choose(measured.sensitivity, frontier=True)
+        clock.lap("allocate")
+        if not given:
+            keep_plan(work_root, chosen)
+        proof = Proof.of(measured, chosen, work_root, reporter)
+        require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
+        with claim.made() as place:
+            proof.write(chosen, place)
+            clock.lap("write")
+            verdict = proof.verdict(chosen, place, may_replace=given is None)
+            if verdict.shipped != RESULT:
+                chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
+                remove(place)
+                write(measured, {place: chosen})
+            check = proof.check(place)
+            clock.lap("prove")
+            report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
+            report = _with_pages(report, measured, str(source), place)
+            write_json(beside(place, "report.json"), report.to_dict())
+            write_json(beside(place, PROOF), {"plan": chosen.to_dict(), "provenance": report.provenance})
+        write_json(work_root / "report.json", report.to_dict())
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
-    return report
-
-
-def _quantize(
-    source: str | Path,
-    claim: Claim,
-    budget: str,
-    max_damage: float | None,
-    pins: tuple[str, ...],
-    plan: str | Path | None,
-    work_root: Path,
-    settings: Settings,
-    reporter: Reporter,
-    command: tuple[str, ...],
-) -> Report:
-    """The job, in a place that this run holds."""
-    clock, out = Clock(), claim.output.path
-    given = Plan.load(Path(plan)) if plan else None
-    subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
-    require_apart(out, (Path(source), subject.source.checkpoint.directory), work_root)
-    _preflight(subject)
-    if not given:
-        require_unedited(work_root)
-
-    def choose(table: Sensitivity, frontier: bool) -> Plan:
-        if given:
-            return edited(table, given, Path(plan or ""), settings.fused_groups)
-        return allocate(table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups)
-
-    blank = choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
-    require_space(out, blank.nbytes, "OUT")
-    for note in subject.notes:
-        reporter.say(f"note: {note}")
-    measured = measure_subject(subject, work_root, reporter)
-    clock.lap("measure")
-    chosen = choose(measured.sensitivity, frontier=True)
-    clock.lap("allocate")
-    if not given:
-        keep_plan(work_root, chosen)
-    proof = Proof.of(measured, chosen, work_root, reporter)
-    require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
-    place = claim.begin()
-    proof.write(chosen, place)
-    clock.lap("write")
-    verdict = proof.verdict(chosen, place, may_replace=given is None)
-    if verdict.shipped != RESULT:
-        chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
-        remove(place)
-        write(measured, {place: chosen})
-    check = proof.check(place)
-    clock.lap("prove")
-    report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
-    report = _with_pages(report, measured, str(source), place)
-    write_json(beside(place, "report.json"), report.to_dict())
-    write_json(beside(place, PROOF), {"plan": chosen.to_dict(), "provenance": report.provenance})
-    claim.finish()
-    write_json(work_root / "report.json", report.to_dict())
-    return report
+        return report
 
 
 def _preflight(subject: Subject) -> None:

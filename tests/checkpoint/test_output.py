@@ -111,13 +111,12 @@ def test_only_what_is_ours_is_replaced_and_only_when_asked(tmp_path: Path, name:
     with pytest.raises(BitwrightError, match="output/exists") as caught, Output(out, is_file(name)).claimed():
         pytest.fail("claimed")
     assert "--overwrite" in caught.value.finding.help
-    with pytest.raises(RuntimeError), Output(out, is_file(name), overwrite=True).claimed() as claim:
-        make(claim.begin(), "half")
+    with pytest.raises(RuntimeError), Output(out, is_file(name), overwrite=True).claimed() as claim, claim.made() as place:
+        make(place, "half")
         raise RuntimeError
     assert found(tmp_path) == before
-    with Output(out, is_file(name), overwrite=True).claimed() as claim:
-        make(claim.begin(), "new")
-        claim.finish()
+    with Output(out, is_file(name), overwrite=True).claimed() as claim, claim.made() as place:
+        make(place, "new")
     assert {text for text in found(tmp_path).values() if text != OURS} == {"new"}
     assert set(found(tmp_path)) == set(before)
 
@@ -134,8 +133,8 @@ def test_hidden_folders_of_a_person_are_left_alone(tmp_path: Path) -> None:
 
 
 def _hold(out: Path, begun: str) -> None:
-    with Output(out, out.suffix == ".gguf", overwrite=True).claimed() as claim:
-        make(claim.begin(), "half")
+    with Output(out, out.suffix == ".gguf", overwrite=True).claimed() as claim, claim.made() as place:
+        make(place, "half")
         Path(begun).touch()
         time.sleep(60)
 
@@ -183,33 +182,44 @@ def test_killed_while_texts_are_put_in_place(tmp_path: Path, monkeypatch: pytest
         except KeyboardInterrupt:
             assert killed
     assert len(done) == min(stop, 4)
-    with Output(out, True, overwrite=not killed).claimed() as claim:
-        make(claim.begin(), "second")
-        claim.finish()
+    with Output(out, True, overwrite=not killed).claimed() as claim, claim.made() as place:
+        make(place, "second")
     assert {text for text in found(tmp_path).values() if text != OURS} == {"second"}
 
 
-def test_killed_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was to be replaced comes back."""
+@pytest.mark.parametrize("end", ["stopped", "refused", "killed"])
+def test_between_two_renames_what_was_to_be_replaced_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """At once after Ctrl-C and where the disk refuses, and with the next run after SIGKILL."""
     out, real = tmp_path / "out", os.rename
     with atomic_output(out, is_file=False) as place:
         make(place, "old")
+    error = {"stopped": KeyboardInterrupt, "refused": BitwrightError, "killed": KeyboardInterrupt}[end]
 
     def rename(source: object, target: object) -> None:
         if target == out and str(source).endswith("made"):
-            raise KeyboardInterrupt
+            raise OSError(5, "Input/output error") if end == "refused" else KeyboardInterrupt
         real(source, target)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(output.os, "rename", rename)
-        patch.setattr(output.shutil, "rmtree", lambda *_, **__: None)
-        with pytest.raises(KeyboardInterrupt), Output(out, False, overwrite=True).claimed() as claim:
-            make(claim.begin(), "new")
-            claim.finish()
-    assert not out.exists()
+        if end == "killed":
+            patch.setattr(output.shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(Output, "_restore", lambda _: None)
+        with pytest.raises(error), Output(out, False, overwrite=True).claimed() as claim, claim.made() as place:
+            make(place, "new")
+    assert out.exists() == (end != "killed")
     with pytest.raises(BitwrightError, match="output/exists"), Output(out, False).claimed():
         pytest.fail("claimed")
     assert {text for text in found(out).values() if text != OURS} == {"old"}
+
+
+def test_errors_of_the_job_are_not_said_of_the_disk(tmp_path: Path) -> None:
+    """What reading a source raises has nothing to do with the output."""
+    with pytest.raises(FileNotFoundError), Output(tmp_path / "out", False).claimed():
+        (tmp_path / "nothing").read_text()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_is_apart_from_what_is_read_and_from_the_work(tmp_path: Path) -> None:

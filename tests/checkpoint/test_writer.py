@@ -11,6 +11,7 @@ from bitwright.checkpoint.headers import INDEX_NAME, read_headers
 from bitwright.checkpoint.tensors import read_tensor
 from bitwright.checkpoint.workdir import WorkDir, content_hash
 from bitwright.checkpoint.writer import SafetensorsWriter, TensorPlan
+from bitwright.errors import BitwrightError
 
 TENSORS = {f"t{i}": torch.randn(10, i + 1).to(dtype) for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16))}
 
@@ -52,3 +53,20 @@ def test_a_work_piece_is_whole_or_absent(tmp_path: Path) -> None:
         work.save_tensors("broken", {"a": torch.ones(1), "b": None})  # type: ignore[dict-item]
     assert not work.has("broken")
     assert WorkDir(tmp_path, content_hash("a", 2)).directory != work.directory
+
+
+def test_a_full_disk_in_the_work_directory_leaves_no_half_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = WorkDir(tmp_path, content_hash("a", 1))
+    work.save_tensors("piece", TENSORS)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ShardWriter, "put", full)
+        with pytest.raises(BitwrightError, match="No space left"):
+            work.save_tensors("other", TENSORS)
+    assert {path.name for path in work.directory.iterdir()} == {"piece"}
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BitwrightError, match="output/write"):
+        WorkDir(tmp_path / "file", "key")

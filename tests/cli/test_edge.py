@@ -21,7 +21,7 @@ def test_no_traceback_on_the_terminal(monkeypatch: pytest.MonkeyPatch, error: Ba
     assert "Traceback" not in result.stderr
     assert "\x1b" not in result.stderr
     if code == common.INTERNAL:
-        kept = Path(re.search(r"report it with (\S+\.txt)", result.stderr)[1])  # type: ignore[index]
+        kept = Path(re.search(r"report it, with (\S+\.txt)", result.stderr)[1])  # type: ignore[index]
         assert "ZeroDivisionError" in kept.read_text()
         kept.unlink()
     else:

@@ -104,6 +104,7 @@ def test_it_is_refused_in_words(build: Build, tmp_path: Path, name: str) -> None
         ["{source}/out"],
         ["{source}"],
         ["."],
+        ["{out}", "--held-out", "x" * 5000],
     ],
 )
 def test_odd_options_are_refused_in_words(build: Build, tmp_path: Path, words: list[str]) -> None:
@@ -119,3 +120,9 @@ def test_odd_options_are_refused_in_words(build: Build, tmp_path: Path, words: l
     assert file.read_text() == "mine"
     assert sorted(path.name for path in source.iterdir()) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_with_a_name_longer_than_any_file_has(tmp_path: Path) -> None:
+    for verb in (["quantize", "x" * 5000, str(tmp_path / "out")], ["estimate", "x" * 5000], ["doctor", "x" * 5000]):
+        result = CliRunner().invoke(app, verb)
+        assert result.exit_code == 2, (verb[0], result.output, result.stderr)

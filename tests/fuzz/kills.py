@@ -19,6 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.conftest import COMMON, byte_tokenizer
+
 JOB = """
 import sys
 import bitwright
@@ -35,28 +40,9 @@ TIMES = ("report.json", "report.html", "README.md")  # hold seconds
 
 def model(folder: Path) -> Path:
     """A tiny llama with a tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE(unk_token="<unk>"))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        ["nothing"], trainers.BpeTrainer(vocab_size=320, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet)
-    )
-    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=320,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**COMMON)).bfloat16().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -81,8 +81,8 @@ def _require_one_budget(budget: str, max_damage: float | None) -> None:
         raise fail(
             "budget/two",
             f"--budget {budget} and --max-damage {max_damage:g}",
-            saw="bytes and a damage",
-            wanted="one limit: what is within both may not exist",
+            saw="two limits",
+            wanted="one limit, in bytes or in damage",
             help="leave one of them out",
         )
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from bitwright.checkpoint.output import write_failed
 
-MANIFEST = ".whole.json"  # in a kept folder: what it holds, by size, and a hash of it
+MANIFEST = ".whole.json"  # in a kept folder: the size of each file that it was left with
 
 
 @contextmanager

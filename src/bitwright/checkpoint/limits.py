@@ -8,7 +8,7 @@ from typing import Any
 from bitwright.errors import fail
 
 MOST_LAYERS = 2_000  # of a stack
-LARGEST = 2**31  # of any other size
+LARGEST = 10**9  # of any other size
 PARTS = ("text_config", "vision_config", "llm_config", "audio_config")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers", "decoder_layers")
 SIZES = (

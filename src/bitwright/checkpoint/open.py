@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bitwright.checkpoint.checkpoint import Checkpoint
@@ -23,15 +24,15 @@ def local_directory(source: str | Path) -> Path:
     path = Path(text).expanduser()
     if text == "demo":
         return convert_gguf(demo_gguf(cache_dir()), cache_dir())
-    if path.is_dir():
+    if os.path.isdir(path):  # false, and no exception, for a name longer than any file has
         return path
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.isfile(path):
         return convert_gguf(path, cache_dir())
     if not is_hub_id(text):
         raise fail(
             "source/unknown",
-            text,
-            saw="a file that is not .gguf" if path.exists() else "no such directory or file",
+            text[:200],
+            saw="a file that is not .gguf" if os.path.exists(path) else "no such directory or file",
             wanted="the source is a model directory, a .gguf file, a hub id (owner/name) or demo",
             help="bitwright quantize demo OUT",
         )

@@ -49,7 +49,6 @@ class Output:
             raise fail("output/name", repr(str(self.path)), saw="no name", wanted="OUT names what to create", help="OUT/NAME")
         try:
             link = self.path.is_symlink()
-            self.path.exists()
         except OSError as error:  # a name longer than the file system takes
             raise write_failed(self.path, error) from error
         if link:
@@ -89,21 +88,23 @@ class Output:
 
     @contextmanager
     def claimed(self) -> Iterator[Claim]:
-        """Hold the place: a second run is told at once. What is made appears at ``Claim.finish``, and nothing without it."""
+        """Hold the place for a whole run: a second one is told at once. What is made appears at the end of ``Claim.made``."""
         self.require_place()
         with owned(self.scratch, self.path):
             try:
-                replaced = self.scratch / REPLACED
-                if replaced.exists() and not os.path.lexists(self.path):  # killed between two renames
-                    os.rename(replaced, self.path)
+                self._restore()
                 self.require_free()
-                for part in (self.scratch / MADE, replaced):
-                    shutil.rmtree(part, ignore_errors=True)
                 yield Claim(self)
-            except OSError as error:
-                raise write_failed(self.path, error) from error
             finally:
-                shutil.rmtree(self.scratch, ignore_errors=True)
+                self._restore()
+                if not (self.scratch / PLACING).exists():  # else the next run has to know what is ours
+                    shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _restore(self) -> None:
+        """Put back what was to be replaced, where the new one did not come to its place."""
+        replaced = self.scratch / REPLACED
+        if replaced.exists() and not os.path.lexists(self.path):
+            os.rename(replaced, self.path)
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,31 @@ class Claim:
 
     output: Output
 
-    def begin(self) -> Path:
-        """The path where the model is to be made: a new directory, or a file that is not there yet in one."""
-        made = self.output.scratch / MADE
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        return made / self.output.path.name if self.output.is_file else made
+    @contextmanager
+    def made(self) -> Iterator[Path]:
+        """Where to make the model, a new directory or a file that is not there yet; put in place when the block ends well.
 
-    def finish(self) -> None:
+        What the disk refuses in the block is said of the output.
+        """
+        made = self.output.scratch / MADE
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            yield made / self.output.path.name if self.output.is_file else made
+            self._place(made, self.output.path.absolute())
+        except OSError as error:
+            raise write_failed(self.output.path, error) from error
+
+    def _place(self, made: Path, out: Path) -> None:
         """Put in place what was made; the model itself at last."""
-        made, out = self.output.scratch / MADE, self.output.path.absolute()
         _sync(made)
+        placing = self.output.scratch / PLACING
         if self.output.is_file:
             paths = sorted(made.iterdir(), key=lambda path: path.name == out.name)
-            (self.output.scratch / PLACING).write_text("\n".join(path.name for path in paths), encoding="utf-8")
+            placing.write_text("\n".join(path.name for path in paths), encoding="utf-8")
             for path in paths:
                 os.replace(path, out.parent / path.name)
+            placing.unlink()
         else:
             if out.exists() and any(out.iterdir()):
                 os.rename(out, self.output.scratch / REPLACED)
@@ -146,8 +156,8 @@ def owned(folder: Path, where: Path, ours: bool = True) -> Iterator[None]:
         raise fail(
             "output/foreign",
             folder,
-            saw="not made by Bitwright",
-            wanted="its own hidden folders are free, or left by another run",
+            saw="there already, and not made by Bitwright",
+            wanted="this hidden name is free for the work of the run",
             help="rename it, or name another OUT",
         )
     try:
@@ -190,9 +200,8 @@ def _is_ours(out: Path) -> bool:
 @contextmanager
 def atomic_output(out: Path, is_file: bool) -> Iterator[Path]:
     """Where to make ``out``, which is there when the block ends well, with what was written beside it; else nothing is."""
-    with Output(out, is_file).claimed() as claim:
-        yield claim.begin()
-        claim.finish()
+    with Output(out, is_file).claimed() as claim, claim.made() as place:
+        yield place
 
 
 @contextmanager
@@ -215,11 +224,10 @@ def require_apart(out: Path, sources: Sequence[Path], work: Path) -> None:
     """Raise BitwrightError where ``out`` is or lies in what is read, or the work directory is ``out`` or lies within."""
     try:
         place, work = out.resolve(), work.resolve()
-        read = [source for source in sources if source.exists()]
     except OSError as error:  # a name longer than the file system takes
         raise write_failed(out, error) from error
-    for source in read:
-        if source.resolve() in (place, *place.parents):
+    for source in sources:
+        if os.path.exists(source) and source.resolve() in (place, *place.parents):
             raise fail(
                 "output/source", out, saw=f"inside {source}", wanted="OUT lies outside the source", help="name an OUT beside it"
             )

@@ -57,7 +57,7 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(run)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return run(*args, **kwargs)
+            return _said_by_the_system(run, *args, **kwargs)
         except BitwrightError as error:
             if kwargs.get("json_"):
                 print(json.dumps({"error": error.finding.to_dict()}, indent=1))
@@ -66,13 +66,27 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on where it was", file=sys.stderr)
+            print("\nstopped; what is finished is kept, and the same command goes on from it", file=sys.stderr)
             raise typer.Exit(130) from None
         except Exception as error:  # noqa: BLE001 - the last guard: nobody shall read a traceback
             print(_unexpected(error), file=sys.stderr)
             raise typer.Exit(INTERNAL) from None
 
     return wrapped
+
+
+def _said_by_the_system(run: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run; what the system refuses, such as a name that is too long or a file that may not be read, is an error in words."""
+    try:
+        return run(*args, **kwargs)
+    except OSError as error:
+        raise fail(
+            "system/refused",
+            str(error.filename or "")[:200] or "the system",
+            saw=error.strerror or in_one_line(error),
+            wanted="files and folders that the system lets us use",
+            help="check the name and its permissions, or name another",
+        ) from error
 
 
 def _unexpected(error: Exception) -> Finding:
@@ -85,8 +99,8 @@ def _unexpected(error: Exception) -> Finding:
         "internal/unexpected",
         "bitwright",
         in_one_line(error),
-        "no error but those that Bitwright knows: this is a mistake of ours",
-        f"report it with {file.name}; nothing was written at OUT",
+        "this is a mistake in Bitwright, not in what you typed",
+        f"report it, with {file.name}",
     )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitwright.checkpoint.limits import MOST_LAYERS
 from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, size_nbytes, wide_console
-from bitwright.models.settings import MOST_LAYERS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitwright.data.calibration import SHARES_OF, WORDS
 from bitwright.data.documentation import DOCUMENTATION, documentation, passages
 from bitwright.data.rows import read_domains, read_texts
 from bitwright.data.samples import Sample, cut
@@ -11,7 +12,6 @@ from bitwright.errors import BitwrightError, fail
 
 LEAST = 6
 LEAST_OF_DOMAIN = 2  # what an interval needs
-WORDS = ("mixed", "installed", "self", "code", DOCUMENTATION)  # for calibration that no file holds
 MOST_SHARED = 0.02  # of the passages of a text may be in another
 
 
@@ -41,7 +41,7 @@ def require_unseen(source: str, calibration: str, tokenizer: Any) -> None:
 
     ``calibration``: a file or a datasets id; of the words of data/calibration.py none reads what ``source`` can name.
     """
-    if calibration in WORDS or not calibration:
+    if not calibration or calibration in SHARES_OF or calibration in WORDS:
         return
     if source == calibration:
         raise _seen(source, "the calibration text itself")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from bitwright.data.chat_template import Conversation, TemplateFailedError, rend
 from bitwright.errors import BitwrightError, fail
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
+LONGEST_ID = 200  # characters of a datasets id
 MOST_BYTES = 2**31  # of a file of texts
 
 
@@ -30,13 +32,13 @@ def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
 
 def _rows(source: str) -> Iterable[Any]:
     path = Path(source).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # false, and no exception, for a name longer than any file has
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
         return readers.get(path.suffix, _plain_rows)(path)
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if os.path.exists(path) or len(source) > LONGEST_ID or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise fail(
             "calibration/source",
-            source,
+            source[:LONGEST_ID],
             saw="no such file",
             wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
             help="check the path, or leave --calibration out",

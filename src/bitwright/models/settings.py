@@ -11,6 +11,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from bitwright.checkpoint.limits import LARGEST, MOST_LAYERS
+
 Config = dict[str, Any]
 FULL, SLIDING, RECURRENT, CONVOLUTION, BOTH, NONE = "full", "sliding", "recurrent", "convolution", "both", "none"
 KINDS = {  # what configurations call a layer that mixes tokens
@@ -26,8 +28,6 @@ KINDS = {  # what configurations call a layer that mixes tokens
     "mlp": NONE,
     "moe": NONE,
 }
-MOST_LAYERS = 10_000
-LARGEST = 10**9  # of any size
 NEEDED = ("hidden_size", "vocab_size")
 SIZES = (
     *NEEDED,
