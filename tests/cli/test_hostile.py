@@ -37,6 +37,15 @@ def pipe(file: str) -> Change:
     return change
 
 
+def endless_pattern(folder: Path) -> None:
+    """A regular expression that takes exponentially many steps on ordinary words."""
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    split = {"type": "Split", "pattern": {"Regex": r"(\w+\s?)+$"}, "behavior": "Isolated", "invert": False}
+    data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, data["pre_tokenizer"]]}
+    path.write_text(json.dumps(data))
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 CASES: dict[str, Change] = {
     "a million layers": setting(num_hidden_layers=10**6),
@@ -65,6 +74,7 @@ CASES: dict[str, Change] = {
     "tokenizer nested": content("tokenizer.json", DEEP),
     "tokenizer cut short": content("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"a'),
     "tokenizer of numbers": content("tokenizer.json", b"123"),
+    "a pattern without end": endless_pattern,
     "weights cut short": lambda folder: os.truncate(folder / "model.safetensors", 2000),
     "weights a pipe": pipe("model.safetensors"),
     "weights text": content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
@@ -126,3 +136,16 @@ def test_a_source_with_a_name_longer_than_any_file_has(tmp_path: Path) -> None:
     for verb in (["quantize", "x" * 5000, str(tmp_path / "out")], ["estimate", "x" * 5000], ["doctor", "x" * 5000]):
         result = CliRunner().invoke(app, verb)
         assert result.exit_code == 2, (verb[0], result.output, result.stderr)
+
+
+def test_a_model_that_no_format_can_store(build: Build, tmp_path: Path) -> None:
+    thin = build("llama", hidden_size=2, num_attention_heads=1, num_key_value_heads=1, intermediate_size=1, head_dim=2)
+    result = CliRunner().invoke(app, ["quantize", str(thin), str(tmp_path / "out"), "--calibration", "documentation", "--json"])
+    assert result.exit_code == 2, (result.output, result.stderr)
+    assert json.loads(result.stdout)["error"]["rule"] == "formats/none-fits"
+
+
+def test_a_model_that_may_not_be_read_is_one_finding(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may read anything
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
+    assert [finding["rule"] for finding in json.loads(result.stdout)] == ["files/closed"]

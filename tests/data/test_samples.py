@@ -1,8 +1,10 @@
 """Samples as long as their texts are, and batches without padding."""
 
+import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from bitwright.data import samples
 from bitwright.data.samples import Sample, batches, cut
 
 
@@ -33,3 +35,24 @@ def test_samples_with_other_inputs_or_other_scored_positions_are_others() -> Non
     assert len({plain.digest(), masked.digest(), typed.digest(), Sample.of([3, 4, 6]).digest()}) == 4
     assert (plain.n_scored, masked.n_scored) == (3, 2)
     assert [batch.at for batch in batches([plain, typed, masked], 100)] == [(0, 2), (1,)]
+
+
+def test_of_a_text_that_is_far_too_long_windows_are_read_evenly(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "LEAST_READ", 0)
+    monkeypatch.setattr(samples, "WINDOW", 200)
+    read = []
+    texts = ["".join(f"{i:05d} " for i in range(20_000)), "short"]
+
+    def counting(text: str, **options: object) -> object:
+        read.append(text)
+        return tokenizer(text, **options)
+
+    counting.bos_token_id = None  # type: ignore[attr-defined]
+    found = cut(texts, counting, 8, 32, "x", 2)
+    assert sum(map(len, read)) <= samples.CHARACTERS_PER_TOKEN * 8 * 32 + samples.WINDOW
+    starts = [int(text.split()[1]) for text in read]
+    assert starts == sorted(starts)
+    assert starts[-1] > 19_000
+    assert sum(sample.n_tokens for sample in found) <= 8 * 32

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
 import resource
 import shutil
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import FrameType
@@ -58,6 +60,8 @@ def attack(target: Target, seed: int, folder: Path) -> str | None:
 def run(seconds: float, seed: int, count: int | None, only: list[str]) -> dict[str, object]:
     """Attack in turn until time or ``count`` is spent; the figures."""
     signal.signal(signal.SIGALRM, _stop)
+    warnings.simplefilter("ignore")
+    logging.disable()  # what libraries say of every mutant
     chosen = [target for target in targets() if not only or target.name in only]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY + 6 * 2**30, resource.RLIM_INFINITY))  # libraries map a lot

@@ -21,7 +21,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 def local_directory(source: str | Path) -> Path:
     """The directory that holds ``source``, after a download or a conversion where it needs one."""
     text = str(source)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if text == "demo":
         return convert_gguf(demo_gguf(cache_dir()), cache_dir())
     if os.path.isdir(path):  # false, and no exception, for a name longer than any file has

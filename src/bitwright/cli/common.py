@@ -68,7 +68,9 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             print("\nstopped; what is finished is kept, and the same command goes on from it", file=sys.stderr)
             raise typer.Exit(130) from None
-        except Exception as error:  # noqa: BLE001 - the last guard: nobody shall read a traceback
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the last guard: nobody shall read a traceback, not even one of Rust
             print(_unexpected(error), file=sys.stderr)
             raise typer.Exit(INTERNAL) from None
 
@@ -89,18 +91,19 @@ def _said_by_the_system(run: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
         ) from error
 
 
-def _unexpected(error: Exception) -> Finding:
+def _unexpected(error: BaseException) -> Finding:
     """What to say of an error that nobody foresaw; its traceback is kept in a file."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="bitwright-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
-    ) as file:
-        file.write("".join(traceback.format_exception(error)))
+    written = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="bitwright-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(written)
+        told = f"report it, with {file.name}"
+    except OSError:  # no place for it
+        told = f"report it, with this:\n{written}"
     return Finding(
-        "internal/unexpected",
-        "bitwright",
-        in_one_line(error),
-        "this is a mistake in Bitwright, not in what you typed",
-        f"report it, with {file.name}",
+        "internal/unexpected", "bitwright", in_one_line(error), "this is a mistake in Bitwright, not in what you typed", told
     )
 
 

@@ -141,8 +141,8 @@ class Container(ABC):
         if plan.fused_groups and plan.fused_cost_nats > 0:
             share = 100 * plan.fused_cost_nats / max(plan.damage_nats, LEAST_NATS)
             return (
-                f"weights that {' and '.join(self.serves)} multiplies as one are kept alike, which is {share:.0f} % of the "
-                "predicted damage; --no-fused-groups frees the choice and gives up those runtimes",
+                f"weights that are multiplied as one in {' and '.join(self.serves)} are kept alike, which is {share:.0f} % "
+                "of the predicted damage; --no-fused-groups frees the choice and gives up those runtimes",
             )
         if not plan.broken_groups:
             return ()

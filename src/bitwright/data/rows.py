@@ -31,7 +31,7 @@ def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
 
 
 def _rows(source: str) -> Iterable[Any]:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if os.path.isfile(path):  # false, and no exception, for a name longer than any file has
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
         return readers.get(path.suffix, _plain_rows)(path)

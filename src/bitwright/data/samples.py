@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.data.tokenizer import bos_prefix
+from bitwright.data.tokenizer import bos_prefix, token_ids
 from bitwright.errors import fail
 
 IDS = "input_ids"
 LEAST_TOKENS = 2  # of a sample: one to read and one to predict
+LEAST_READ = 2**23  # characters that are always turned into tokens; of more, as many as are used and these times:
+CHARACTERS_PER_TOKEN = 32
+WINDOW = 2**14  # characters: what of a larger text is taken in one piece
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ def cut(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: st
     step = length - len(bos)
     pieces: list[list[int]] = []
     n_tokens = 0
-    for text in texts:
-        body = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    for text in _thinned(list(texts), max(LEAST_READ, CHARACTERS_PER_TOKEN * count * length)):
+        body = token_ids(tokenizer, text)
         n_tokens += len(body)
         whole = [bos + body[start : start + step] for start in range(0, len(body) - step + 1, step)]
         pieces += whole or ([bos + body] if len(bos + body) >= LEAST_TOKENS and body else [])
@@ -121,3 +124,14 @@ def cut(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: st
     total = sum(len(piece) for piece in pieces)
     taken = min(len(pieces), max(min(count, least), len(pieces) * count * length // total))
     return [Sample.of(pieces[len(pieces) * i // taken]) for i in range(taken)]
+
+
+def _thinned(texts: list[str], most: int) -> list[str]:
+    """``texts``, or where they are longer than ``most`` characters in all, windows taken evenly from them."""
+    total = sum(map(len, texts))
+    if total <= most:
+        return texts
+    windows = [(i, start) for i, text in enumerate(texts) for start in range(0, len(text), WINDOW)]
+    taken = max(1, len(windows) * most // total)
+    chosen = (windows[len(windows) * i // taken] for i in range(taken))
+    return [texts[i][start : start + WINDOW] for i, start in chosen]

@@ -14,7 +14,7 @@ from transformers import StaticCache
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
 from bitwright.data.draw import draw
 from bitwright.data.openings import openings
-from bitwright.data.tokenizer import bos_prefix
+from bitwright.data.tokenizer import bos_prefix, token_ids
 from bitwright.errors import fail
 from bitwright.host.progress import Reporter
 
@@ -61,7 +61,7 @@ def _prompts(tokenizer: Any, length: int) -> list[list[int]]:
     asked = iter(_asked([text for text, is_question in texts if is_question], tokenizer))
     found = []
     for text, is_question in texts:
-        ids = next(asked) if is_question else bos + tokenizer(text, add_special_tokens=False).input_ids
+        ids = next(asked) if is_question else bos + token_ids(tokenizer, text)
         found.append(ids[: length // 2])
     found = [ids for ids in found if len(ids) > len(bos)]
     if not found or length < LEAST_LENGTH:
@@ -79,10 +79,10 @@ def _asked(questions: list[str], tokenizer: Any) -> list[list[int]]:
     """The tokens of each question, up to where the answer begins."""
     try:
         asked = render_with(tokenizer, [Conversation([{"role": "user", "content": one}], prompt=True) for one in questions])
-        return [list(tokenizer(text, add_special_tokens=False).input_ids) for text in asked]
+        return [token_ids(tokenizer, text) for text in asked]
     except TemplateFailedError:  # no template, or one that fails: the doctor says what is wrong
         bos, plain = bos_prefix(tokenizer), [f"Question: {question}\nAnswer:" for question in questions]
-        return [bos + list(tokenizer(text, add_special_tokens=False).input_ids) for text in plain]
+        return [bos + token_ids(tokenizer, text) for text in plain]
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

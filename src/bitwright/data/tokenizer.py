@@ -24,7 +24,26 @@ def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
+def token_ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+    """The tokens of ``text``; ``special``: with those that the tokenizer adds around a text.
+
+    Raises BitwrightError where the tokenizer fails on it, as where its pattern needs more steps than its library allows.
+    """
+    try:
+        return list(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+            raise
+        raise fail(
+            "tokenizer/text",
+            f"{text[:40]!r}",
+            saw=in_one_line(error),
+            wanted="a tokenizer that reads any text",
+            help="bitwright doctor MODEL, or copy tokenizer.json from the original model again",
+        ) from error
+
+
 def bos_prefix(tokenizer: Any) -> list[int]:
     """[BOS] where the tokenizer itself puts one before a text, else []."""
     bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+    return [bos] if bos is not None and token_ids(tokenizer, "a", special=True)[:1] == [bos] else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -58,6 +59,8 @@ def _carefully(name: str, check: Callable[[], Iterator[Finding]]) -> list[Findin
 
 
 def _of_directory(directory: Path, weights: bool, reporter: Reporter) -> list[Finding]:
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        return [_closed(directory, "Permission denied")]
     model = Model(directory)
     found = _found(model)
     if weights:
@@ -73,8 +76,12 @@ def _of_gguf(path: Path) -> list[Finding]:
     except BitwrightError as error:
         return [error.finding]
     except OSError as error:
-        return [Finding("files/closed", path.name, type(error).__name__, "a file that can be read", "correct its rights")]
+        return [_closed(path, error.strerror or type(error).__name__)]
     return [f for module in _modules(gguf_checks) for f in _carefully(module.__name__, partial(module.check, header))]
+
+
+def _closed(path: Path, saw: str) -> Finding:
+    return Finding("files/closed", path.name, saw, "a model that can be read", "correct its rights")
 
 
 def exit_code(findings: list[Finding]) -> int:

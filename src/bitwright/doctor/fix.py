@@ -32,7 +32,7 @@ def fixed_copy(directory: Path, out: Path) -> Correction:
     Raises BitwrightError when ``out`` is there already, lies within the model, or cannot be made. The copy appears whole or
     not at all.
     """
-    out = out.expanduser()
+    out = Path(os.path.expanduser(out))
     _require_place(directory, out)
     changes = corrections(directory)
     try:

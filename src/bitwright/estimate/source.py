@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def read_source(model: str) -> Source:
     A family with a row is counted as transformers builds it, any other from its headers. Raises BitwrightError where
     neither is possible.
     """
-    path = demo_gguf(cache_dir()) if model == "demo" else Path(model).expanduser()
+    path = demo_gguf(cache_dir()) if model == "demo" else Path(os.path.expanduser(model))
     if path.suffix == ".gguf" and path.is_file():
         return _of_gguf(path)
     if hub.is_hub_id(model):

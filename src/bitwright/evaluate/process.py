@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoint.output import write_failed
 from bitwright.errors import fail
 
 
@@ -27,6 +29,8 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
         done = subprocess.run(command, stderr=log if job["quiet"] else None, stdout=log, check=False, env=environment)
     if done.returncode:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
+        if os.strerror(errno.ENOSPC) in lines[-1]:  # libraries say it in exceptions of their own
+            raise write_failed(folder.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         raise fail(
             "evaluate/process",
             at.read_text(encoding="utf-8") if at.exists() else ", ".join(paths),

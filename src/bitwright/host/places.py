@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bitwright.errors import fail
+
 
 def cache_dir() -> Path:
     """Where converted and downloaded models are kept: $BITWRIGHT_CACHE, or bitwright/ in the user's cache directory."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bitwright"
-    return Path(os.environ.get("BITWRIGHT_CACHE", default))
+    stated = os.environ.get("BITWRIGHT_CACHE")
+    place = Path(os.path.expanduser(stated or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "bitwright")))
+    if place.parts[:1] == ("~",):
+        raise fail(
+            "cache/no-home",
+            "the cache directory",
+            saw="HOME is not set, and this user has no home directory",
+            wanted="a place for what is downloaded and converted",
+            help="BITWRIGHT_CACHE=DIRECTORY before the command",
+        )
+    return place
 
 
 def without_place(word: str) -> str:

@@ -50,6 +50,16 @@ class Method:
         for weight in spec.weights:
             menu = [container.format(name) for name in names or container.menu(weight)]
             menus[weight.name] = tuple(format for format in menu if not container.accepts(weight, format))
+        if not any(menus.values()):
+            weight = spec.weights[0]
+            reason = next((container.accepts(weight, f) for f in map(container.format, names or container.menu(weight))), None)
+            raise fail(
+                "formats/none-fits",
+                f"{len(spec.weights)} weights",
+                saw=f"no format can store any of them: {weight.name} [{weight.n_rows}, {weight.n_cols}]: {reason}",
+                wanted="a model with weights that can be made smaller",
+                help="another container or other --formats; a model as small as this fits as it is",
+            )
         stock = {name: container.format(format) for name, format in container.stock(spec).items()}
         return cls(menus, stock, container.rounders, importance, seed=seed)
 

@@ -152,6 +152,8 @@ def score(job: WeightJob) -> Scored:
     Where tokens are short, the codes that are kept are rounded once more with the tokens of the choosing fold too. The figures
     remain those of the first codes, which no scoring fold has shaped; what is kept is a little better than they say.
     """
+    if not job.stock and not job.formats:
+        return Scored(WeightScores(job.name, 0.0, ()), ())
     feedback, _ = job.moments.feedback(job.plain_share, job.unseen())
     codes = _calibrated(job, feedback)
     moment, damping = feedback.moment, feedback.damping

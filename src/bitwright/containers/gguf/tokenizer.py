@@ -16,6 +16,7 @@ from typing import Any
 import gguf
 from gguf import TokenType
 
+from bitwright.data.tokenizer import bos_prefix
 from bitwright.errors import fail
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -114,7 +115,7 @@ def vocabulary_of(directory: Path, tokenizer: Any, n_rows: int) -> Vocabulary:
         scores=_scores(directory, texts, types, merges) if by_bytes else None,
         merges=None if by_bytes else merges,
         space_prefix=by_bytes and _prefixes_space(data),
-        bos_first=_starts_with_bos(tokenizer),
+        bos_first=bool(bos_prefix(tokenizer)),
         special=_special(directory, tokenizer),
         chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
         strips_right=by_bytes and any(entry["special"] and entry["rstrip"] for entry in data["added_tokens"]),
@@ -175,11 +176,6 @@ def _prefixes_space(data: dict[str, Any]) -> bool:
     return any(step["type"] == "Prepend" for step in normalizers) or any(
         step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps
     )
-
-
-def _starts_with_bos(tokenizer: Any) -> bool:
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
 def _special(directory: Path, tokenizer: Any) -> dict[str, int]:

@@ -1,0 +1,5 @@
+"""python -m bitwright"""
+
+from bitwright.cli.main import app
+
+app()
