@@ -29,11 +29,11 @@ from bitwright.data.documentation import DOCUMENTATION
 from bitwright.data.held_out import held_out as held_out_samples
 from bitwright.data.held_out import require_unseen
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.errors import fail
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.errors import Finding, fail
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
-from bitwright.evaluate.verdict import Entry
+from bitwright.evaluate.verdict import Entry, PartlyEvaluatedError
 from bitwright.host.clock import Clock
 from bitwright.host.device import device_of, reference_dtype
 from bitwright.host.places import cache_dir, without_place
@@ -214,7 +214,8 @@ def evaluate(
 
     ``tasks``: names of lm-evaluation-harness and .jsonl files of questions, ``task_limit`` questions of each. ``greedy``: also
     continue the start of every sequence by that many tokens, always the likeliest. What is kept of the
-    reference's distributions stays in the cache directory, so that the next comparison need not load it.
+    reference's distributions stays in the cache directory, so that the next comparison need not load it. Raises
+    PartlyEvaluatedError, which carries the lines of the others, where some of the models cannot be run.
     """
     reporter, where = reporter or Reporter(), device_of(device)
     checkpoint = open_checkpoint(reference)
@@ -226,24 +227,33 @@ def evaluate(
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     if tasks:
         score([], list(tasks), quiet=reporter.quiet)  # what cannot be run is said before hours of comparing
-    divergences = compare(
-        Candidate("16 bit", str(directory), dtype=reference_dtype(where), trust_remote_code=trust_remote_code),
-        models,
-        Text.of(samples, domains),
-        device=str(where),
-        quiet=reporter.quiet,
-        greedy=greedy,
-        references=cache_dir() / "references",
-        fingerprint=checkpoint.fingerprint,
-    )
+    failures: tuple[Finding, ...] = ()
+    try:
+        divergences = compare(
+            Candidate("16 bit", str(directory), dtype=reference_dtype(where), trust_remote_code=trust_remote_code),
+            models,
+            Text.of(samples, domains),
+            device=str(where),
+            quiet=reporter.quiet,
+            greedy=greedy,
+            references=cache_dir() / "references",
+            fingerprint=checkpoint.fingerprint,
+        )
+    except PartlyComparedError as error:
+        failures, kept = tuple(error.failures.values()), sorted(error.divergences)
+        models, sizes = [models[i] for i in kept], [sizes[i] for i in kept]
+        divergences = [error.divergences[i] for i in kept]
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:
         scores = score(models, list(tasks), limit=task_limit, device=str(where), quiet=reporter.quiet)
-    return tuple(
+    entries = tuple(
         Entry(m.label, size, d, None, 8 * size / n_parameters, found)
         for m, size, d, found in zip(models, sizes, divergences, scores, strict=True)
     )
+    if failures:
+        raise PartlyEvaluatedError(failures, entries)
+    return entries
 
 
 def _candidate(path: str) -> Path:

@@ -1,26 +1,33 @@
 """A worker that dies names the model that it died of."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from bitwright.errors import BitwrightError
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.cli.main import app
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
 from bitwright.evaluate.process import _end
+from bitwright.plan import NOISE_FLOOR
 from tests.conftest import Build
 
 
-def test_the_guilty_one_is_named_and_the_reference_stays(build: Build, tmp_path: Path) -> None:
+def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_path: Path) -> None:
     source, broken = build("llama"), tmp_path / "broken"
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(broken)
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     candidates = [Candidate("good", str(source)), Candidate("guilty", str(broken)), Candidate("later", str(source))]
     text = Text([torch.arange(3, 40).tolist()] * 2)
-    with pytest.raises(BitwrightError, match="evaluate/process") as caught:
+    with pytest.raises(PartlyComparedError, match="evaluate/process") as caught:
         compare(Candidate("16 bit", str(source)), candidates, text, quiet=True, references=tmp_path / "kept")
-    assert caught.value.finding.where == f"guilty ({broken})"
+    assert {i: found.where for i, found in caught.value.failures.items()} == {1: f"guilty ({broken})"}
+    assert sorted(caught.value.divergences) == [0, 2]
+    assert caught.value.divergences[0] == replace(caught.value.divergences[2], label="good")
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
 
 
@@ -28,3 +35,19 @@ def test_ends_in_words() -> None:
     assert _end(3) == "exit code 3"
     assert _end(-9) == "ended by SIGKILL, as where memory runs out"
     assert _end(-6) == "ended by SIGABRT"
+
+
+def test_the_table_has_the_others_and_the_message_the_guilty_one(build: Build, tmp_path: Path) -> None:
+    source, broken = build("llama"), tmp_path / "broken"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(broken)
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {name.replace("q_proj", "other"): tensor[..., :2].clone() for name, tensor in weights.items()},
+        broken / "model.safetensors",
+    )
+    words = ["evaluate", str(source), str(broken), str(source), "--sequences", "6", "--length", "32", "--greedy", "0"]
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert result.exit_code == 2
+    assert [entry["label"] for entry in json.loads(result.stdout)] == [NOISE_FLOOR, str(source)]
+    assert "evaluate/process" in result.stderr
+    assert str(broken) in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, wide_console
+from bitwright.errors import Finding
 
 
 @guarded
@@ -30,23 +32,28 @@ def run(
 ) -> None:
     """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
 
+    from bitwright.evaluate.verdict import PartlyEvaluatedError
     from bitwright.host.progress import Reporter
     from bitwright.pipeline import evaluate
     from bitwright.report.table import table, task_table
 
-    entries = evaluate(
-        reference,
-        candidates,
-        held_out=held_out,
-        sequences=sequences,
-        length=length,
-        greedy=greedy,
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
-        task_limit=task_limit,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        reporter=Reporter(quiet=json_),
-    )
+    failures: tuple[Finding, ...] = ()
+    try:
+        entries = evaluate(
+            reference,
+            candidates,
+            held_out=held_out,
+            sequences=sequences,
+            length=length,
+            greedy=greedy,
+            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            task_limit=task_limit,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            reporter=Reporter(quiet=json_),
+        )
+    except PartlyEvaluatedError as error:
+        entries, failures = error.entries, error.failures
     if json_:
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:
@@ -55,3 +62,7 @@ def run(
         if tasks:
             console.print()
             console.print(task_table(entries), soft_wrap=True)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if failures:
+        raise typer.Exit(2)

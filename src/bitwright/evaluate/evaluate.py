@@ -10,8 +10,9 @@ from typing import Any
 
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.data.samples import Sample
+from bitwright.errors import BitwrightError, Finding
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.process import run_worker
+from bitwright.evaluate.process import ANSWER, WorkerError, run_worker
 from bitwright.host.versions import versions
 
 LAYOUT = 4  # of the kept references; another number makes the old ones unknown
@@ -26,6 +27,14 @@ class Candidate:
     dtype: str = "bfloat16"
     quantization: dict[str, Any] | None = None
     trust_remote_code: bool = False
+
+
+class PartlyComparedError(BitwrightError):
+    """Some candidates could not be run; the others could. ``failures`` and ``divergences`` by number of the candidate."""
+
+    def __init__(self, failures: dict[int, Finding], divergences: dict[int, Divergence]) -> None:
+        super().__init__(next(iter(failures.values())))
+        self.failures, self.divergences = failures, divergences
 
 
 @dataclass(frozen=True)
@@ -55,19 +64,33 @@ def compare(
     """One Divergence per candidate on ``text``, the starts of whose sequences are continued by ``greedy`` tokens.
 
     ``references``: a folder in which what is kept of the reference's distributions stays for the next comparison, under the
-    ``fingerprint`` of its weights. Raises BitwrightError when the process fails, with the last line that it wrote.
+    ``fingerprint`` of its weights. A candidate that ends the process costs only its own line: the others go on in a new one.
+    Raises PartlyComparedError then, with the last line that the process wrote, and BitwrightError where the reference fails.
     """
+    done: dict[int, Divergence] = {}
+    failures: dict[int, Finding] = {}
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         key = content_hash(fingerprint, reference.dtype, device, greedy, text.ids, versions(), LAYOUT)
         job = {
             "reference": asdict(reference),
-            "candidates": [asdict(c) for c in candidates],
             "device": device,
             "quiet": quiet,
             "greedy": greedy,
             "reference_file": str((references or folder) / f"{key}.safetensors"),
             **asdict(text),
         }
-        rows = run_worker("bitwright.evaluate.worker", job, folder, [candidate.path for candidate in candidates])
-        return [Divergence.from_dict(row) for row in rows]
+        while left := [i for i in range(len(candidates)) if i not in done and i not in failures]:
+            part = job | {"candidates": [asdict(candidates[i]) for i in left]}
+            try:
+                rows = run_worker("bitwright.evaluate.worker", part, folder, [candidates[i].path for i in left])
+            except WorkerError as error:
+                rows = error.answered or []
+                if not Path(job["reference_file"]).exists():  # no candidate was reached
+                    raise
+                failures |= dict.fromkeys(left[len(rows) :][:1], error.finding)
+            done |= {i: Divergence.from_dict(row) for i, row in zip(left, rows, strict=False)}
+            (folder / ANSWER).unlink(missing_ok=True)
+    if failures:
+        raise PartlyComparedError(failures, done)
+    return [done[i] for i in range(len(candidates))]

@@ -12,16 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.checkpoint.output import write_failed
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, Finding, fail
+
+ANSWER = "out.json"
+
+
+class WorkerError(BitwrightError):
+    """A worker process that failed. ``answered``: what it had answered until then, None where that is nothing."""
+
+    def __init__(self, finding: Finding, answered: Any) -> None:
+        super().__init__(finding)
+        self.answered = answered
 
 
 def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str]) -> Any:
     """What ``python -m module`` answers to ``job``, both through files in ``folder``.
 
-    ``paths`` are the models of the job. Raises BitwrightError when the process fails, with the last line it wrote; it names
-    the model that was at work, which the process says in ``job["at"]``.
+    ``paths`` are the models of the job. Raises WorkerError when the process fails, with the last line it wrote; it names
+    the model that was at work, which the process says by ``say_at``. An answer may be written part by part.
     """
-    job_path, out_path, errors, at = (folder / name for name in ("job.json", "out.json", "errors.txt", "at.txt"))
+    job_path, out_path, errors, at = (folder / name for name in ("job.json", ANSWER, "errors.txt", "at.txt"))
     job_path.write_text(json.dumps(job | {"at": str(at)}), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_path), str(out_path)]
     environment = {**os.environ, "TQDM_DISABLE": "1"}  # bars of libraries; ours tell what there is to tell
@@ -31,14 +41,22 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         if os.strerror(errno.ENOSPC) in lines[-1]:  # libraries say it in exceptions of their own
             raise write_failed(folder.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        raise fail(
+        where = at.read_text(encoding="utf-8") if at.exists() else ", ".join(paths)
+        finding = fail(
             "evaluate/process",
-            at.read_text(encoding="utf-8") if at.exists() else ", ".join(paths),
+            where,
             saw=f"{_end(done.returncode)}: {lines[-1][:300]}",
             wanted="the stock runtime loads and runs every model",
             help="load the model by hand to see the whole message",
-        )
+        ).finding
+        raise WorkerError(finding, json.loads(out_path.read_text(encoding="utf-8")) if out_path.exists() else None)
     return json.loads(out_path.read_text(encoding="utf-8"))
+
+
+def say_at(job: dict[str, Any], candidate: dict[str, Any]) -> None:
+    """In a worker: note which model is at work, for the message if the process dies of it."""
+    if "at" in job:
+        Path(job["at"]).write_text(f"{candidate['label']} ({candidate['path']})", encoding="utf-8")
 
 
 def _end(code: int) -> str:

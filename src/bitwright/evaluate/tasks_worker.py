@@ -16,6 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.process import say_at
 from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
 from bitwright.runtimes.registry import load
@@ -60,6 +61,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     tasks = [*names, *(local_task(t["name"], t["questions"]) for t in job["tasks"] if t["questions"] is not None)]
     found: list[dict[str, dict[str, list[float]]]] = []
     for candidate in reporter.track(job["candidates"], "tasks", len(job["candidates"])):
+        say_at(job, candidate)
         model = wrapped(candidate, job["device"])
         results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)
         found.append({name: _figure(samples) for name, samples in results["samples"].items()})

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, Finding, fail
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import Divergence, TaskScore
 from bitwright.plan import Plan
@@ -45,14 +45,23 @@ class Entry:
         return cls(**{**data, "divergence": Divergence.from_dict(data["divergence"]), "tasks": tasks})
 
 
+class PartlyEvaluatedError(BitwrightError):
+    """Some models could not be run: their ``failures``, and the lines of the others."""
+
+    def __init__(self, failures: tuple[Finding, ...], entries: tuple[Entry, ...]) -> None:
+        super().__init__(failures[0])
+        self.failures, self.entries = failures, entries
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """All lines, the one that was shipped, and the gate's words."""
+    """All lines, the one that was shipped, and the gate's words. ``notes``: of models that could not be run."""
 
     entries: tuple[Entry, ...]
     stock: str  # label of what people get without us
     shipped: str
     gate: str
+    notes: tuple[str, ...] = ()
 
     def entry(self, label: str) -> Entry:
         return next(e for e in self.entries if e.label == label)
@@ -61,7 +70,7 @@ class Verdict:
     def from_dict(cls, data: dict[str, Any]) -> Verdict:
         """The inverse of ``dataclasses.asdict``."""
         entries = tuple(Entry.from_dict(entry) for entry in data["entries"])
-        return cls(**{**data, "entries": entries})
+        return cls(**{**data, "entries": entries, "notes": tuple(data["notes"])})
 
 
 def judge(

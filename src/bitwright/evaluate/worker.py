@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers.utils import logging
 
 from bitwright.checkpoint.cached import alone
+from bitwright.checkpoint.output import write_json
 from bitwright.checkpoint.workdir import finite
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.process import say_at
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
@@ -52,7 +54,7 @@ def _pieces(parts: Iterable[Tensor], ids: Tensor) -> Iterator[tuple[Tensor, slic
             at += len(piece)
 
 
-def run(job: dict[str, Any]) -> list[Divergence]:
+def run(job: dict[str, Any]) -> Iterator[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
     texts = [torch.tensor(ids) for ids in job["ids"]]
@@ -63,7 +65,7 @@ def run(job: dict[str, Any]) -> list[Divergence]:
     with alone(kept):  # two first uses at once: one waits
         known = _kept(kept, reporter)
         if known is None:
-            _say_at(job, job["reference"])
+            say_at(job, job["reference"])
             model = load(job["reference"], device, longest)
             stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
             found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
@@ -71,24 +73,16 @@ def run(job: dict[str, Any]) -> list[Divergence]:
             del model, stream, found
             known = load_reference(kept)
     references, wanted = known
-    results = []
     for candidate in job["candidates"]:
-        _say_at(job, candidate)
+        say_at(job, candidate)
         model = load(candidate, device, longest)
         stream = reporter.track(model.logits(texts), f"evaluate {candidate['label']}", len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
-        results.append(line)
         del model, stream
-    return results
-
-
-def _say_at(job: dict[str, Any], candidate: dict[str, Any]) -> None:
-    """Note which model is at work, for the message if this process dies of it."""
-    if "at" in job:
-        Path(job["at"]).write_text(f"{candidate['label']} ({candidate['path']})", encoding="utf-8")
+        yield line
 
 
 def _kept(path: Path, reporter: Reporter) -> tuple[list[Reference], torch.Tensor | None] | None:
@@ -114,8 +108,10 @@ def main() -> None:
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results = run(json.loads(job_path.read_text(encoding="utf-8")))
-    out_path.write_text(json.dumps(finite([asdict(result) for result in results])), encoding="utf-8")
+    found: list[object] = []
+    for line in run(json.loads(job_path.read_text(encoding="utf-8"))):
+        found.append(finite(asdict(line)))
+        write_json(out_path, found)  # what is done stays when a later one ends the process
 
 
 if __name__ == "__main__":

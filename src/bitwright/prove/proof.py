@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitwright.checkpoint.output import atomic_outputs
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.containers.rivals import Rival
 from bitwright.data.held_out import held_out
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Contender, Verdict, judge
 from bitwright.host.clock import Stage
@@ -67,9 +67,16 @@ class Proof:
         )
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         rivals = [self._contender(rival) for rival in self.rivals]
-        candidates = [contender.candidate for contender in (result, *rivals)]
-        divergences = self._on(Text.of(samples, domains), candidates)
-        return judge(result, rivals, divergences, self.measured.sensitivity.stock, may_replace)
+        contenders, notes = [result, *rivals], tuple[str, ...]()
+        try:
+            divergences = self._on(Text.of(samples, domains), [contender.candidate for contender in contenders])
+        except PartlyComparedError as error:
+            if 0 in error.failures:  # the result itself
+                raise
+            notes = tuple(f"could not be run: {contenders[i].label}: {lost.saw}" for i, lost in error.failures.items())
+            contenders, divergences = [contenders[i] for i in sorted(error.divergences)], list(error.divergences.values())
+        verdict = judge(contenders[0], contenders[1:], divergences, self.measured.sensitivity.stock, may_replace)
+        return replace(verdict, notes=notes)
 
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
@@ -94,7 +101,7 @@ class Proof:
             n_parameters=table.n_parameters,
             reference_nbytes=table.sixteen_bit_nbytes(),
             coverage=tuple(subject.source.spec.coverage()),
-            notes=self.measured.notes + subject.container.plan_notes(subject.source.spec, plan),
+            notes=self.measured.notes + verdict.notes + subject.container.plan_notes(subject.source.spec, plan),
             stages=stages,
             provenance={**table.provenance, "held_out": held},
             command=command,
