@@ -1,7 +1,7 @@
 """python -m tests.fuzz [--seconds 60] [--seed 0] [--only NAME ...] — attack every reader and count what is not an answer.
 
 An answer is a result, or a BitwrightError. Anything else is a failure, and so is a reader that takes more than SLOW seconds or
-more than MEMORY bytes; each is printed once, with the seed that makes it again: --seed N --count 1.
+more than MEMORY bytes; each is printed once, with the seed that makes it again: --seed N --count 1. The corpus goes first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ from tests.fuzz.targets import Target, targets
 
 SLOW = 5  # seconds
 MEMORY = 2 * 2**30
+CORPUS = Path(__file__).parent / "corpus"  # what was found, and its like: target / name / files
 
 
 class TooSlowError(Exception):
@@ -37,9 +39,11 @@ def _stop(_: int, __: FrameType | None) -> None:
     raise TooSlowError
 
 
-def attack(target: Target, seed: int, folder: Path) -> str | None:
-    """One mutant before every reader of ``target``; what went wrong, in one line."""
-    for name, content in target.make(random.Random(f"{target.name} {seed}")).items():
+def attack(target: Target, files: dict[str, bytes], folder: Path) -> str | None:
+    """``files`` in ``folder``, made anew, before every reader of ``target``; what went wrong, in one line."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
         (folder / name).write_bytes(content)
     for read in target.read:
         signal.setitimer(signal.ITIMER_REAL, SLOW)
@@ -57,6 +61,13 @@ def attack(target: Target, seed: int, folder: Path) -> str | None:
     return None
 
 
+def kept(chosen: list[Target]) -> Iterator[tuple[Target, str, dict[str, bytes]]]:
+    """The corpus: target, name, files."""
+    for target in chosen:
+        for entry in sorted((CORPUS / target.name).glob("*")):
+            yield target, entry.name, {path.name: path.read_bytes() for path in entry.iterdir()}
+
+
 def run(seconds: float, seed: int, count: int | None, only: list[str]) -> dict[str, object]:
     """Attack in turn until time or ``count`` is spent; the figures."""
     signal.signal(signal.SIGALRM, _stop)
@@ -68,12 +79,13 @@ def run(seconds: float, seed: int, count: int | None, only: list[str]) -> dict[s
     done, failures = Counter[str](), {}
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
+        for target, name, files in kept(chosen):
+            if wrong := attack(target, files, Path(scratch) / target.name):
+                failures[name] = f"{target.name} {name}: {wrong}"
+                print(failures[name], file=sys.stderr, flush=True)
         while time.monotonic() < end and (count is None or sum(done.values()) < count * len(chosen)):
             for target in chosen:
-                folder = Path(scratch) / target.name
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                wrong = attack(target, seed, folder)
+                wrong = attack(target, target.make(random.Random(f"{target.name} {seed}")), Path(scratch) / target.name)
                 done[target.name] += 1
                 if wrong and (key := f"{target.name}: {wrong.split(':')[0]} {wrong.partition(' at ')[2][:40]}") not in failures:
                     failures[key] = f"{target.name} --seed {seed}: {wrong}"
