@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,13 +22,18 @@ WINDOW = 2**14  # characters: what of a larger text is taken in one piece
 
 @dataclass(frozen=True)
 class Sample:
-    """Everything that the class's forward takes for one text, without the dimension of batches; T tokens.
+    """Everything that the class's forward takes for one text; T tokens.
 
     ``scored`` bool [T]: the positions whose next-token distribution counts; None: all.
     """
 
-    inputs: dict[str, Tensor]  # input_ids int64 [T], and what else the class takes
+    inputs: dict[
+        str, Tensor
+    ]  # input_ids int64 [T], and what else the class takes of each token, without a dimension of batches
     scored: Tensor | None = None
+    media: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # pixels and what goes with them, as the class takes them for this text
 
     @classmethod
     def of(cls, ids: Sequence[int] | Tensor) -> Sample:
@@ -50,7 +55,7 @@ class Sample:
     def digest(self) -> str:
         """Hash of all that is in it."""
         found = hashlib.sha256()
-        parts = {**self.inputs, **({} if self.scored is None else {"scored": self.scored})}
+        parts = {**self.inputs, **self.media, **({} if self.scored is None else {"scored": self.scored})}
         for name, tensor in sorted(parts.items()):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -59,10 +64,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of equal shapes, run in one forward pass: no padding, so that every sample sees itself alone."""
+    """Samples of equal shapes, run in one forward pass: no padding, so that every sample sees itself alone.
+
+    A sample with images is a batch of its own, since classes lay out their pixels each in its way.
+    """
 
     at: tuple[int, ...]  # which samples
-    inputs: dict[str, Tensor]  # [B, ...]
+    inputs: dict[str, Tensor]  # [B, ...], and media as the sample holds them
 
     @property
     def n_tokens(self) -> int:
@@ -76,8 +84,8 @@ def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0) -> lis
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, sample in enumerate(samples):
-        key = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(sample.inputs.items()))
-        alike.setdefault(key, []).append(i)
+        shapes = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(sample.inputs.items()))
+        alike.setdefault((i,) if sample.media else shapes, []).append(i)
     found = []
     for members in alike.values():
         size = max(1, batch_tokens // samples[members[0]].n_tokens)
@@ -85,7 +93,7 @@ def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0) -> lis
             part = members[start : start + size]
             names = samples[part[0]].inputs
             inputs = {name: torch.stack([samples[i].inputs[name] for i in part]) for name in names}
-            found.append(Batch(tuple(first + i for i in part), inputs))
+            found.append(Batch(tuple(first + i for i in part), inputs | samples[part[0]].media))
     return found
 
 

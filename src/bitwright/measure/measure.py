@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from bitwright.checkpoint.output import require_space, write_text
 from bitwright.checkpoint.workdir import WorkDir, content_hash
@@ -69,22 +72,23 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     left = sweep.unfinished()
     for block in reporter.track(left, "measure and round blocks", len(left)):
         found: list[Scored] = []
-        means = {}
+        means: dict[str, Tensor] = {}
         for job, mean_square in sweep.jobs(block):
             means[job.name] = mean_square
             found.append(score(job))
             del job  # its traffic and moments, before the next one's are made
         codes = {scored.scores.name: scored.codes for scored in found}
-        store.save_block(sweep.work, block, [scored.scores for scored in found], codes, means)
+        unseen = [WeightScores(w.name, 0.0, ()) for w in subject.source.spec.weights_at(block) if w.name not in means]
+        store.save_block(sweep.work, block, [*(scored.scores for scored in found), *unseen], codes, means)
         sweep.finished(block)
     ends = subject.source.spec.after_blocks
     if subject.source.spec.vocabulary and not sweep.work.has(store.results_piece(ends)):
         measure_vocabulary(sweep, reporter)
-    places = (*sweep.blocks, *((ends,) if subject.source.spec.vocabulary else ()))
+    places = (*sweep.units, *((ends,) if subject.source.spec.vocabulary else ()))
     scores = [one for block in places for one in store.load_block(sweep.work, block)]
     table = table_of(subject.name, subject.container, subject.method, subject.source, scores, _provenance(subject, folds))
     write_text(work_root / "sensitivity.json", table.to_json())
-    notes = subject.notes + notes + _damping_notes(scores)
+    notes = subject.notes + notes + _unseen_notes(subject, scores) + _damping_notes(scores)
     return Measurement(subject, sweep.work, folds, table, notes)
 
 
@@ -130,6 +134,14 @@ def _require_room(subject: Subject, work_root: Path) -> None:
     )
     boundary = settings.sequences * settings.length * spec.text.width * subject.precision.kept.itemsize
     require_space(work_root, codes + (spec.text.n_blocks + 2) * boundary, "the work directory")
+
+
+def _unseen_notes(subject: Subject, found: list[WeightScores]) -> tuple[str, ...]:
+    """Weights that no calibration sample passed, part by part."""
+    measurable = {name for name, formats in subject.method.formats.items() if formats}
+    unseen = {one.name for one in found if not one.formats and one.name in measurable}
+    parts = Counter(weight.group for weight in subject.source.spec.weights if weight.name in unseen)
+    return tuple(f"{part}: {n} weights took no part in the calibration and stay in 16 bit" for part, n in parts.items())
 
 
 def _damping_notes(found: list[WeightScores]) -> tuple[str, ...]:

@@ -58,14 +58,25 @@ def load_mean_square(work: WorkDir, weight: Weight) -> Tensor:
     return work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{MEAN_SQUARE}")[""]
 
 
-def save_batches(work: WorkDir, piece: str, values: Sequence[Tensor]) -> None:
-    """Keep one tensor for each batch."""
-    work.save_tensors(piece, {f"{i:05d}": value for i, value in enumerate(values)})
+def save_batches(work: WorkDir, piece: str, values: Sequence[Tensor | None]) -> None:
+    """Keep one tensor for each batch; None where the batch has none."""
+    work.save_tensors(piece, {f"{i:05d}": value for i, value in enumerate(values) if value is not None})
 
 
-def load_batches(work: WorkDir, piece: str) -> list[Tensor]:
+def load_batches(work: WorkDir, piece: str, count: int) -> list[Tensor | None]:
+    """The tensors of ``count`` batches; those that have none are None."""
     found = work.load_tensors(piece)
-    return [found[name] for name in sorted(found)]
+    return [found.get(f"{i:05d}") for i in range(count)]
+
+
+def load_every(work: WorkDir, piece: str, count: int) -> list[Tensor]:
+    """The same where every batch has one."""
+    return [part for part in load_batches(work, piece, count) if part is not None]
+
+
+def load_batch(work: WorkDir, piece: str, i: int) -> Tensor:
+    """The tensor of the ``i``-th batch."""
+    return work.load_tensors(piece, prefix=f"{i:05d}")[""]
 
 
 def save_rows(work: WorkDir, piece: str, rows: Mapping[str, Sequence[Tensor]]) -> None:
@@ -75,6 +86,26 @@ def save_rows(work: WorkDir, piece: str, rows: Mapping[str, Sequence[Tensor]]) -
 
 def hidden_piece(block: BlockId) -> str:
     return f"hidden-{block}.safetensors"
+
+
+def input_piece(block: BlockId) -> str:
+    """The input of a block that is not what the block before it returned."""
+    return f"input-{block}.safetensors"
+
+
+def arguments_piece(block: BlockId) -> str:
+    """Gradients at what else a block is given."""
+    return f"arguments-{block}.safetensors"
+
+
+def taps_piece(block: BlockId, later: str) -> str:
+    """The gradient at a block's output from what lies between its stack and the ``later`` one."""
+    return f"taps-{block}-{later}.safetensors"
+
+
+def glue_piece(stack: str) -> str:
+    """Says that gradients have been passed from ``stack`` to the stacks before it."""
+    return f"glue-{stack}.json"
 
 
 def gradient_piece(block: BlockId) -> str:

@@ -44,7 +44,7 @@ def table_of(
                 n_rows=weight.n_rows,
                 n_cols=weight.n_cols,
                 rows=(*figures, Row(SIXTEEN_BIT.name, Rounding.NONE, sixteen, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
-                stock=method.stock[weight.name].name if weight.name in method.stock else SIXTEEN_BIT.name,
+                stock=method.stock[weight.name].name if weight.name in method.stock and scores.formats else SIXTEEN_BIT.name,
                 damping=scores.damping,
                 unavailable=tuple((format, why) for format, why in reasons.items() if why),
                 stack=weight.at.stack,

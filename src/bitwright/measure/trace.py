@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.data.draw import drawn_at
-from bitwright.data.samples import Batch, Sample
+from bitwright.data.samples import IDS, Batch, Sample, batches
 from bitwright.errors import BitwrightError, fail
 from bitwright.measure.traffic import Traffic
 from bitwright.models.skeleton import Skeleton
@@ -27,11 +27,12 @@ from bitwright.models.taps.base import Tap
 VOCAB_CHUNK_ENTRIES = 1 << 24  # logits held at once in the head: 64 MiB in float32
 POOL = 8  # tensors of one shape among which an equal one is looked for
 
+Outputs = Callable[[BlockId], Tensor]  # what a block returned
 Call = Callable[[BlockId, Tensor, "BlockCall"], Tensor]
 
 
-class _Recorded(Exception):  # noqa: N818 - no error: the end of a pass
-    """Ends a pass as soon as the call that was asked for has been seen."""
+class _Ended(Exception):  # noqa: N818 - no error: the end of a pass
+    """Ends a pass as soon as what was asked for has been seen."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class BlockCall:
         """All that ``block`` returns."""
         return block(hidden, *self.args, **self.kwargs)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the named arguments through which a gradient could pass."""
+        return {name: t for name, t in self.kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> BlockCall:
+        """The same call with some of them replaced."""
+        return BlockCall(self.args, self.kwargs | tensors)
+
 
 @dataclass(frozen=True)
 class HeadState:
@@ -61,61 +70,168 @@ class HeadState:
 
 
 class Trace:
-    """The calls of every block for every batch, recorded layer by layer as the boundaries become known."""
+    """The calls of every block for every batch, recorded stack by stack as the outputs of the stacks before become known."""
 
-    def __init__(self, skeleton: Skeleton, device: torch.device) -> None:
-        self.skeleton, self.device = skeleton, device
+    def __init__(self, skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> None:
+        self.skeleton, self.device, self.dtype = skeleton, device, dtype
+        self._order = {stack.name: i for i, stack in enumerate(skeleton.spec.stacks)}
         self._calls: dict[tuple[BlockId, tuple[int, ...]], BlockCall] = {}
+        self._fresh: set[tuple[BlockId, tuple[int, ...]]] = set()
         self._returns_tuple: dict[str, bool] = {}  # of a stack's blocks
         self._pool: dict[tuple[object, ...], list[Tensor]] = {}
 
-    def call(self, block: BlockId, batch: Batch) -> BlockCall:
-        """How ``block`` is called for ``batch``; it has been recorded before."""
-        return self._calls[block, batch.at]
+    def call(self, block: BlockId, batch: Batch) -> BlockCall | None:
+        """How ``block`` is called for ``batch``; None where it is not."""
+        return self._calls.get((block, batch.at))
+
+    def is_fresh(self, block: BlockId, batch: Batch) -> bool:
+        """Whether the input of ``block`` is something else than what the block before it returned."""
+        return (block, batch.at) in self._fresh
+
+    def calls_any_before(self, stack: str, batch: Batch) -> bool:
+        """Whether ``batch`` passes a stack before ``stack``."""
+        before = [s for s in self.skeleton.spec.stacks if self._order[s.name] < self._order[stack]]
+        return any((BlockId(s.name, i), batch.at) in self._calls for s in before for i in range(s.n_blocks))
 
     @torch.no_grad()
-    def record(self, block: BlockId, batch: Batch, given: Tensor | None) -> Tensor:
-        """Note how ``block`` is called for ``batch``; returns its input [B, T, D].
+    def record(self, stack: str, batch: Batch, outputs: Outputs, *, only_first: bool = False) -> Tensor | None:
+        """Note how the blocks of ``stack`` are called for ``batch``; returns the input of the first, None where none is called.
 
-        ``given``: that input where it is known, as what the block before returned. What lies outside the blocks is filled.
+        ``outputs``: of the blocks of the stacks before. The blocks of ``stack`` pass on what they are given: calls depend on
+        what a sample holds, never on what blocks compute. What lies outside the blocks is filled. ``only_first``: stop there.
         """
-        before = iter([at for at in self.skeleton.spec.blocks() if at.stack == block.stack and at.index < block.index])
+        given: list[Tensor] = []
+        passed: list[tuple[BlockId, Tensor]] = []
+
+        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
+            if at.stack != stack:
+                return self._earlier(at, stack, outputs)
+            if passed and at <= passed[-1][0]:
+                raise self._unknown(at, "blocks are not called in turn, each once")
+            if passed and not _same(hidden, passed[-1][1]):
+                self._fresh.add((at, batch.at))
+            given.append(hidden)
+            self._calls[at, batch.at] = BlockCall(*self._pooled((call.args, call.kwargs)))
+            if only_first or at.index == self.skeleton.stack(stack).n_blocks - 1:
+                raise _Ended
+            passed.append((at, hidden.clone()))
+            return passed[-1][1]
+
+        self._pass(answer, batch)
+        return given[0] if given else None
+
+    @torch.no_grad()
+    def input_of(self, block: BlockId, batch: Batch, outputs: Outputs) -> Tensor:
+        """The input of ``block``, made by the model of the ``outputs`` of all blocks before it."""
         seen: list[Tensor] = []
 
         def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
-            if at == block and next(before, None) is None:
-                if given is not None and hidden.data_ptr() != given.data_ptr():
-                    raise self._unknown(at, "its input is not what the block before returned")
+            if at == block:
                 seen.append(hidden)
-                self._calls[block, batch.at] = BlockCall(*self._pooled((call.args, call.kwargs)))
-                raise _Recorded
-            if at != next(before, None):
-                raise self._unknown(at, "blocks are not called in turn")
-            return given if given is not None and at.index == block.index - 1 else hidden
+                raise _Ended
+            return outputs(at)
 
-        with self._answered(answer):
-            try:
-                self._body(batch.inputs)
-            except _Recorded:
-                return seen[0]
-        raise self._unknown(block, "it is not called")
+        self._pass(answer, batch)
+        return seen[0]
+
+    def through(self, block: BlockId, batch: Batch, outputs: Outputs, gradient: Tensor) -> Tensor:
+        """``gradient`` at the input of ``block`` passed back to what the block before it returned."""
+        leaf: list[Tensor] = []
+        seen: list[Tensor] = []
+
+        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
+            if at == block:
+                seen.append(hidden)
+                raise _Ended
+            out = outputs(at)
+            if at == BlockId(block.stack, block.index - 1):
+                leaf.append(out.detach().requires_grad_(True))
+                return leaf[0]
+            return out
+
+        with torch.enable_grad():
+            self._pass(answer, batch)
+        return torch.autograd.grad(seen[0], leaf[0], gradient)[0]
+
+    @torch.no_grad()
+    def differentiable(self, stack: str, batch: Batch, outputs: Outputs) -> dict[BlockId, tuple[str, ...]]:
+        """The named arguments of each block of ``stack`` that depend on the stacks before."""
+        found: dict[BlockId, tuple[str, ...]] = {}
+
+        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
+            if at.stack != stack:
+                return self._earlier(at, stack, outputs).detach().requires_grad_(True)
+            found[at] = tuple(name for name, tensor in call.tensors().items() if tensor.requires_grad)
+            return hidden.detach()
+
+        with torch.enable_grad():
+            self._pass(answer, batch)
+        return found
+
+    def glue(self, stack: str, batch: Batch, outputs: Outputs, given: Given, taps: Sequence[Tap] = ()) -> dict[BlockId, Tensor]:
+        """Pass gradients at what the blocks of ``stack`` are given back to the outputs of the stacks before: theirs, by block.
+
+        ``outputs``: also of those blocks of ``stack`` behind which the model does something. ``taps`` are attached meanwhile.
+        """
+        leaves: dict[BlockId, Tensor] = {}
+        roots: list[tuple[Tensor, Tensor]] = []
+
+        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
+            if at.stack != stack:
+                leaves[at] = self._earlier(at, stack, outputs).detach().requires_grad_(True)
+                return leaves[at]
+            if at in given.inputs and hidden.requires_grad:
+                roots.append((hidden, given.inputs[at]))
+            for name, gradient in given.arguments.get(at, {}).items():
+                roots.append((call.kwargs[name], gradient))
+            if at.index == self.skeleton.stack(stack).n_blocks - 1:
+                raise _Ended
+            after = BlockId(stack, at.index + 1)
+            return outputs(at) if self.is_fresh(after, batch) else hidden.detach().clone()
+
+        for tap in taps:
+            tap.attach()
+        try:
+            with torch.enable_grad():
+                self._pass(answer, batch)
+            if not roots or not leaves:
+                return {}
+            tensors, gradients = zip(*roots, strict=True)
+            found = torch.autograd.grad(tensors, list(leaves.values()), gradients, allow_unused=True)
+        finally:
+            for tap in taps:
+                tap.detach()
+        return {at: gradient for at, gradient in zip(leaves, found, strict=True) if gradient is not None}
 
     def learn(self, block: BlockId, module: nn.Module, batch: Batch, hidden: Tensor) -> None:
         """See on one call of ``module``, the filled ``block``, whether blocks of its stack return tuples."""
-        if block.stack not in self._returns_tuple:
+        call = self.call(block, batch)
+        if block.stack not in self._returns_tuple and call is not None:
             with torch.no_grad():
-                out = self.call(block, batch).whole(module, hidden)
-            self._returns_tuple[block.stack] = isinstance(out, tuple)
+                self._returns_tuple[block.stack] = isinstance(call.whole(module, hidden), tuple)
 
-    def _body(self, inputs: dict[str, Tensor]) -> None:
-        self.skeleton.model.base_model(**{name: t.to(self.device) for name, t in inputs.items()}, use_cache=False)
+    def knows(self, stack: str) -> bool:
+        """Whether ``learn`` has seen a block of ``stack``."""
+        return stack in self._returns_tuple
+
+    def _pass(self, answer: Call, batch: Batch) -> None:
+        """Run the model's body with ``answer`` in the place of its blocks, until that ends the pass."""
+        inputs = {name: t.to(self.device, self.dtype if t.is_floating_point() else None) for name, t in batch.inputs.items()}
+        with self._answered(answer), suppress(_Ended):
+            self.skeleton.model.base_model(**inputs, use_cache=False)
+
+    def _earlier(self, at: BlockId, stack: str, outputs: Outputs) -> Tensor:
+        """The output of a block of a stack before ``stack``; where a later one begins, the pass is over."""
+        if self._order[at.stack] > self._order[stack]:
+            raise _Ended
+        return outputs(at)
 
     def _unknown(self, at: BlockId, saw: str) -> BitwrightError:
         return fail(
             "model/blocks",
             self.skeleton.path(at),
             saw=saw,
-            wanted="each block is called once, on what the one before it returns",
+            wanted="each block is called once, in turn",
             help="this architecture is not supported yet",
         )
 
@@ -123,6 +239,7 @@ class Trace:
     def _answered(self, answer: Call) -> Iterator[None]:
         """Every block answers with ``answer(block, hidden, call)`` instead of computing."""
         patched: list[tuple[nn.Module, Any]] = []
+        states = _states(self.skeleton.model)
 
         def patch(block: BlockId, module: nn.Module) -> None:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -142,6 +259,8 @@ class Trace:
                 del module.forward
                 if own is not None:
                     module.forward = own
+            for module, name, value in states:
+                setattr(module, name, value)
 
     def _pooled(self, value: Any) -> Any:
         """``value`` with every tensor replaced by an equal one that is kept already: most calls of a text are alike."""
@@ -159,18 +278,38 @@ class Trace:
             return {key: self._pooled(part) for key, part in value.items()}
         return value
 
-    def logits(self, sample: Sample, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Logits of one sample from the states [1, T, D] that leave the last block, in chunks: (start, [t, V])."""
-        model, n_tokens = self.skeleton.model, sample.n_tokens
-        inputs = {name: tensor[None].to(self.device) for name, tensor in sample.inputs.items()}
+    def logits(self, sample: Sample, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of one sample from the states [1, T, D] that leave the last block, in chunks: (positions [t], [t, V]).
+
+        Only the positions that the sample scores, where the class lets us choose.
+        """
+        model = self.skeleton.model
         chunked = "logits_to_keep" in inspect.signature(model.forward).parameters
-        step = max(1, VOCAB_CHUNK_ENTRIES // self.skeleton.source.config.vocab_size) if chunked else n_tokens
+        at = torch.arange(sample.n_tokens) if sample.scored is None or not chunked else sample.scored.nonzero()[:, 0]
+        step = max(1, VOCAB_CHUNK_ENTRIES // self.skeleton.source.config.vocab_size) if chunked else sample.n_tokens
+        inputs = self._enough_for_head(sample)
         last = self.skeleton.spec.blocks()[-1]
-        with self._answered(lambda at, given, _: hidden if at == last else given):
-            for start in range(0, n_tokens, step):
-                keep = torch.arange(start, min(start + step, n_tokens), device=self.device)
-                extra = {"logits_to_keep": keep} if chunked else {}
-                yield start, model(**inputs, use_cache=False, **extra).logits[0]
+        with self._answered(lambda block, given, _: hidden if block == last else given):
+            for keep in at.split(step):
+                extra = {"logits_to_keep": keep.to(self.device)} if chunked else {}
+                yield keep, model(**inputs, use_cache=False, **extra).logits[0]
+
+    def _enough_for_head(self, sample: Sample) -> dict[str, Tensor]:
+        """Inputs with which the last block is called: the tokens alone, unless the class skips it for want of an image."""
+        (batch,) = batches([sample], sample.n_tokens)
+        last, called = self.skeleton.spec.blocks()[-1], []
+
+        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
+            called.append(at)
+            return hidden
+
+        ids = Batch(batch.at, {name: t for name, t in batch.inputs.items() if name == IDS or not sample.media})
+        if sample.media:
+            with torch.no_grad():
+                self._pass(answer, ids)
+            if last not in called:
+                ids = batch
+        return {name: tensor.to(self.device) for name, tensor in ids.inputs.items()}
 
     def sampled_score_gradient(self, sample: Sample, hidden: Tensor, generator: torch.Generator) -> tuple[Tensor, HeadState]:
         """Gradient [1, T, D] of -sum_t log p(y_t) at the last block's output, y_t drawn from the model itself.
@@ -180,26 +319,58 @@ class Trace:
         """
         leaf = hidden.detach().clone().requires_grad_(True)
         states: list[Tensor] = []
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, LabelGradient]] = []
         head = self.skeleton.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0].detach().flatten(0, -2)))
         with torch.enable_grad():
-            for start, logits in self.logits(sample, leaf):
+            for at, logits in self.logits(sample, leaf):
                 uniform = torch.rand(len(logits), 1, generator=generator).to(self.device)
                 with torch.no_grad():
-                    found = label_gradient(logits, uniform, self._scored(sample, start, len(logits)))
-                parts.append((found.normalizer, found.label, found.energy))
+                    found = label_gradient(
+                        logits, uniform, None if sample.scored is None else sample.scored[at].to(self.device)
+                    )
+                parts.append((at, found))
                 logits.backward(found.gradient.to(logits.dtype))
+                found.gradient = torch.empty(0)  # as large as the logits
         hook.remove()
         assert leaf.grad is not None
-        normalizer, label, energy = (torch.cat(part) for part in zip(*parts, strict=True))
-        return leaf.grad, HeadState(torch.cat(states), normalizer, label, energy)
+        return leaf.grad, _head_state(sample.n_tokens, torch.cat(states), parts)
 
-    def _scored(self, sample: Sample, start: int, count: int) -> Tensor | None:
-        return None if sample.scored is None else sample.scored[start : start + count].to(self.device)
+
+def _head_state(n_tokens: int, states: Tensor, parts: list[tuple[Tensor, LabelGradient]]) -> HeadState:
+    """What the head saw, at all positions: zeros where no logits were asked for."""
+    at = torch.cat([where for where, _ in parts]).to(states.device)
+
+    def everywhere(rows: Tensor) -> Tensor:
+        return rows.new_zeros(n_tokens, *rows.shape[1:]).index_copy_(0, at, rows)
+
+    numbers = (torch.cat([getattr(found, name) for _, found in parts]) for name in ("normalizer", "label", "energy"))
+    return HeadState(everywhere(states), *map(everywhere, numbers))
 
 
 @dataclass(frozen=True)
+class Given:
+    """Gradients at what the blocks of a stack are given: their inputs, and named arguments."""
+
+    inputs: dict[BlockId, Tensor]
+    arguments: dict[BlockId, dict[str, Tensor]]
+
+
+def _states(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """What modules remember of their last pass in plain attributes, such as the positions of images."""
+    return [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if not name.startswith("_") and (value is None or isinstance(value, Tensor))
+    ]
+
+
+def _same(hidden: Tensor, returned: Tensor) -> bool:
+    return hidden.data_ptr() == returned.data_ptr() and hidden.shape == returned.shape
+
+
+@dataclass
 class LabelGradient:
     """The gradient of -log p(y) at the logits, y drawn from p."""
 
@@ -241,20 +412,29 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Block
 
 
 def backward_through(
-    block: nn.Module, call: BlockCall, hidden: Tensor, gradient: Tensor, taps: Sequence[Tap], samples: Tensor
-) -> tuple[Tensor, dict[str, Traffic]]:
-    """Recompute ``block`` and pass ``gradient`` [B, T, D] back: the gradient at its input, and every tap's traffic.
+    block: nn.Module,
+    call: BlockCall,
+    hidden: Tensor,
+    gradient: Tensor,
+    taps: Sequence[Tap],
+    samples: Tensor,
+    arguments: Sequence[str] = (),
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Traffic]]:
+    """Recompute ``block`` and pass ``gradient`` [B, T, D] back: the gradient at its input, those at its named ``arguments``,
+    and every tap's traffic.
 
     ``samples`` int64 [B]: their numbers in the traffic.
     """
     leaf = hidden.detach().requires_grad_(True)
+    others = {name: call.kwargs[name].detach().requires_grad_(True) for name in arguments}
     for tap in taps:
         tap.attach()
     try:
         with torch.enable_grad():
-            call(block, leaf).backward(gradient)
+            call.with_tensors(others)(block, leaf).backward(gradient)
     finally:
         for tap in taps:
             tap.detach()
     assert leaf.grad is not None
-    return leaf.grad, {tap.weight.name: Traffic(*tap.take(samples)) for tap in taps}
+    passed = {name: tensor.grad for name, tensor in others.items() if tensor.grad is not None}
+    return leaf.grad, passed, {tap.weight.name: Traffic(*tap.take(samples)) for tap in taps}

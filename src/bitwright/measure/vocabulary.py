@@ -87,7 +87,7 @@ def _bottom(sweep: Sweep, piece: str) -> Tensor:
     """What passed the first block [M, K]; [M, 0] where only a head is measured, which does not ask for it."""
     if all(weight.kind == Kind.HEAD for weight in sweep.skeleton.spec.vocabulary):
         return torch.empty(sum(sample.n_tokens for sample in sweep.folds.all), 0)
-    return _rows(store.load_batches(sweep.work, piece), sweep.batches)
+    return _rows(store.load_every(sweep.work, piece, len(sweep.batches)), sweep.batches)
 
 
 def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:

@@ -12,17 +12,19 @@ from bitwright.errors import fail
 
 
 def match_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
-    """Parameter or stored buffer -> tensor name; the base model's prefix may be absent or extra, tied ones share a tensor.
+    """Parameter or stored buffer -> tensor name; the base model's prefix may be absent or extra, names may be those of an older
+    layout that transformers translates, tied ones share a tensor.
 
     Raises BitwrightError for a parameter without a tensor, a tensor without a parameter, and shapes that differ.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
+    renamed = _renamed(checkpoint, model)
     stored: dict[str, str] = {}
     by_identity: dict[int, str] = {}
     pending = []
 
     def find(name: str) -> str | None:
-        return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in checkpoint.refs), None)
+        return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in checkpoint.refs), renamed.get(name))
 
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found = find(name)
@@ -47,8 +49,23 @@ def match_names(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
         if found is not None and name not in transient:
             _require_shape(checkpoint, found, tuple(buffer.shape))
             stored[name] = found
-    _require_claimed(checkpoint, model, set(stored.values()), prefix)
+    computed = {tensor for name, tensor in renamed.items() if name in transient}
+    _require_claimed(checkpoint, model, set(stored.values()) | computed, prefix)
     return stored
+
+
+def _renamed(checkpoint: Checkpoint, model: Any) -> dict[str, str]:
+    """Name in the model -> tensor, for tensors that transformers itself renames while it loads them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    if not renamings:
+        return {}
+    known = model.state_dict()
+    prefix = getattr(model, "base_model_prefix", "")
+    found = {name: rename_source_key(name, renamings, [], prefix, known)[0] for name in checkpoint.refs}
+    return {new: name for name, new in found.items() if new != name and new in known}
 
 
 def _transient_buffers(model: nn.Module) -> set[str]:

@@ -87,7 +87,8 @@ class Skeleton:
     def _lookup_dtype(self, owner: nn.Module, path: str, dtype: torch.dtype) -> torch.dtype:
         """``dtype``, or the narrower type of the source for an embedding that computes nothing and is not the head too."""
         head = self.model.get_output_embeddings()
-        if type(owner) is not nn.Embedding or (head is not None and owner.weight is head.weight):
+        plain = type(owner) is nn.Embedding and (owner is self.model.get_input_embeddings() or len(self.spec.stacks) == 1)
+        if not plain or (head is not None and owner.weight is head.weight):
             return dtype
         stored = self.source.stored_dtype(f"{path}.weight")
         return stored if stored.itemsize < dtype.itemsize else dtype

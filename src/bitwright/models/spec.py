@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+TEXT = "text"  # the stack that the output head reads
+PROJECTOR = "projector"  # where linears between stacks are counted
+VOCABULARY = "vocabulary"  # embedding and head
+
 
 class Kind(StrEnum):
     """Where a weight takes part: in a block, or at the ends, where its rows are tokens."""
@@ -30,6 +34,8 @@ class Role(StrEnum):
     NORM = "norm"
     BIAS = "bias"
     OUTSIDE = "outside"  # a linear that is in no block
+    CONVOLUTION = "convolution"
+    RAW = "raw"  # a parameter that is used as it is: positions, class tokens, gates, a projection
     BUFFER = "buffer"  # not a parameter, but stored with them
 
 
@@ -70,7 +76,7 @@ class Weight:
     """A matrix that can be stored in a quantized format: y = W x with W of N rows (outputs) and K columns (inputs)."""
 
     name: str  # parameter name, for example model.layers.3.mlp.down_proj.weight
-    at: BlockId  # of embedding and head the one after the last of the text stack
+    at: BlockId  # of embedding and head the one after the last of the text stack; of linears between stacks PROJECTOR, 0
     n_rows: int
     n_cols: int
     nbytes: int  # in 16 bit
@@ -84,6 +90,11 @@ class Weight:
     @property
     def role(self) -> str:
         return self.module.rsplit(".", 1)[-1]
+
+    @property
+    def group(self) -> str:
+        """Part of the model: a stack's name, PROJECTOR, VOCABULARY."""
+        return self.at.stack if self.kind == Kind.LINEAR else VOCABULARY
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,6 +111,7 @@ class Kept:
     role: Role
     nbytes: int
     tied_to: str | None = None  # shares its values with this tensor and is not stored
+    group: str = TEXT  # part of the model: a stack's name, PROJECTOR, VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class ModelSpec:
     def text(self) -> Stack:
         """The stack that the output head reads."""
         return self.stacks[-1]
+
+    @property
+    def between(self) -> BlockId | None:
+        """Where linears between stacks are counted; None in a model of one stack."""
+        return BlockId(PROJECTOR, 0) if len(self.stacks) > 1 else None
 
     @property
     def after_blocks(self) -> BlockId:
@@ -146,19 +163,17 @@ class ModelSpec:
         return {weight.name: weight.shape for weight in self.weights} | {kept.name: kept.shape for kept in self.kept}
 
     def coverage(self) -> list[dict[str, object]]:
-        """One row per role: tensors, parameters, share of all parameters, and how the role is treated."""
-        counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        """One row per group and role: tensors, parameters, share of all parameters, and how they are treated."""
+        counts: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
         for weight in self.weights:
-            row = counts[weight.role, "measured and allocated"]
+            row = counts[weight.group, weight.role, "measured and allocated"]
             row[0] += 1
             row[1] += weight.n_rows * weight.n_cols
         for kept in self.kept:
             if kept.tied_to is None:
-                row = counts[kept.role.value, "kept in 16 bit"]
+                row = counts[kept.group, kept.role.value, "kept in 16 bit"]
                 row[0] += 1
                 row[1] += prod(kept.shape)
         total = sum(parameters for _, parameters in counts.values())
-        return [
-            {"role": role, "tensors": n, "parameters": parameters, "share": parameters / total, "treatment": treatment}
-            for (role, treatment), (n, parameters) in counts.items()
-        ]
+        names = ("group", "role", "treatment", "tensors", "parameters", "share")
+        return [dict(zip(names, (*key, n, size, size / total), strict=True)) for key, (n, size) in counts.items()]

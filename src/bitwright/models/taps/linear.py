@@ -29,11 +29,17 @@ class LinearTap(Tap):
             self._handle.remove()
 
     def _note(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        self._x = args[0].detach()
-        out.register_hook(self._note_gradient)
+        self._x, self._g = args[0].detach(), None
+        if out.requires_grad:
+            out.register_hook(self._note_gradient)
 
     def _note_gradient(self, gradient: Tensor) -> None:
         self._g = gradient.detach()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the weight took part in the pass, and a gradient came back to it."""
+        return self._x is not None and self._g is not None
 
     def take(self, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, g, self._x, self._g = self._x, self._g, None, None
@@ -45,5 +51,5 @@ class LinearTap(Tap):
                 wanted="every weight of a block takes part",
                 help="this architecture is not supported yet",
             )
-        rows = samples.repeat_interleave(x[0].numel() // x.shape[-1]).to(x.device, torch.long)
+        rows = samples.repeat_interleave(x.numel() // (x.shape[-1] * len(samples))).to(x.device, torch.long)
         return x.flatten(0, -2), g.flatten(0, -2), rows
