@@ -29,6 +29,7 @@ from bitwright.models.spec import BlockId, Kind
 from bitwright.models.taps.linear import LinearTap
 from bitwright.settings import Settings
 from tests.conftest import ARCHITECTURES, Build
+from tests.measure.streamed import boundaries
 
 SEQUENCES, TOKENS = 3, 40
 LENGTHS = (2, 7, 40, 23, 40)
@@ -75,18 +76,9 @@ def resident(
     return inputs, gradients, logits.detach()
 
 
-def boundaries(trace: Trace, batch: Batch) -> list[Tensor]:
-    """The hidden states before, between and behind the blocks, one block at a time."""
-    skeleton = trace.skeleton
-    skeleton.fill_rest(CPU, WIDE)
-    hidden = []
-    for block in skeleton.spec.blocks():
-        entering = trace.record(block, batch, hidden[-1] if hidden else None)
-        with skeleton.filled(block, CPU, WIDE) as module, torch.no_grad():
-            trace.learn(block, module, batch, entering)
-            hidden = hidden or [entering]
-            hidden.append(trace.call(block, batch)(module, entering))
-    return hidden
+def in_turn(trace: Trace, batch: Batch) -> list[Tensor]:
+    """The hidden states before, between and behind the blocks of a text model."""
+    return list(boundaries(trace, batch).values())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -94,9 +86,9 @@ def test_streamed_equals_resident(build: Build, architecture: str) -> None:
     path = build(architecture)
     samples = [Sample.of(ids) for ids in random_ids(*[TOKENS] * SEQUENCES)]
     skeleton = open_model(Checkpoint.of_directory(path))
-    trace = Trace(skeleton, CPU)
+    trace = Trace(skeleton, CPU, WIDE)
     (batch,) = batches(samples, SEQUENCES * TOKENS)
-    hidden = boundaries(trace, batch)
+    hidden = in_turn(trace, batch)
     expected_inputs, expected_gradients, expected_logits = resident(
         load(path), batch.inputs["input_ids"], [torch.Generator().manual_seed(s) for s in range(SEQUENCES)]
     )
@@ -116,7 +108,7 @@ def test_streamed_equals_resident(build: Build, architecture: str) -> None:
         with skeleton.filled(block, CPU, WIDE) as module:
             taps = [LinearTap(w, skeleton.model.get_submodule(w.module)) for w in weights]
             call = trace.call(block, batch)
-            gradient, traffic = backward_through(module, call, hidden[block.index], gradient, taps, numbers)
+            gradient, _, traffic = backward_through(module, call, hidden[block.index], gradient, taps, numbers)
         for weight in weights:
             change = [torch.randn(weight.n_rows, weight.n_cols, generator=torch.Generator().manual_seed(1))]
             whole = (expected_inputs[weight.name].flatten(0, 1), expected_gradients[weight.name].flatten(0, 1))
@@ -211,15 +203,15 @@ def test_labels_count_where_a_sample_is_scored_and_nowhere_else(build: Build, tm
     mixed = (*masked[:4], plain[4], *masked[5:7], plain[7], *masked[8:])
     require_equal(sweep_of(path, Folds(mixed[:5], mixed[5:8], mixed[8:], "random"), tmp_path), path)
     skeleton = open_model(Checkpoint.of_directory(path))
-    trace = Trace(skeleton, CPU)
+    trace = Trace(skeleton, CPU, WIDE)
     sample = masked[2]
     assert sample.scored is not None
     assert 0 < sample.n_scored < sample.n_tokens
     (batch,) = batches([sample], 100)
-    hidden = boundaries(trace, batch)
+    hidden = in_turn(trace, batch)
     gradient, state = trace.sampled_score_gradient(sample, hidden[-1], torch.Generator().manual_seed(0))
     whole, same = trace.sampled_score_gradient(plain[2], hidden[-1], torch.Generator().manual_seed(0))
-    assert torch.equal(state.label, same.label), "the draws do not depend on what counts"
+    assert torch.equal(state.label[sample.scored], same.label[sample.scored]), "the draws do not depend on what counts"
     assert bool((state.energy[~sample.scored] == 0).all())
     assert torch.equal(state.energy[sample.scored], same.energy[sample.scored])
     assert bool((gradient[0, ~sample.scored] == 0).all())
@@ -278,10 +270,10 @@ def test_calls_are_recorded_for_each_batch_and_not_for_its_shape(build: Build) -
     found = batches(samples, 1)
     assert [batch.inputs["position_ids"].shape for batch in found] == [(1, TOKENS)] * 3
     skeleton, model = open_model(Checkpoint.of_directory(path)), load(path)
-    trace = Trace(skeleton, CPU)
+    trace = Trace(skeleton, CPU, WIDE)
     last = []
     for sample, batch in zip(samples, found, strict=True):
-        last.append(boundaries(trace, batch)[-1])
+        last.append(in_turn(trace, batch)[-1])
         with torch.no_grad():
             logits = torch.cat([part for _, part in trace.logits(sample, last[-1])])
             whole = model(**batch.inputs, use_cache=False).logits[0]

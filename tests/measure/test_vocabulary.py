@@ -21,10 +21,11 @@ from bitwright.measure.subject import Subject
 from bitwright.measure.trace import Trace
 from bitwright.measure.vocabulary import Ends, _embedding_scale, _embedding_scores, _head_scores
 from bitwright.models.open import open_model
-from bitwright.models.spec import BlockId, Kind
+from bitwright.models.spec import Kind
 from bitwright.plan import Rounding
 from bitwright.settings import Settings
 from tests.conftest import Build
+from tests.measure.streamed import boundaries
 
 CASES = {
     "llama": {"tie_word_embeddings": False},
@@ -37,14 +38,11 @@ CASES = {
 def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
     source = build(architecture, torch.float32, **CASES[architecture])
     skeleton = open_model(open_checkpoint(source), vocabulary=GGUF.vocabulary)
-    device, block = torch.device("cpu"), BlockId("text", 0)
-    skeleton.fill_rest(device, torch.float32)
+    device = torch.device("cpu")
     ids = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(0))
     samples = [Sample.of(ids[0]), Sample({"input_ids": ids[1, :17]}, torch.arange(17) % 3 == 1)]
-    trace, (batch, _) = Trace(skeleton, device), batches(samples, 1)
-    hidden = trace.record(block, batch, None)
-    with skeleton.filled(block, device, torch.float32) as module:
-        trace.learn(block, module, batch, hidden)
+    trace, (batch, _) = Trace(skeleton, device, torch.float32), batches(samples, 1)
+    boundaries(trace, batch)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     names = [w.name for w in skeleton.spec.vocabulary]
     first, gradients, states, expected = [], [], [], {name: [] for name in names}

@@ -18,6 +18,7 @@ from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Role
 from bitwright.plan import Choice, Plan, Rounding
 from tests.conftest import Build
+from tests.measure.streamed import boundaries
 
 CPU = torch.device("cpu")
 QUIET = Reporter(quiet=True)
@@ -48,13 +49,8 @@ def test_buffers_of_a_checkpoint_are_filled_and_written(build: Build, tmp_path: 
     skeleton = open_model(Checkpoint.of_directory(source))
     assert {kept.name for kept in skeleton.spec.kept if kept.role is Role.BUFFER} == set(scalars)
     sample = Sample.of(torch.arange(5, 45))
-    batch, trace, hidden = batches([sample], 2048)[0], Trace(skeleton, CPU), None
-    skeleton.fill_rest(CPU, torch.float32)
-    for block in skeleton.spec.blocks():
-        hidden = trace.record(block, batch, hidden)
-        with skeleton.filled(block, CPU, torch.float32) as module, torch.no_grad():
-            trace.learn(block, module, batch, hidden)
-            hidden = trace.call(block, batch)(module, hidden)
+    batch, trace = batches([sample], 2048)[0], Trace(skeleton, CPU, torch.float32)
+    hidden = boundaries(trace, batch)[skeleton.spec.after_blocks]
     with torch.no_grad():
         found = torch.cat([logits for _, logits in trace.logits(sample, hidden)])
         whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(sample.ids[None]).logits[0]

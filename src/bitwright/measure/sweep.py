@@ -312,9 +312,9 @@ class Sweep:
 
     def _descend_to(self, stack: str) -> None:
         """Gradients at what the blocks of ``stack`` returned, from the towers behind it; those from the text are there."""
-        for later in self.skeleton.spec.stacks[-2:0:-1]:
-            if later.name == stack:
-                return
+        stacks = self.skeleton.spec.stacks
+        at = next(i for i, other in enumerate(stacks) if other.name == stack)
+        for later in reversed(stacks[at + 1 : -1]):
             if not self.work.has(store.glue_piece(later.name)):
                 with self._rest():
                     self._glue(later.name, [], _Found())

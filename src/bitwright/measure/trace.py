@@ -321,14 +321,13 @@ class Trace:
         states: list[Tensor] = []
         parts: list[tuple[Tensor, LabelGradient]] = []
         head = self.skeleton.model.get_output_embeddings()
+        uniform = torch.rand(sample.n_tokens, 1, generator=generator)  # the draws do not depend on what is scored
         hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0].detach().flatten(0, -2)))
         with torch.enable_grad():
             for at, logits in self.logits(sample, leaf):
-                uniform = torch.rand(len(logits), 1, generator=generator).to(self.device)
+                drawn = uniform[at].to(self.device)
                 with torch.no_grad():
-                    found = label_gradient(
-                        logits, uniform, None if sample.scored is None else sample.scored[at].to(self.device)
-                    )
+                    found = label_gradient(logits, drawn, None if sample.scored is None else sample.scored[at].to(self.device))
                 parts.append((at, found))
                 logits.backward(found.gradient.to(logits.dtype))
                 found.gradient = torch.empty(0)  # as large as the logits
