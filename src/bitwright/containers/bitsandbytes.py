@@ -98,21 +98,21 @@ class Bitsandbytes(DirectoryContainer):
         }
 
     def layout(self, weight: Weight, format: BlockFormat, source: Source) -> list[TensorPlan]:
-        return layout(weight.name, weight.n_rows, weight.n_cols, format, source.dtype)
+        return layout(weight.tensor, weight.n_rows, weight.n_cols, format, source.dtype)
 
     def stored(self, weight: Weight, packed: Packed, source: Source) -> dict[str, Tensor]:
-        return weight_tensors(weight.name, packed, source.dtype)
+        return weight_tensors(weight.tensor, packed, source.dtype)
 
     def taken(self, weight: Weight, refs: Mapping[str, TensorRef], config: Any) -> Packed | None:
-        state = next((name for name in refs if name.startswith(f"{weight.name}.{STATE}")), None)
+        state = next((name for name in refs if name.startswith(f"{weight.tensor}.{STATE}")), None)
         if state is None:
             return None
         read = json.loads(bytes(read_tensor(refs[state]).numpy().tobytes()))
         nested = "nested_blocksize" in read
         name = f"{read['quant_type']}-b{read['blocksize']}" + ("-dq" if nested else "")
-        parts = {"code": weight.name, "scale_code" if nested else "scale": f"{weight.name}.absmax"}
+        parts = {"code": weight.tensor, "scale_code" if nested else "scale": f"{weight.tensor}.absmax"}
         if nested:
-            parts["nested_scale"] = f"{weight.name}.nested_absmax"
+            parts["nested_scale"] = f"{weight.tensor}.nested_absmax"
         tensors = tensors_of(refs, parts)
         tensors["code"] = tensors["code"].reshape(-1)
         if nested:

@@ -109,16 +109,16 @@ class CompressedTensors(DirectoryContainer):
         packed = (weight.n_rows, -(-weight.n_cols * format.bits // 32))
         scale = (weight.n_rows, weight.n_cols // format.group_size)
         return [
-            TensorPlan(f"{weight.module}.weight_packed", "I32", packed),
-            TensorPlan(f"{weight.module}.weight_scale", "BF16", scale),
-            TensorPlan(f"{weight.module}.weight_shape", "I64", (2,)),
+            TensorPlan(f"{weight.tensor}_packed", "I32", packed),
+            TensorPlan(f"{weight.tensor}_scale", "BF16", scale),
+            TensorPlan(f"{weight.tensor}_shape", "I64", (2,)),
         ]
 
     def stored(self, weight: Weight, packed: Packed, source: Source) -> dict[str, Tensor]:
         return {
-            f"{weight.module}.weight_packed": packed.tensors["packed"],
-            f"{weight.module}.weight_scale": packed.tensors["scale"],
-            f"{weight.module}.weight_shape": torch.tensor(packed.shape),
+            f"{weight.tensor}_packed": packed.tensors["packed"],
+            f"{weight.tensor}_scale": packed.tensors["scale"],
+            f"{weight.tensor}_shape": torch.tensor(packed.shape),
         }
 
     def taken(self, weight: Weight, refs: Mapping[str, TensorRef], config: Any) -> Packed | None:
@@ -127,7 +127,7 @@ class CompressedTensors(DirectoryContainer):
         if scheme is None:
             return None
         format = GROUP_FORMATS[f"w{scheme['num_bits']}-g{scheme['group_size']}"]
-        names = {"packed": f"{weight.module}.weight_packed", "scale": f"{weight.module}.weight_scale"}
+        names = {"packed": f"{weight.tensor}_packed", "scale": f"{weight.tensor}_scale"}
         return Packed(format, (weight.n_rows, weight.n_cols), tensors_of(refs, names))
 
 

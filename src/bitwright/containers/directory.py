@@ -93,7 +93,7 @@ class DirectoryWriter(Writer):
         for name in self._parameters:
             format = container.formats[choices[name].format] if name in choices else SIXTEEN_BIT
             if format is SIXTEEN_BIT:
-                plans.append(TensorPlan(name, source.written_name(name), source.spec.shape(name)))
+                plans.append(TensorPlan(source.written_as(name), source.written_name(name), source.spec.shape(name)))
             else:
                 plans += container.layout(self.weights[name], format, source)
         self._tensors = SafetensorsWriter(out, plans)
@@ -107,7 +107,7 @@ class DirectoryWriter(Writer):
             for name, tensor in self.container.stored(self.weights[parameter], value, self.source).items():
                 self._tensors.put(name, tensor)
         else:
-            self._tensors.put(parameter, value.to(self.source.written_dtype(parameter)))
+            self._tensors.put(self.source.written_as(parameter), value.to(self.source.written_dtype(parameter)))
 
     def close(self) -> int:
         self._tensors.close()
@@ -135,10 +135,16 @@ def copy_companions(source: Path, out: Path) -> None:
 
 
 def left_in_16bit(spec: ModelSpec, plan: Plan) -> list[str]:
-    """Modules that a runtime must not quantize: the plan's 16-bit choices, and every linear outside the blocks."""
+    """Modules that a runtime must not quantize: the plan's 16-bit choices, and every linear outside the blocks.
+
+    One entry for each module, never a shorter one that would also match modules of another tower; in the spellings of the
+    model and of the checkpoint, of which versions of transformers match either.
+    """
+    tensors = {weight.name: weight.tensor for weight in spec.weights}
     chosen = [choice.weight for choice in plan.choices if choice.format == SIXTEEN_BIT.name]
     outside = [kept.name for kept in spec.kept if kept.role in (Role.HEAD, Role.OUTSIDE) and kept.name.endswith(".weight")]
-    return [name.removesuffix(".weight") for name in (*chosen, *outside)]
+    spelled = [spelling for name in (*chosen, *outside) for spelling in (name, tensors.get(name, name))]
+    return [name.removesuffix(".weight") for name in dict.fromkeys(spelled)]
 
 
 def tensors_of(refs: Mapping[str, TensorRef], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from bitwright.data.self_written import write_itself
 from bitwright.host.device import precision_of
 from bitwright.host.memory import total_nbytes
 from bitwright.host.progress import Reporter
+from bitwright.models.open import auto_class
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec
 from bitwright.settings import Effort, Settings
@@ -110,12 +111,10 @@ def _self_written(
     skeleton: Skeleton, tokenizer: Any, count: int, settings: Settings, device: torch.device, reporter: Reporter
 ) -> Tensor:
     """Sequences [count, T]. The model is resident in the type that multiplies fastest, if the machine has room for that."""
-    from transformers import AutoModelForCausalLM
-
     dtype = precision_of("auto", device).work
     if RESIDENT_SHARE * _nbytes(skeleton) * dtype.itemsize / 2 > min(total_nbytes(), settings.max_memory or total_nbytes()):
         dtype = torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = auto_class(skeleton.model.config).from_pretrained(
         skeleton.source.checkpoint.directory, dtype=dtype, trust_remote_code=settings.trust_remote_code
     )
     model = model.to(device).eval()

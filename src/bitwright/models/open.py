@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from bitwright.checkpoint.checkpoint import Checkpoint
@@ -46,7 +47,9 @@ def open_model(checkpoint: Checkpoint, trust_remote_code: bool = False, vocabula
     stored = match_names(checkpoint, model)
     spec = with_buffers(spec, model, stored)
     half = all(checkpoint.refs[stored[weight.name]].dtype == "F16" for weight in spec.weights)
-    return Skeleton(Source(checkpoint, spec, stored, text, _wide(model, stored, half)), model)
+    source = Source(checkpoint, spec, stored, text, _wide(model, stored, half))
+    weights = tuple(replace(weight, as_stored=source.written_as(weight.name)) for weight in spec.weights)
+    return Skeleton(replace(source, spec=replace(spec, weights=weights)), model)
 
 
 def auto_class(config: Any) -> Any:

@@ -30,6 +30,10 @@ class Source:
         """The values of one parameter as they are stored."""
         return self.checkpoint.read(self.tensor_of[parameter])
 
+    def written_as(self, parameter: str) -> str:
+        """Its name in a checkpoint of ours: with several stacks that of the source, which third parties know the model by."""
+        return self.tensor_of[parameter] if len(self.spec.stacks) > 1 else parameter
+
     def stored_dtype(self, parameter: str) -> torch.dtype:
         """The type in which the source stores it."""
         return DTYPES[self.checkpoint.refs[self.tensor_of[parameter]].dtype]

@@ -82,6 +82,12 @@ class Weight:
     nbytes: int  # in 16 bit
     kind: Kind = Kind.LINEAR
     view: View = View()
+    as_stored: str = ""  # its name in a checkpoint, where that is another
+
+    @property
+    def tensor(self) -> str:
+        """Its name in a checkpoint."""
+        return self.as_stored or self.name
 
     @property
     def module(self) -> str:

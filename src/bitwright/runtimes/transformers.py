@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, GgufConfig
+from transformers import AutoConfig, GenerationConfig, GgufConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
 FORWARD_TOKENS = 2048  # of one forward pass: a quantized model unpacks its weights once for all of them
@@ -35,7 +36,8 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersM
     if device != "cpu":
         options["device_map"] = device
     trust = candidate["trust_remote_code"]
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=trust, **options).eval()
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust, **{k: v for k, v in options.items() if k == "gguf_file"})
+    model = auto_class(config).from_pretrained(path, trust_remote_code=trust, **options).eval()
     with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
         _as_stored(model)(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
     return TransformersModel(model, device)
