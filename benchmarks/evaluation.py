@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.models import reference as reference_directory
 from bitwright.data.held_out import held_out
+from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.divergence import summarize, token_figures
 from bitwright.evaluate.reference import condense
@@ -48,23 +49,24 @@ def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
     for parameter in candidate.parameters():
         if parameter.ndim == 2:
             parameter += NOISE * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    samples = [Sample.of(row) for row in ids]
     seconds: dict[str, list[float]] = {"bare": [], "evaluate": [], "bare candidate": [], "evaluate candidate": []}
     for _ in range(REPEATS):
         seconds["bare candidate"].append(timed(lambda: bare(candidate, ids)))
         seconds["bare"].append(seconds["bare candidate"][-1] + timed(lambda: bare(reference, ids)))
         start = time.perf_counter()
-        kept = [condense_text(parts, row) for parts, row in zip(loaded["reference"].logits(ids), ids, strict=True)]
+        kept = [condense_text(parts, row) for parts, row in zip(loaded["reference"].logits(samples), samples, strict=True)]
         middle = time.perf_counter()
         found = [
             compare_text(known, parts, row)
-            for known, parts, row in zip(kept, loaded["candidate"].logits(ids), ids, strict=True)
+            for known, parts, row in zip(kept, loaded["candidate"].logits(samples), samples, strict=True)
         ]
         end = time.perf_counter()
         seconds["evaluate"].append(end - start)
         seconds["evaluate candidate"].append(end - middle)
     line = summarize(name, found)
     whole = []
-    for parts, theirs, row in zip(loaded["reference"].logits(ids), loaded["candidate"].logits(ids), ids, strict=True):
+    for parts, theirs, row in zip(loaded["reference"].logits(samples), loaded["candidate"].logits(samples), ids, strict=True):
         p, q = torch.cat(list(parts)), torch.cat(list(theirs))
         steps = [slice(s, s + 64) for s in range(0, len(row), 64)]
         whole += [token_figures(condense(p[s], row[:0], likeliest=p.shape[1]), q[s], row[:0]).kl for s in steps]

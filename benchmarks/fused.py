@@ -30,6 +30,7 @@ from transformers.utils import logging
 from benchmarks.models import reference
 from bitwright.data.documentation import DOCUMENTATION
 from bitwright.data.held_out import held_out
+from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.host.places import cache_dir, without_place
@@ -90,7 +91,7 @@ def in_transformers(path: Path, dtype: str, texts: list[Tensor]) -> Tensor:
     """Log-probability in transformers of every token but a text's first; float32 [T], all texts one after the other."""
     model = load(asdict(Candidate(path.name, str(path), dtype)), "cpu", max(map(len, texts)))
     found = []
-    for ids, parts in zip(texts, model.logits(texts), strict=True):
+    for ids, parts in zip(texts, model.logits([Sample.of(text) for text in texts]), strict=True):
         logits = torch.cat([part.float() for part in parts])[:-1]
         found.append(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     return torch.cat(found)

@@ -35,7 +35,7 @@ from bitwright.containers.registry import container_of
 from bitwright.data.documentation import DOCUMENTATION, documentation
 from bitwright.data.folds import MIN_SAMPLES
 from bitwright.data.held_out import held_out
-from bitwright.data.samples import cut
+from bitwright.data.samples import Sample, cut
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.evaluate import Candidate, Text, compare
 from bitwright.models.open import open_model
@@ -166,7 +166,7 @@ class Setting:
         found = compare(
             Candidate("16 bit", str(self.source), dtype="float32"),
             [Candidate(label, str(path))],
-            Text(self.ids.tolist()),
+            Text.of([Sample.of(row) for row in self.ids]),
             references=self.work / "references",
             fingerprint=self.checkpoint.fingerprint,
         )

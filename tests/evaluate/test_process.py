@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from bitwright.cli.main import app
+from bitwright.data.samples import Sample
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
 from bitwright.evaluate.process import _end
 from bitwright.plan import NOISE_FLOOR
@@ -22,7 +23,7 @@ def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_p
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(broken)
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     candidates = [Candidate("good", str(source)), Candidate("guilty", str(broken)), Candidate("later", str(source))]
-    text = Text([torch.arange(3, 40).tolist()] * 2)
+    text = Text.of([Sample.of(torch.arange(3, 40))] * 2)
     with pytest.raises(PartlyComparedError, match="evaluate/process") as caught:
         compare(Candidate("16 bit", str(source)), candidates, text, quiet=True, references=tmp_path / "kept")
     assert {i: found.where for i, found in caught.value.failures.items()} == {1: f"guilty ({broken})"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bitwright.data.samples import Sample
 from bitwright.runtimes import transformers as runtime
 from bitwright.runtimes.transformers import TransformersModel
 from tests.conftest import ARCHITECTURES, Build
@@ -20,7 +21,7 @@ def test_logits_in_parts_are_those_of_the_model(build: Build, monkeypatch: pytes
     ids = torch.randint(0, 500, (3, 40))
     with torch.no_grad():
         whole = model(ids).logits
-    found = [list(parts) for parts in TransformersModel(model, "cpu").logits(list(ids))]
+    found = [list(parts) for parts in TransformersModel(model, "cpu").logits([Sample.of(row) for row in ids])]
     assert [len(part) for part in found[0]] == [7, 7, 7, 7, 7, 5]
     assert torch.allclose(torch.stack([torch.cat(parts) for parts in found]), whole, atol=1e-4)
 
@@ -29,7 +30,7 @@ def test_texts_of_any_length_are_answered_each_alone_and_in_order(build: Build, 
     model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
     monkeypatch.setattr(runtime, "FORWARD_TOKENS", 80)
     texts = [torch.randint(0, 500, (length,)) for length in (40, 40, 40, 7, 40, 90, 2)]
-    found = [torch.cat(list(parts)) for parts in TransformersModel(model, "cpu").logits(texts)]
+    found = [torch.cat(list(parts)) for parts in TransformersModel(model, "cpu").logits([Sample.of(text) for text in texts])]
     assert [len(logits) for logits in found] == [len(text) for text in texts]
     with torch.no_grad():
         for text, logits in zip(texts, found, strict=True):
@@ -39,7 +40,7 @@ def test_texts_of_any_length_are_answered_each_alone_and_in_order(build: Build, 
 def test_a_model_is_released_without_the_garbage_collector(build: Build) -> None:
     model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
     loaded = TransformersModel(model, "cpu")
-    for parts in loaded.logits(list(torch.randint(0, 500, (2, 16)))):
+    for parts in loaded.logits([Sample.of(row) for row in torch.randint(0, 500, (2, 16))]):
         list(parts)
     loaded.greedy(torch.randint(0, 500, (1, 8)), 3)
     gc.collect()

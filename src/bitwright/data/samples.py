@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.data.tokenizer import bos_prefix, token_ids
@@ -52,6 +54,17 @@ class Sample:
     def n_scored(self) -> int:
         return self.n_tokens if self.scored is None else int(self.scored.sum())
 
+    @property
+    def positions(self) -> Tensor:
+        """Those whose next-token distribution counts: int64 [n]."""
+        return torch.arange(self.n_tokens) if self.scored is None else self.scored.nonzero()[:, 0]
+
+    @property
+    def following(self) -> Tensor:
+        """The ids that follow them, int64 [n]; [n - 1] where the last position is among them."""
+        after = self.positions + 1
+        return self.ids[after[after < self.n_tokens]]
+
     def digest(self) -> str:
         """Hash of all that is in it."""
         found = hashlib.sha256()
@@ -60,6 +73,26 @@ class Sample:
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
+
+
+def save_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write ``samples`` as a safetensors file."""
+    tensors: dict[str, Tensor] = {}  # each of its own memory, as the format asks
+    for i, sample in enumerate(samples):
+        tensors |= {f"{i}|inputs|{name}": tensor.clone() for name, tensor in sample.inputs.items()}
+        tensors |= {f"{i}|media|{name}": tensor.clone() for name, tensor in sample.media.items()}
+        tensors |= {} if sample.scored is None else {f"{i}|scored|": sample.scored.clone()}
+    save_file(tensors, path)
+
+
+def load_samples(path: Path) -> list[Sample]:
+    """What ``save_samples`` wrote."""
+    parts: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in load_file(path).items():
+        i, part, name = key.split("|", 2)
+        parts.setdefault(int(i), {}).setdefault(part, {})[name] = tensor
+    found = [parts[i] for i in sorted(parts)]
+    return [Sample(part["inputs"], part.get("scored", {}).get(""), part.get("media", {})) for part in found]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.checkpoint.workdir import content_hash
-from bitwright.data.samples import Sample
+from bitwright.data.samples import Sample, save_samples
 from bitwright.errors import BitwrightError, Finding
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import ANSWER, WorkerError, run_worker
 from bitwright.host.versions import versions
 
-LAYOUT = 4  # of the kept references; another number makes the old ones unknown
+LAYOUT = 5  # of the kept references; another number makes the old ones unknown
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class PartlyComparedError(BitwrightError):
 
 @dataclass(frozen=True)
 class Text:
-    """Token sequences to compare on, each of its own length, and the domain of each where the text names domains."""
+    """What models are compared on: samples, each of its own length, and the domain of each where the text names domains."""
 
-    ids: list[list[int]]  # [S][T]
-    domains: tuple[str, ...] = ()  # [S]
+    samples: tuple[Sample, ...]
+    domains: tuple[str, ...] = ()  # of each
 
     @classmethod
     def of(cls, samples: Sequence[Sample], domains: tuple[str, ...] = ()) -> Text:
-        return cls([sample.ids.tolist() for sample in samples], domains)
+        return cls(tuple(samples), domains)
 
 
 def compare(
@@ -71,14 +71,17 @@ def compare(
     failures: dict[int, Finding] = {}
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
-        key = content_hash(fingerprint, reference.dtype, device, greedy, text.ids, versions(), LAYOUT)
+        key = content_hash(fingerprint, reference.dtype, device, greedy, [s.digest() for s in text.samples], versions(), LAYOUT)
+        save_samples(folder / "samples.safetensors", text.samples)
+        kept = (references or folder) / f"{key}.safetensors"
         job = {
             "reference": asdict(reference),
             "device": device,
             "quiet": quiet,
             "greedy": greedy,
-            "reference_file": str((references or folder) / f"{key}.safetensors"),
-            **asdict(text),
+            "reference_file": str(kept),
+            "samples_file": str(folder / "samples.safetensors"),
+            "domains": text.domains,
         }
         while left := [i for i in range(len(candidates)) if i not in done and i not in failures]:
             part = job | {"candidates": [asdict(candidates[i]) for i in left]}
@@ -86,7 +89,7 @@ def compare(
                 rows = run_worker("bitwright.evaluate.worker", part, folder, [candidates[i].path for i in left])
             except WorkerError as error:
                 rows = error.answered or []
-                if not Path(job["reference_file"]).exists():  # no candidate was reached
+                if not kept.exists():  # no candidate was reached
                     raise
                 failures |= dict.fromkeys(left[len(rows) :][:1], error.finding)
             done |= {i: Divergence.from_dict(row) for i, row in zip(left, rows, strict=False)}

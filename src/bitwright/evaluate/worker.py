@@ -16,6 +16,7 @@ from transformers.utils import logging
 from bitwright.checkpoint.cached import alone
 from bitwright.checkpoint.output import write_json
 from bitwright.checkpoint.workdir import finite
+from bitwright.data.samples import Sample, load_samples
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import say_at
@@ -30,37 +31,37 @@ WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuse
 PROMPT_TOKENS = 64  # of each sequence, continued greedily
 
 
-def condense_text(parts: Iterable[Tensor], ids: Tensor) -> Reference:
+def condense_text(parts: Iterable[Tensor], sample: Sample) -> Reference:
     """``condense`` part by part, so that the vocabulary never lives in float32 for a whole sequence."""
-    kept = [condense(part, following.to(part.device)) for part, _, following in _pieces(parts, ids)]
+    kept = [condense(part, following.to(part.device)) for part, _, following in _pieces(parts, sample)]
     return Reference.join(kept)
 
 
-def compare_text(reference: Reference, parts: Iterable[Tensor], ids: Tensor) -> TokenFigures:
+def compare_text(reference: Reference, parts: Iterable[Tensor], sample: Sample) -> TokenFigures:
     """``compare`` part by part."""
     figures = [
         token_figures(reference.part(where).to(part.device), part, following.to(part.device))
-        for part, where, following in _pieces(parts, ids)
+        for part, where, following in _pieces(parts, sample)
     ]
     return TokenFigures.join(figures)
 
 
-def _pieces(parts: Iterable[Tensor], ids: Tensor) -> Iterator[tuple[Tensor, slice, Tensor]]:
-    """The parts of a sequence's logits in pieces of WORK_ENTRIES, where each lies, and the ids that follow its tokens."""
-    at = 0
+def _pieces(parts: Iterable[Tensor], sample: Sample) -> Iterator[tuple[Tensor, slice, Tensor]]:
+    """The parts of a sample's logits in pieces of WORK_ENTRIES, where each lies, and the ids that follow its positions."""
+    at, following = 0, sample.following
     for part in parts:
         for piece in part.split(max(1, WORK_ENTRIES // part.shape[1])):
-            yield piece, slice(at, at + len(piece)), ids[at + 1 : at + 1 + len(piece)]
+            yield piece, slice(at, at + len(piece)), following[at : at + len(piece)]
             at += len(piece)
 
 
 def run(job: dict[str, Any]) -> Iterator[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
-    texts = [torch.tensor(ids) for ids in job["ids"]]
+    texts = load_samples(Path(job["samples_file"]))
     device, count = job["device"], job["greedy"]
-    prompts = prompts_of(texts)
-    longest = max(*map(len, texts), prompts.shape[1] + count)
+    prompts = prompts_of([sample.ids for sample in texts if not sample.media] or [sample.ids for sample in texts])
+    longest = max(*(sample.n_tokens for sample in texts), prompts.shape[1] + count)
     kept = Path(job["reference_file"])
     with alone(kept):  # two first uses at once: one waits
         known = _kept(kept, reporter)

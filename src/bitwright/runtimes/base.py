@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+from bitwright.data.samples import Sample
+
 
 class Loaded(ABC):
     """A model in its stock runtime."""
 
     @abstractmethod
-    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
-        """Logits of each of ``texts`` ([T] each), in parts [t, V] that are small enough to be worked on in float32.
+    def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
+        """Logits of each sample at its positions, in parts [t, V] that are small enough to be worked on in float32.
 
-        Take a text's parts before the next text.
+        Take a sample's parts before the next sample's.
         """
 
     @abstractmethod

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitwright.data.samples import Sample
 from bitwright.errors import fail
 from bitwright.runtimes.base import Loaded
 
@@ -109,8 +110,25 @@ class LlamaCpp(Loaded):
         if getattr(self, "_model", None):
             self.close()
 
-    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
-        yield from (self.logit_parts(text) for text in texts)
+    def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
+        for sample in samples:
+            if sample.media:
+                raise fail(
+                    "gguf/images",
+                    "llama.cpp",
+                    saw="a text with images",
+                    wanted="text alone: images are not given to llama.cpp yet",
+                    help="compare with --held-out TEXT",
+                )
+            yield self._scored_parts(sample)
+
+    def _scored_parts(self, sample: Sample) -> Iterator[Tensor]:
+        """Logits at the sample's positions."""
+        counts = torch.ones(sample.n_tokens, dtype=torch.bool) if sample.scored is None else sample.scored
+        at = 0
+        for part in self.logit_parts(sample.ids):
+            yield part[counts[at : at + len(part)]]
+            at += len(part)
 
     def last_logits(self, ids: Tensor, count: int) -> Tensor:
         """Logits float32 [count, V] of the last ``count`` of ``ids`` [T]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, GgufConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
+from bitwright.data.samples import Sample, batches
 from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
@@ -61,16 +62,23 @@ class TransformersModel(Loaded):
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
 
-    def logits(self, texts: Sequence[Tensor]) -> Iterator[Iterable[Tensor]]:
-        """Neighbours of equal length share a forward pass. The output head runs part by part afterwards, so that the logits of
+    def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
+        """Neighbours of equal shape share a forward pass. The output head runs part by part afterwards, so that the logits of
         a whole text never exist."""
         step = max(1, CHUNK_ENTRIES // self.model.config.get_text_config().vocab_size)
-        for length, group in groupby(texts, key=len):
-            for batch in torch.stack(list(group)).split(max(1, FORWARD_TOKENS // length)):
+        for _, group in groupby(enumerate(samples), key=lambda one: (one[1].n_tokens, one[0] if one[1].media else None)):
+            members = [sample for _, sample in group]
+            for batch in batches(members, FORWARD_TOKENS):
                 with torch.no_grad():
-                    body = self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
-                for states in body.last_hidden_state:
-                    yield (self._head(type(body)(last_hidden_state=part[None])) for part in states.split(step))
+                    body = self.model.base_model(**self._placed(batch.inputs), use_cache=False)
+                for i, states in zip(batch.at, body.last_hidden_state, strict=True):
+                    yield self._parts(body, states[members[i].positions.to(states.device)], step)
+
+    def _parts(self, body: Any, states: Tensor, step: int) -> Iterable[Tensor]:
+        return (self._head(type(body)(last_hidden_state=part[None])) for part in states.split(step))
+
+    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: t.to(self.device, self.model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
 
     @torch.no_grad()
     def _head(self, recorded: Any) -> Tensor:

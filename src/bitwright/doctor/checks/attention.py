@@ -8,10 +8,13 @@ Source: grouped-query attention, arXiv 2305.13245.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
 from bitwright.errors import Finding
+
+SEES = re.compile("vision|visual")  # in the names of towers, whose heads are others
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -47,8 +50,9 @@ def check(model: Model) -> Iterator[Finding]:
     assert isinstance(width, int)
     if "kv_lora_rank" in config or model.quantization is not None:
         return  # latent attention and packed weights have other shapes
+    of_text = {name: ref for name, ref in model.refs.items() if not SEES.search(name)}
     for role, count in (("k_proj", shared), ("v_proj", shared)):
-        for name, ref in model.refs.items():
+        for name, ref in of_text.items():
             if name.endswith(f"self_attn.{role}.weight") and ref.shape and ref.shape[0] != count * width:
                 yield Finding(
                     "config/heads",

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from bitwright.doctor.model import Model
 from bitwright.errors import Finding
 
+ROWS_FOR_IMAGES = {"mllama_text_model": 8}  # of the embedding, beyond vocab_size
+
 
 def check(model: Model) -> Iterator[Finding]:
     embedding, stated = model.embedding, model.text_config.get("vocab_size")
     if embedding is None or model.quantization is not None:
         return
     rows = embedding.shape[0]
-    if isinstance(stated, int) and stated != rows:
+    if isinstance(stated, int) and stated != rows - ROWS_FOR_IMAGES.get(str(model.text_config.get("model_type")), 0):
         yield Finding(
             "vocabulary/config",
             "config.json",
@@ -36,7 +38,7 @@ def check(model: Model) -> Iterator[Finding]:
             "model.resize_token_embeddings(len(tokenizer)) and save again",
         )
     head = model.head
-    if head is not None and len(head.shape) == 2 and head.shape[0] != rows:
+    if head is not None and len(head.shape) == 2 and head.shape[0] not in (rows, stated):
         yield Finding(
             "vocabulary/head",
             head.name,
