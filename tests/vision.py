@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import transformers as tf
 from torch import Tensor
 
 from bitwright.data.samples import Sample
+from tests.conftest import byte_tokenizer
 
 IMAGE, VOCAB, WIDTH, LAYERS = 5, 128, 64, 3
 START, END = 7, 8
@@ -276,3 +278,43 @@ def built(name: str) -> Any:
         if path.endswith(ZERO_AT_START):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def llava_with_processor(out: Path) -> Path:
+    """A random LLaVA with a tokenizer and its processor: a model that can be shown pictures."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = TEMPLATE
+    side = {"height": 56, "width": 56}
+    processor = tf.LlavaProcessor(
+        image_processor=tf.CLIPImageProcessorPil(size=side, crop_size=side),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    processor.save_pretrained(out)
+    config = tf.LlavaConfig(
+        text_config=text(model_type="llama", vocab_size=len(tokenizer) + 7),
+        vision_config=CLIP,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(1)
+    model = tf.LlavaForConditionalGeneration(config)
+    with torch.no_grad():  # larger than the default start, so that quantization has something to damage
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    model.bfloat16().save_pretrained(out)
+    return out

@@ -29,6 +29,7 @@ from bitwright.data.documentation import DOCUMENTATION
 from bitwright.data.held_out import held_out as held_out_samples
 from bitwright.data.held_out import require_unseen
 from bitwright.data.tokenizer import tokenizer_of
+from bitwright.data.viewer import viewer_of
 from bitwright.errors import Finding, fail
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
 from bitwright.evaluate.figures import TaskScore
@@ -128,7 +129,9 @@ def _preflight(subject: Subject) -> None:
     """Raise BitwrightError where there is no text for the verdict, which would come out at the end."""
     settings = subject.settings
     require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
-    held_out_samples(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+    held_out_samples(
+        subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
+    )
 
 
 def _with_pages(report: Report, measured: Measurement, source: str, place: Path) -> Report:
@@ -221,7 +224,8 @@ def evaluate(
     checkpoint = open_checkpoint(reference)
     directory = checkpoint.directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
-    samples, domains = held_out_samples(tokenizer, held_out, sequences, length)
+    viewer, _ = viewer_of(directory, checkpoint.config, tokenizer)
+    samples, domains = held_out_samples(tokenizer, held_out, sequences, length, viewer)
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     sizes = [_stored_nbytes(Path(model.path)) for model in models]

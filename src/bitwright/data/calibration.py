@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.documentation import DOCUMENTATION, documentation
 from bitwright.data.folds import MIN_SAMPLES, Folds, fold
+from bitwright.data.image_rows import is_folder, pictures_in
 from bitwright.data.library_code import CODE, library_code
+from bitwright.data.pictures import drawn
 from bitwright.data.rows import read_texts
-from bitwright.data.samples import Sample, cut
+from bitwright.data.samples import Sample, cut, samples_in, tensors_of
 from bitwright.data.self_written import write_itself
+from bitwright.data.viewer import Viewer
+from bitwright.errors import fail
 from bitwright.host.device import precision_of
 from bitwright.host.memory import total_nbytes
 from bitwright.host.progress import Reporter
@@ -23,16 +28,27 @@ from bitwright.models.spec import ModelSpec
 from bitwright.settings import Effort, Settings
 
 SELF = "self"
+PICTURES = "pictures"
 MIXED, INSTALLED = "mixed", "installed"
 SHARES_OF: dict[str, dict[str, int]] = {  # of the sequences, by kind of text
     MIXED: {SELF: 4, DOCUMENTATION: 1, CODE: 1},
     INSTALLED: {DOCUMENTATION: 1, CODE: 1},
 }
-WORDS = {SELF: "text that the model wrote itself", DOCUMENTATION: "documentation", CODE: "source code"}
+SHARES_SEEING: dict[str, dict[str, int]] = {  # the same for a model that sees
+    MIXED: {PICTURES: 3, SELF: 2, DOCUMENTATION: 1},
+    INSTALLED: {PICTURES: 2, DOCUMENTATION: 1},
+}
+WORDS = {
+    SELF: "text that the model wrote itself",
+    DOCUMENTATION: "documentation",
+    CODE: "source code",
+    PICTURES: "questions about pictures",
+}
 SEQUENCES = 128
 TOKENS_PER_COLUMN = 3
 EFFORT = {Effort.QUICK: 0.25, Effort.NORMAL: 1.0, Effort.THOROUGH: 3.0}
 PIECE = "calibration.safetensors"
+SHOWN_PIECE = "pictures.safetensors"
 RESIDENT_SHARE = 1.3  # memory of a model that writes text, over its weights
 
 
@@ -65,29 +81,82 @@ def calibration_folds(
     device: torch.device,
     work: WorkDir,
     reporter: Reporter,
+    viewer: Viewer | None = None,
 ) -> Folds:
-    """Folds from ``calibration``: a file, a datasets id, ``self`` (kept in ``work`` once written), ``documentation``, ``code``,
-    or a mixture of these (SHARES_OF)."""
+    """Folds from ``calibration``: a file, a folder of pictures, a datasets id, ``self`` (kept in ``work`` once written),
+    ``documentation``, ``code``, ``pictures``, or a mixture of these (SHARES_OF, SHARES_SEEING)."""
     parts = {}
-    counts = counts_of(calibration, settings.sequences)
+    counts = counts_of(calibration, settings.sequences, seeing=viewer is not None)
+    resident = _Resident(skeleton, settings, device)
     for kind, count in counts.items():
         if kind == SELF:
             if not work.has(PIECE):
-                work.save_tensors(PIECE, {"ids": _self_written(skeleton, tokenizer, count, settings, device, reporter)})
+                work.save_tensors(
+                    PIECE, {"ids": write_itself(resident.model, tokenizer, count, settings.length, settings.seed, reporter)}
+                )
             parts[WORDS[kind]] = [Sample.of(row) for row in work.load_tensors(PIECE)["ids"]]
-        else:
-            least = min(count, MIN_SAMPLES) if len(counts) > 1 else MIN_SAMPLES
-            parts[WORDS.get(kind, kind)] = cut(_texts(kind, tokenizer), tokenizer, count, settings.length, kind, least)
+            continue
+        if kind not in (DOCUMENTATION, CODE):
+            shown = _pictures(kind, count, calibration, settings, viewer, resident, work, reporter)
+            if shown:
+                parts[WORDS[PICTURES]] = shown
+            if kind == PICTURES or is_folder(kind):
+                continue
+        least = min(count, MIN_SAMPLES) if len(counts) > 1 else MIN_SAMPLES
+        texts = _texts(kind, tokenizer)
+        if texts or not parts:
+            parts[WORDS.get(kind, kind)] = cut(texts, tokenizer, count, settings.length, kind, least)
     return fold(parts, settings.seed)
 
 
-def counts_of(calibration: str, sequences: int) -> dict[str, int]:
-    """How many of ``sequences`` come from which text, none of them zero.
+def _pictures(
+    kind: str,
+    count: int,
+    calibration: str,
+    settings: Settings,
+    viewer: Viewer | None,
+    resident: _Resident,
+    work: WorkDir,
+    reporter: Reporter,
+) -> list[Sample]:
+    """Samples with images, where ``kind`` has any: answered as rows say, or by the model itself (kept in ``work``)."""
+    pictures = drawn(count, settings.seed) if kind == PICTURES else pictures_in(kind)[:count]
+    if not pictures:
+        return []
+    if viewer is None:
+        raise fail(
+            "calibration/images",
+            f"--calibration {kind}",
+            saw="images, and a model that cannot be shown any",
+            wanted="a model that sees, with its processor and Pillow",
+            help="name texts, or pip install 'bitwright[vision]'",
+        )
+    if kind == PICTURES and calibration == INSTALLED:
+        return viewer.told(pictures)
+    if not work.has(SHOWN_PIECE):
+        told = viewer.told([picture for picture in pictures if picture.answer]) if kind != PICTURES else []
+        open_ones = [picture for picture in pictures if kind == PICTURES or not picture.answer]
+        asked = viewer.asked(resident.model, open_ones, settings.seed, reporter) if open_ones else []
+        work.save_tensors(SHOWN_PIECE, tensors_of(told + asked))
+    found = samples_in(work.load_tensors(SHOWN_PIECE))
+    if len(found) < MIN_SAMPLES:
+        raise fail(
+            "calibration/images",
+            f"--calibration {kind}",
+            saw=f"{len(found)} images with an answer",
+            wanted=f"at least {MIN_SAMPLES}",
+            help="name more images",
+        )
+    return found
+
+
+def counts_of(calibration: str, sequences: int, seeing: bool = False) -> dict[str, int]:
+    """How many of ``sequences`` come from which text, none of them zero. ``seeing``: for a model that is shown pictures.
 
     >>> counts_of("mixed", 64)
     {'self': 44, 'documentation': 10, 'code': 10}
     """
-    shares = SHARES_OF.get(calibration, {calibration: 1})
+    shares = (SHARES_SEEING if seeing else SHARES_OF).get(calibration, {calibration: 1})
     total, left, found = sum(shares.values()), sequences, {}
     for kind, share in reversed(shares.items()):
         found[kind] = max(1, sequences * share // total)
@@ -107,15 +176,22 @@ def _nbytes(skeleton: Skeleton) -> int:
     return sum(ref.nbytes for ref in skeleton.source.checkpoint.refs.values())
 
 
-def _self_written(
-    skeleton: Skeleton, tokenizer: Any, count: int, settings: Settings, device: torch.device, reporter: Reporter
-) -> Tensor:
-    """Sequences [count, T]. The model is resident in the type that multiplies fastest, if the machine has room for that."""
-    dtype = precision_of("auto", device).work
-    if RESIDENT_SHARE * _nbytes(skeleton) * dtype.itemsize / 2 > min(total_nbytes(), settings.max_memory or total_nbytes()):
-        dtype = torch.bfloat16
-    model: Any = auto_class(skeleton.model.config).from_pretrained(
-        skeleton.source.checkpoint.directory, dtype=dtype, trust_remote_code=settings.trust_remote_code
-    )
-    model = model.to(device).eval()
-    return write_itself(model, tokenizer, count, settings.length, settings.seed, reporter)
+@dataclass
+class _Resident:
+    """The whole model in memory, loaded when it is asked for: it writes and answers."""
+
+    skeleton: Skeleton
+    settings: Settings
+    device: torch.device
+
+    @cached_property
+    def model(self) -> Any:
+        """In the type that multiplies fastest, if the machine has room for that."""
+        dtype = precision_of("auto", self.device).work
+        room = min(total_nbytes(), self.settings.max_memory or total_nbytes())
+        if RESIDENT_SHARE * _nbytes(self.skeleton) * dtype.itemsize / 2 > room:
+            dtype = torch.bfloat16
+        model: Any = auto_class(self.skeleton.model.config).from_pretrained(
+            self.skeleton.source.checkpoint.directory, dtype=dtype, trust_remote_code=self.settings.trust_remote_code
+        )
+        return model.to(self.device).eval()

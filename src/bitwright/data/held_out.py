@@ -2,26 +2,73 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-from bitwright.data.calibration import SHARES_OF, WORDS
+from bitwright.data.calibration import PICTURES, SHARES_OF, WORDS
 from bitwright.data.documentation import DOCUMENTATION, documentation, passages
+from bitwright.data.image_rows import is_folder, pictures_in
+from bitwright.data.pictures import Picture, drawn
 from bitwright.data.rows import read_domains, read_texts
 from bitwright.data.samples import Sample, cut
+from bitwright.data.viewer import Viewer
 from bitwright.errors import BitwrightError, fail
 
 LEAST = 6
+PICTURES_PER_SAMPLE = 8  # an answer has about a fiftieth of a sequence's tokens
+LENGTH_BESIDE_PICTURES = 128
+HELD_OUT_SEED = -1  # of drawn pictures: no --seed is negative
 LEAST_OF_DOMAIN = 2  # what an interval needs
 MOST_SHARED = 0.02  # of the passages of a text may be in another
 
 
-def held_out(tokenizer: Any, source: str, count: int, length: int) -> tuple[list[Sample], tuple[str, ...]]:
+def held_out(
+    tokenizer: Any, source: str, count: int, length: int, viewer: Viewer | None = None
+) -> tuple[list[Sample], tuple[str, ...]]:
     """Samples for the verdict, and the domain of each where the rows of a file name domains.
 
-    ``source``: ``documentation`` (the half that calibration never reads) or a file. Of several domains each gets as much as
-    ``count`` samples of ``length`` tokens allow, and never fewer than two samples.
+    ``source``: ``documentation`` (the half that calibration never reads), a file, or a folder of pictures. Of several domains
+    each gets as much as ``count`` samples of ``length`` tokens allow, and never fewer than two samples. A model that sees, by
+    its ``viewer``, is asked about pictures too: in the place of documentation about drawn ones that calibration never draws,
+    with a little text beside them.
     """
+    shown = _shown(source, count, viewer)
+    if shown and source == DOCUMENTATION:
+        count, length = LEAST, min(length, LENGTH_BESIDE_PICTURES)
+    if shown and is_folder(source):
+        return shown, (PICTURES,) * len(shown)
+    texts, domains = _texts_of(tokenizer, source, count, length, bool(shown))
+    if not shown:
+        return texts, domains
+    return shown + texts, (PICTURES,) * len(shown) + tuple(name or source for name in domains)
+
+
+def _shown(source: str, count: int, viewer: Viewer | None) -> list[Sample]:
+    """Questions about pictures, with answers that are known."""
+    pictures = drawn(PICTURES_PER_SAMPLE * count, HELD_OUT_SEED) if source == DOCUMENTATION and viewer else pictures_in(source)
+    if not pictures:
+        return []
+    if viewer is None:
+        raise _unseen(source, "images, and a model that cannot be shown any")
+    if unanswered := sum(not picture.answer for picture in pictures):
+        raise _unseen(source, f"{unanswered} images without an answer")
+    return viewer.told(pictures)
+
+
+def _unseen(source: str, saw: str) -> BitwrightError:
+    return fail(
+        "held-out/images",
+        f"--held-out {source}",
+        saw=saw,
+        wanted="images with a question and an answer, for a model that sees",
+        help="add the column answer (or NAME.txt beside NAME.jpg), or leave --held-out out",
+    )
+
+
+def _texts_of(tokenizer: Any, source: str, count: int, length: int, may_be_empty: bool) -> tuple[list[Sample], tuple[str, ...]]:
     texts = {"": documentation(1, 2)} if source == DOCUMENTATION else read_domains(source, tokenizer)
+    if not texts and may_be_empty:
+        return [], ()
     if len(texts) == 1:
         name, only = texts.popitem()
         samples = cut(only, tokenizer, count, length, source, LEAST)
@@ -45,12 +92,21 @@ def require_unseen(source: str, calibration: str, tokenizer: Any) -> None:
         return
     if source == calibration:
         raise _seen(source, "the calibration text itself")
+    pictures = {_digest(picture) for picture in pictures_in(calibration)}
+    if shared_pictures := sum(_digest(picture) in pictures for picture in pictures_in(source)):
+        raise _seen(source, f"{shared_pictures} of its images are calibration images too")
+    if is_folder(calibration) or is_folder(source):
+        return
     texts = documentation(1, 2) if source == DOCUMENTATION else read_texts(source, tokenizer)
     wanted = [passage for text in texts for passage in passages(text)]
     seen = {passage for text in read_texts(calibration, tokenizer) for passage in passages(text)}
     shared = [passage for passage in wanted if passage in seen]
     if sum(map(len, shared)) > MOST_SHARED * sum(map(len, wanted)):
         raise _seen(source, f"{len(shared)} of its {len(wanted)} passages are calibration text too, such as {shared[0][:60]!r}")
+
+
+def _digest(picture: Picture) -> str:
+    return hashlib.sha256(repr(picture.image.size).encode() + picture.image.tobytes()).hexdigest()
 
 
 def _seen(source: str, saw: str) -> BitwrightError:

@@ -16,13 +16,20 @@ MOST_BYTES = 2**31  # of a file of texts
 
 
 def read_texts(source: str, tokenizer: Any) -> list[str]:
-    """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template."""
-    return _texts_of(list(_rows(source)), tokenizer, source)
+    """Texts of a .txt, .jsonl or .parquet file, or a datasets id: column ``text``, or ``messages`` by the chat template.
+
+    Rows with images are another reader's (image_rows.py).
+    """
+    return _texts_of([row for row in read_rows(source) if not has_image(row)], tokenizer, source)
+
+
+def has_image(row: Any) -> bool:
+    return isinstance(row, dict) and (row.get("image") is not None or bool(row.get("images")))
 
 
 def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
     """The same texts by the column ``domain`` of their rows; all under "" unless every row names one."""
-    rows = list(_rows(source))
+    rows = [row for row in read_rows(source) if not has_image(row)]
     named = all(isinstance(row, dict) and isinstance(row.get("domain"), str) for row in rows)
     domains: dict[str, list[str]] = {}
     for row, text in zip(rows, _texts_of(rows, tokenizer, source), strict=True):
@@ -30,7 +37,8 @@ def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
     return domains
 
 
-def _rows(source: str) -> Iterable[Any]:
+def read_rows(source: str) -> Iterable[Any]:
+    """The rows of a file or a data set as they stand there."""
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path):  # false, and no exception, for a name longer than any file has
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

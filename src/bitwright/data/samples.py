@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitwright.data.tokenizer import bos_prefix, token_ids
@@ -75,20 +73,20 @@ class Sample:
         return found.hexdigest()
 
 
-def save_samples(path: Path, samples: Sequence[Sample]) -> None:
-    """Write ``samples`` as a safetensors file."""
+def tensors_of(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """All that is in ``samples``, by names of a file."""
     tensors: dict[str, Tensor] = {}  # each of its own memory, as the format asks
     for i, sample in enumerate(samples):
         tensors |= {f"{i}|inputs|{name}": tensor.clone() for name, tensor in sample.inputs.items()}
         tensors |= {f"{i}|media|{name}": tensor.clone() for name, tensor in sample.media.items()}
         tensors |= {} if sample.scored is None else {f"{i}|scored|": sample.scored.clone()}
-    save_file(tensors, path)
+    return tensors
 
 
-def load_samples(path: Path) -> list[Sample]:
-    """What ``save_samples`` wrote."""
+def samples_in(tensors: dict[str, Tensor]) -> list[Sample]:
+    """The inverse of ``tensors_of``."""
     parts: dict[int, dict[str, dict[str, Tensor]]] = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in tensors.items():
         i, part, name = key.split("|", 2)
         parts.setdefault(int(i), {}).setdefault(part, {})[name] = tensor
     found = [parts[i] for i in sorted(parts)]

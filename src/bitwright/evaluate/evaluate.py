@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from bitwright.checkpoint.workdir import content_hash
-from bitwright.data.samples import Sample, save_samples
+from bitwright.data.samples import Sample, tensors_of
 from bitwright.errors import BitwrightError, Finding
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import ANSWER, WorkerError, run_worker
@@ -72,7 +74,7 @@ def compare(
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         key = content_hash(fingerprint, reference.dtype, device, greedy, [s.digest() for s in text.samples], versions(), LAYOUT)
-        save_samples(folder / "samples.safetensors", text.samples)
+        save_file(tensors_of(text.samples), folder / "samples.safetensors")
         kept = (references or folder) / f"{key}.safetensors"
         job = {
             "reference": asdict(reference),

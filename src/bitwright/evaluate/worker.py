@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging
 
 from bitwright.checkpoint.cached import alone
 from bitwright.checkpoint.output import write_json
 from bitwright.checkpoint.workdir import finite
-from bitwright.data.samples import Sample, load_samples
+from bitwright.data.samples import Sample, samples_in
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import say_at
@@ -58,7 +59,7 @@ def _pieces(parts: Iterable[Tensor], sample: Sample) -> Iterator[tuple[Tensor, s
 def run(job: dict[str, Any]) -> Iterator[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
-    texts = load_samples(Path(job["samples_file"]))
+    texts = samples_in(load_file(job["samples_file"]))
     device, count = job["device"], job["greedy"]
     prompts = prompts_of([sample.ids for sample in texts if not sample.media] or [sample.ids for sample in texts])
     longest = max(*(sample.n_tokens for sample in texts), prompts.shape[1] + count)

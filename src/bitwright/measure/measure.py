@@ -14,6 +14,7 @@ from bitwright.checkpoint.workdir import WorkDir, content_hash
 from bitwright.containers.gguf.imatrix import write_imatrix
 from bitwright.data.calibration import calibration_folds, calibration_of
 from bitwright.data.folds import Folds
+from bitwright.data.viewer import BACKEND
 from bitwright.formats.base import Packed
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
@@ -97,9 +98,14 @@ def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds
     settings, device = subject.settings, subject.device
     calibration, why = calibration_of(settings, subject.skeleton)
     fingerprint = subject.source.checkpoint.fingerprint
-    text = content_hash(fingerprint, calibration, settings.sequences, settings.length, settings.seed, device.type, versions())
+    pixels = subject.viewer.key() if subject.viewer else None
+    text = content_hash(
+        fingerprint, calibration, settings.sequences, settings.length, settings.seed, device.type, versions(), pixels
+    )
     work = WorkDir(work_root, text)
-    folds = calibration_folds(subject.skeleton, subject.tokenizer, calibration, settings, device, work, reporter)
+    folds = calibration_folds(
+        subject.skeleton, subject.tokenizer, calibration, settings, device, work, reporter, subject.viewer
+    )
     return folds, ((why,) if why else ())
 
 
@@ -121,6 +127,7 @@ def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
         "calibration_hash": folds.key,
         "dtype": str(subject.precision.work),
         "device": subject.device.type,
+        **({"pixels": f"{BACKEND} {subject.viewer.key()}"} if subject.viewer else {}),
     }
 
 

@@ -14,6 +14,7 @@ from bitwright.containers.gguf.imatrix import read_imatrix
 from bitwright.containers.registry import container_of
 from bitwright.data.calibration import sequences_of
 from bitwright.data.tokenizer import tokenizer_of
+from bitwright.data.viewer import Viewer, viewer_of
 from bitwright.doctor.doctor import examine
 from bitwright.errors import Severity, fail
 from bitwright.host.device import Precision, device_of, precision_of
@@ -39,6 +40,7 @@ class Subject:
     container: Container
     skeleton: Skeleton
     tokenizer: Any
+    viewer: Viewer | None  # of a model that sees
     method: Method
     device: torch.device
     precision: Precision
@@ -71,7 +73,9 @@ class Subject:
         method = fit(spec, method, settings, precision)
         notes = _doctor_notes(checkpoint.directory) + container.notes()
         tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
-        return cls(str(name), settings, container, skeleton, tokenizer, method, device, precision, notes)
+        viewer, left_out = viewer_of(checkpoint.directory, checkpoint.config, tokenizer)
+        notes += (left_out,) if left_out else ()
+        return cls(str(name), settings, container, skeleton, tokenizer, viewer, method, device, precision, notes)
 
     def blank_table(self) -> Sensitivity:
         """The table with all bytes and no damage, so that a budget can be refused before anything slow."""

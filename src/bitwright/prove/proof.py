@@ -62,8 +62,9 @@ class Proof:
         ``may_replace``: whether a uniform choice that measures better takes the result's place.
         """
         settings = self.measured.subject.settings
+        subject = self.measured.subject
         samples, domains = held_out(
-            self.measured.subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length
+            subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
         )
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         rivals = [self._contender(rival) for rival in self.rivals]

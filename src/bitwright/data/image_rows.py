@@ -1,0 +1,126 @@
+"""Pictures of people: rows of .jsonl and .parquet files with images, and folders of pictures.
+
+An image is decoded here and nowhere else: its first frame, in RGB, scaled down to LONGEST_SIDE.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bitwright.data.pictures import Picture
+from bitwright.data.rows import has_image, read_rows
+from bitwright.errors import BitwrightError, fail
+
+LONGEST_SIDE = 1024  # pixels: larger pictures are scaled down
+MOST_PIXELS = 100_000_000  # of a file: more are refused before they are decoded
+SMALLEST_SIDE = 8
+KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+DESCRIBE = "Describe the picture."
+
+
+def is_folder(source: str) -> bool:
+    """Whether ``source`` is a folder, which can only be one of pictures."""
+    return os.path.isdir(source)
+
+
+def read_pictures(source: str) -> list[Picture]:
+    """The pictures of a folder, or those of the rows of a file that have any (column ``image`` or ``images``).
+
+    ``image`` of a row is the path of a file beside its own, or bytes; it asks with ``question`` or ``messages``, and ``answer``
+    is optional. In a folder NAME.txt beside NAME.jpg is its caption. Raises BitwrightError that names the row.
+    """
+    path = Path(source)
+    if is_folder(source):
+        found = list(_of_folder(path))
+        if not found:
+            raise _bad(source, "no picture in this folder", f"files that end in {', '.join(KINDS)}")
+        return found
+    return [_of_row(row, path.parent, f"{source}, row {i}") for i, row in enumerate(read_rows(source), 1) if has_image(row)]
+
+
+def pictures_in(source: str) -> list[Picture]:
+    """The same; none for a source that has no images, or is not on this machine."""
+    return read_pictures(source) if os.path.exists(source) else []
+
+
+def _of_folder(folder: Path) -> Iterator[Picture]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in KINDS:
+            caption = path.with_suffix(".txt")
+            yield Picture(
+                opened(path, str(path)), DESCRIBE, caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+            )
+
+
+def _of_row(row: dict[str, Any], folder: Path, where: str) -> Picture:
+    given = row.get("image") if row.get("image") is not None else row["images"][0]
+    if isinstance(row.get("images"), list) and len(row["images"]) > 1:
+        raise _bad(where, f"{len(row['images'])} images", "one image a row")
+    if isinstance(given, dict):  # as datasets stores them
+        given = given.get("bytes") or given.get("path")
+    if isinstance(given, str):
+        place = (folder / given).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise _bad(where, f"{given[:80]!r} leads out of {folder}", "images that lie beside the file")
+        image = opened(place, where)
+    elif isinstance(given, bytes):
+        image = opened(io.BytesIO(given), where)
+    else:
+        raise _bad(where, f"image is {type(given).__name__}", "a path or the bytes of an image")
+    question, answer = _talk(row)
+    return Picture(image, question or DESCRIBE, answer)
+
+
+def _talk(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and answer of a row, from its columns or its messages."""
+    said = {"user": "", "assistant": ""}
+    messages = row.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else ("", "")
+        if isinstance(content, list):
+            content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict)).strip()
+        if role in said and isinstance(content, str) and not said[role]:
+            said[role] = content
+    return str(row.get("question") or said["user"]), str(row.get("answer") or said["assistant"])
+
+
+def opened(file: Path | io.BytesIO, where: str) -> Any:
+    """The first frame of an image in RGB, scaled down to LONGEST_SIDE. Raises BitwrightError for what is none."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise needs_pillow(where) from None
+    if isinstance(file, Path) and not file.is_file():
+        raise _bad(where, f"{file.name}: no such file", "a file for every row")
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _bad(where, f"{image.width} x {image.height} pixels", f"at most {MOST_PIXELS:,} pixels")
+            if min(image.size) < SMALLEST_SIDE:
+                raise _bad(where, f"{image.width} x {image.height} pixels", f"at least {SMALLEST_SIDE} pixels a side")
+            image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
+            found = image.convert("RGB")
+    except BitwrightError:
+        raise
+    except Exception as error:  # noqa: BLE001 - every decoder has its own
+        raise _bad(where, f"{type(error).__name__}: {str(error)[:100]}", "an image that can be opened") from None
+    found.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return found
+
+
+def needs_pillow(where: object) -> BitwrightError:
+    return fail(
+        "images/package",
+        where,
+        saw="Pillow is not installed",
+        wanted="Pillow opens and draws pictures",
+        help="pip install 'bitwright[vision]'",
+    )
+
+
+def _bad(where: str, saw: str, wanted: str) -> BitwrightError:
+    return fail("images/row", where, saw=saw, wanted=wanted, help="repair the row or remove it")

@@ -1,0 +1,118 @@
+"""Pictures that are drawn here, with questions whose answers are known: calibration and verdict for models that see.
+
+Shapes and colours, counting, words, bar charts and tables; plain drawings, but of kinds that people ask about. No picture that
+is drawn from one seed is drawn from another.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+SIDE = 224  # pixels
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (38, 150, 70),
+    "blue": (35, 90, 200),
+    "yellow": (240, 200, 40),
+    "orange": (240, 130, 30),
+    "purple": (130, 60, 170),
+    "black": (20, 20, 20),
+    "grey": (140, 140, 140),
+}
+PAPERS = ((255, 255, 255), (248, 240, 226), (226, 238, 248), (232, 246, 232))
+SHAPES = ("circle", "square", "triangle")
+WORDS = (
+    *("apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbor", "island", "jacket", "kettle", "ladder"),
+    *("market", "needle", "orange", "pencil", "quarry", "ribbon", "silver", "tunnel", "valley", "window", "yellow", "zipper"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and a question about it. ``answer``: empty where nobody knows it."""
+
+    image: Any  # PIL.Image.Image in RGB
+    question: str
+    answer: str = ""
+    task: str = ""
+
+
+def drawn(count: int, seed: int) -> list[Picture]:
+    """``count`` pictures, the kinds of questions in turn."""
+    chance = random.Random(f"pictures {seed}")
+    kinds = (_shape, _count, _word, _chart, _table)
+    return [kinds[i % len(kinds)](chance) for i in range(count)]
+
+
+def _paper(chance: random.Random) -> tuple[Any, Any]:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (SIDE, SIDE), chance.choice(PAPERS))
+    return image, ImageDraw.Draw(image)
+
+
+def _text(draw: Any, at: tuple[float, float], words: str, size: int, colour: tuple[int, int, int] = (20, 20, 20)) -> None:
+    from PIL import ImageFont
+
+    draw.text(at, words, fill=colour, font=ImageFont.load_default(size))
+
+
+def _put(draw: Any, shape: str, x: float, y: float, r: float, colour: tuple[int, int, int]) -> None:
+    if shape == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    elif shape == "square":
+        draw.rectangle((x - r, y - r, x + r, y + r), fill=colour)
+    else:
+        draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=colour)
+
+
+def _shape(chance: random.Random) -> Picture:
+    image, draw = _paper(chance)
+    shape, colour = chance.choice(SHAPES), chance.choice(list(COLOURS))
+    r = chance.uniform(25, 60)
+    _put(draw, shape, chance.uniform(r, SIDE - r), chance.uniform(r, SIDE - r), r, COLOURS[colour])
+    if chance.random() < 0.5:
+        return Picture(image, "Which shape is in the picture?", f"A {shape}.", "shape")
+    return Picture(image, f"Which colour is the {shape}?", f"The {shape} is {colour}.", "colour")
+
+
+def _count(chance: random.Random) -> Picture:
+    image, draw = _paper(chance)
+    shape, colour, n = chance.choice(SHAPES), chance.choice(list(COLOURS)), chance.randint(1, 9)
+    for cell in chance.sample(range(9), n):
+        x, y = SIDE * (cell % 3 + 0.5) / 3, SIDE * (cell // 3 + 0.5) / 3
+        _put(draw, shape, x + chance.uniform(-8, 8), y + chance.uniform(-8, 8), chance.uniform(12, 22), COLOURS[colour])
+    return Picture(image, f"How many {shape}s are in the picture?", f"There are {n}." if n > 1 else "There is one.", "counting")
+
+
+def _word(chance: random.Random) -> Picture:
+    image, draw = _paper(chance)
+    word = chance.choice(WORDS)
+    size = chance.randint(24, 44)
+    _text(draw, (chance.uniform(6, 30), chance.uniform(10, SIDE - 60)), word, size, COLOURS[chance.choice(list(COLOURS))])
+    return Picture(image, "Which word is written in the picture?", f'The word is "{word}".', "reading")
+
+
+def _chart(chance: random.Random) -> Picture:
+    image, draw = _paper(chance)
+    names, heights = chance.sample(list(COLOURS), 4), chance.sample(range(20, 160, 12), 4)
+    for i, (name, height) in enumerate(zip(names, heights, strict=True)):
+        left = 18 + 50 * i
+        draw.rectangle((left, SIDE - 40 - height, left + 36, SIDE - 40), fill=COLOURS[name])
+        _text(draw, (left + 10, SIDE - 36), "ABCD"[i], 20)
+    highest = max(range(4), key=lambda i: heights[i])
+    return Picture(image, "Which bar is the highest?", f"Bar {'ABCD'[highest]}, which is {names[highest]}.", "chart")
+
+
+def _table(chance: random.Random) -> Picture:
+    image, draw = _paper(chance)
+    names, numbers = chance.sample(WORDS, 4), chance.sample(range(10, 99), 4)
+    for i, (name, number) in enumerate(zip(names, numbers, strict=True)):
+        y = 20 + 48 * i
+        draw.line((10, y + 36, SIDE - 10, y + 36), fill=(120, 120, 120))
+        _text(draw, (16, y), name, 22)
+        _text(draw, (160, y), str(number), 22)
+    at = chance.randrange(4)
+    return Picture(image, f"Which number stands beside {names[at]}?", f"The number is {numbers[at]}.", "table")
