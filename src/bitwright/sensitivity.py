@@ -63,6 +63,7 @@ class WeightRows:
     damping: float  # share of the mean diagonal that the second moment needed to be factored
     unavailable: tuple[tuple[str, str], ...] = ()  # (format, why it cannot store this weight)
     stack: str = "text"
+    group: str = "text"  # part of the model: a stack, projector, vocabulary
 
     def row(self, format: str, rounding: Rounding) -> Row:
         return next(r for r in self.rows if r.format == format and r.rounding == rounding)

@@ -14,7 +14,7 @@ from bitwright.allocate.knapsack import Option, Solution, price, solve
 from bitwright.allocate.knapsack import frontier as frontier_of
 from bitwright.errors import BitwrightError, fail
 from bitwright.plan import SIXTEEN, Choice, FrontierPoint, Plan, Rounding
-from bitwright.sensitivity import Row, Sensitivity
+from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
 BUDGET = "+10%"  # unless another is asked for
 FRONTIER_POINTS = 24
@@ -46,9 +46,10 @@ def allocate(
 ) -> Plan:
     """The plan with the least predicted damage within ``budget``, or the fewest bytes within ``max_damage`` nats per token.
 
-    ``pins`` are ``pattern=format`` (shell patterns over module names). ``fused_groups``: weights that a runtime multiplies as
-    one matrix share what it asks of them. Raises BitwrightError for a budget below what the formats can reach or above the
-    16-bit size, and for a pin that matches nothing, cannot be stored, or breaks a group.
+    ``pins`` are ``pattern=format``, shell patterns over module names or over parts of the model such as vision.
+    ``fused_groups``: weights that a runtime multiplies as one matrix share what it asks of them. Raises BitwrightError for a
+    budget below what the formats can reach or above the 16-bit size, and for a pin that matches nothing, cannot be stored, or
+    breaks a group.
     """
     free = _problem(sensitivity, pins, allowed)
     problem = free.fused(sensitivity) if fused_groups else free
@@ -123,9 +124,12 @@ def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) 
         known = sorted({row.format for weight in sensitivity.weights for row in weight.rows})
         if format not in known:
             raise _bad_pin(pin, f"no measured format {format!r}", f"a format out of {', '.join(known)}")
-        hits = [i for i, w in enumerate(sensitivity.weights) if fnmatchcase(w.name.removesuffix(".weight"), pattern)]
+        hits = [i for i, w in enumerate(sensitivity.weights) if _matches(w, pattern)]
         if not hits:
-            raise _bad_pin(pin, "the pattern matches no weight", "a pattern over module names, such as '*.down_proj'")
+            groups = ", ".join(sorted({weight.group for weight in sensitivity.weights}))
+            raise _bad_pin(
+                pin, "the pattern matches no weight", f"a pattern over module names, or a part of the model: {groups}"
+            )
         for i in hits:
             kept = tuple(row for row in sensitivity.weights[i].rows if row.format == format and allowed(row))
             if pinned[i] and rows[i] != kept:
@@ -137,6 +141,11 @@ def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) 
                 raise _bad_pin(pin, f"{sensitivity.weights[i].name}: {why}", "a format that can store the weight")
             rows[i], pinned[i] = kept, True
     return Problem(tuple(rows), tuple(pinned))
+
+
+def _matches(weight: WeightRows, pattern: str) -> bool:
+    """Whether ``pattern`` names the weight's module, or the part of the model that it belongs to."""
+    return fnmatchcase(weight.name.removesuffix(".weight"), pattern) or fnmatchcase(weight.group, pattern)
 
 
 def _bad_pin(pin: str, saw: str, wanted: str) -> BitwrightError:

@@ -90,8 +90,9 @@ class Container(ABC):
         return self.rounder(packed.format).codes.from_tensors(packed.format, packed.shape, packed.tensors)
 
     @abstractmethod
-    def usage(self, name: str, chat: bool) -> str:
-        """How the checkpoint ``name`` is run, as Markdown for its card; ``chat``: whether the model has a chat template."""
+    def usage(self, name: str, chat: bool, sees: bool = False) -> str:
+        """How the checkpoint ``name`` is run, as Markdown for its card; ``chat``: whether the model has a chat template,
+        ``sees``: whether it takes images."""
 
     @abstractmethod
     def menu(self, weight: Weight) -> tuple[str, ...]:

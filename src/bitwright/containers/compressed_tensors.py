@@ -80,10 +80,10 @@ class CompressedTensors(DirectoryContainer):
                 help="pip install 'bitwright[compressed-tensors]'",
             )
 
-    def usage(self, name: str, chat: bool) -> str:
+    def usage(self, name: str, chat: bool, sees: bool = False) -> str:
         return f"""With vLLM: `vllm serve {name}`. With transformers:
 
-{super().usage(name, chat)}"""
+{super().usage(name, chat, sees)}"""
 
     def plan_notes(self, spec: ModelSpec, plan: Plan) -> tuple[str, ...]:
         rare = sorted({f for f in plan.formats if f in GROUP_FORMATS and GROUP_FORMATS[f].bits not in MARLIN_BITS})

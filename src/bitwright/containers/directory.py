@@ -24,6 +24,20 @@ COMPANIONS = ("generation_config.json", "chat_template.jinja", "LICENSE")
 PROMPT = 'ids = tokenizer("Once upon a time", return_tensors="pt")'
 CHAT_PROMPT = """messages = [{"role": "user", "content": "Hello!"}]
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
+SEEING_USAGE = """```python
+# pip install transformers accelerate pillow {packages}
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+path = "{name}"
+processor = AutoProcessor.from_pretrained(path)
+model = AutoModelForImageTextToText.from_pretrained(path, device_map="auto")
+content = [{{"type": "image", "url": "picture.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+).to(model.device, model.dtype)
+print(processor.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```"""
 OURS = ("config.json", "bitwright.json", "report.json", "model.safetensors.index.json")  # written anew, or of another model
 
 
@@ -50,7 +64,9 @@ class DirectoryContainer(Container):
     def quantization_config(self, source: Source, plan: Plan) -> dict[str, Any]:
         """The block of config.json that the runtimes read."""
 
-    def usage(self, name: str, chat: bool) -> str:
+    def usage(self, name: str, chat: bool, sees: bool = False) -> str:
+        if sees:
+            return SEEING_USAGE.format(name=name, packages=self.packages)
         return f"""```python
 # pip install transformers accelerate {self.packages}
 from transformers import AutoModelForCausalLM, AutoTokenizer

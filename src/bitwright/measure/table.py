@@ -48,6 +48,7 @@ def table_of(
                 damping=scores.damping,
                 unavailable=tuple((format, why) for format, why in reasons.items() if why),
                 stack=weight.at.stack,
+                group=weight.group,
             )
         )
     return Sensitivity(

@@ -37,11 +37,8 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
         known["base_model"] = source
     found, held_out = report.result.divergence, report.provenance["held_out"]
     name = Path(report.out).name
-    text: dict[str, Any] = {
-        "task_type": "text-generation",
-        "dataset_type": "text",
-        "dataset_name": Path(held_out["source"]).name,
-    }
+    task = "image-text-to-text" if _sees(report) else "text-generation"
+    text: dict[str, Any] = {"task_type": task, "dataset_type": "text", "dataset_name": Path(held_out["source"]).name}
     figures = [
         ("kl_divergence", "KL divergence from the 16-bit model, nats per token", found.kl),
         ("top1_agreement", "same next token as the 16-bit model", found.top1),
@@ -51,7 +48,7 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
     return ModelCardData(
         **known,
         base_model_relation="quantized" if "base_model" in known else None,
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         library_name=container.library,
         model_name=name,
         tags=["bitwright", *container.tags],
@@ -89,6 +86,10 @@ def _is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
+def _sees(report: Report) -> bool:
+    return any(part["group"].startswith("vision") for part in report.coverage)
+
+
 def _is_chat(directory: Path) -> bool:
     return Model(directory).template is not None
 
@@ -109,7 +110,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 
 ## Use
 
-{container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat)}
+{container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat, _sees(report))}
 
 ## What is in it
 

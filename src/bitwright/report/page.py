@@ -131,10 +131,19 @@ def _reasons(report: Report, sensitivity: Sensitivity) -> str:
 
 def _coverage(report: Report) -> str:
     rows = [
-        _row([c["role"], str(c["tensors"]), f"{c['parameters'] / 1e6:.2f}", f"{100 * c['share']:.1f} %", c["treatment"]])
+        _row(
+            [
+                c["group"],
+                c["role"],
+                str(c["tensors"]),
+                f"{c['parameters'] / 1e6:.2f}",
+                f"{100 * c['share']:.1f} %",
+                c["treatment"],
+            ]
+        )
         for c in sorted(report.coverage, key=lambda c: (ROLE_ORDER.index(c["treatment"]), -c["share"]))
     ]
-    return "<h2>Coverage</h2>\n" + _table(["role", "tensors", "million parameters", "share", "treatment"], rows)
+    return "<h2>Coverage</h2>\n" + _table(["part", "role", "tensors", "million parameters", "share", "treatment"], rows)
 
 
 def _provenance(report: Report) -> str:

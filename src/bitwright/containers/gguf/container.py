@@ -77,7 +77,7 @@ class Gguf(Container):
     tags = ("gguf",)
     vocabulary: ClassVar[frozenset[Kind]] = frozenset({Kind.EMBEDDING, Kind.HEAD, Kind.TIED})
 
-    def usage(self, name: str, chat: bool) -> str:
+    def usage(self, name: str, chat: bool, sees: bool = False) -> str:
         stem = Path(name).stem
         return f"""```
 llama-cli -m {name}

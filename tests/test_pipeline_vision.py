@@ -1,0 +1,54 @@
+"""The whole job on a model that sees: default calibration, pins by part, and the file in the stock library."""
+
+from pathlib import Path
+
+import bitsandbytes
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText
+
+import bitwright
+from bitwright.data.pictures import drawn
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.data.viewer import Viewer
+from bitwright.formats.base import SIXTEEN_BIT
+from bitwright.host.progress import Reporter
+from bitwright.plan import NOISE_FLOOR
+from tests.vision import llava_with_processor
+
+SMALL = bitwright.Settings(sequences=24, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", compare=False)
+
+
+def test_quantize_a_model_that_sees(tmp_path: Path) -> None:
+    source, out = llava_with_processor(tmp_path / "source"), tmp_path / "out"
+    report = bitwright.quantize(
+        source, out, "+25%", pins=("projector=16bit",), settings=SMALL, reporter=Reporter(quiet=True), command=("bitwright",)
+    )
+    entries = {entry.label: entry.divergence for entry in report.verdict.entries}
+    ours, stock, floor = entries[report.verdict.shipped], entries[report.verdict.stock], entries[NOISE_FLOOR]
+    assert {domain.label for domain in ours.domains} == {"pictures", "documentation"}
+    for own, theirs in zip(ours.domains, stock.domains, strict=True):
+        assert own.kl < 0.5 * theirs.kl
+    assert floor.kl < ours.kl
+    assert 0.5 < report.check.kl / report.plan.check_nats < 2
+    assert "questions about pictures" in {domain.label for domain in report.check.domains}
+    assert {part["group"] for part in report.coverage} == {"vision", "projector", "text", "vocabulary"}
+    choices = {choice.weight.removesuffix(".weight"): choice.format for choice in report.plan.choices}
+    assert {choices[name] for name in choices if "projector" in name} == {SIXTEEN_BIT.name}
+
+    with safe_open(out / "model.safetensors", "pt") as written, safe_open(source / "model.safetensors", "pt") as given:
+        stored = {name.split(".absmax")[0].split(".quant")[0].split(".nested")[0] for name in written.keys()}  # noqa: SIM118
+        assert stored == set(given.keys()), "the names of the source"
+        kept = [n for n in given.keys() if "conv" in n or "norm" in n or "projector" in n or "position" in n]  # noqa: SIM118
+        assert all(torch.equal(written.get_tensor(name), given.get_tensor(name)) for name in kept)
+    model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    four = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
+    assert four == {name for name, format in choices.items() if format != SIXTEEN_BIT.name}
+    assert any("vision_tower" in name for name in four)
+    (sample,) = Viewer.of(out, tokenizer_of(out)).told(drawn(1, 9))
+    with torch.no_grad():
+        media = {name: tensor.to(model.dtype) for name, tensor in sample.media.items()}
+        assert bool(torch.isfinite(model(input_ids=sample.ids[None], **media).logits).all())
+    assert "AutoModelForImageTextToText" in (out / "README.md").read_text()
+    assert "image-text-to-text" in (out / "README.md").read_text()
