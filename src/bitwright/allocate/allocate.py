@@ -144,8 +144,9 @@ def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) 
 
 
 def _matches(weight: WeightRows, pattern: str) -> bool:
-    """Whether ``pattern`` names the weight's module, or the part of the model that it belongs to."""
-    return fnmatchcase(weight.name.removesuffix(".weight"), pattern) or fnmatchcase(weight.group, pattern)
+    """Whether ``pattern`` names the weight's module, or the part of the model that it belongs to: vision is all its towers."""
+    names = (weight.name.removesuffix(".weight"), weight.group, weight.group.partition("-")[0])
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _bad_pin(pin: str, saw: str, wanted: str) -> BitwrightError:
