@@ -11,6 +11,7 @@ import bitwright
 from bitwright.data.pictures import drawn
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer
+from bitwright.doctor.doctor import examine
 from bitwright.formats.base import SIXTEEN_BIT
 from bitwright.host.progress import Reporter
 from bitwright.plan import NOISE_FLOOR
@@ -50,5 +51,6 @@ def test_quantize_a_model_that_sees(tmp_path: Path) -> None:
     with torch.no_grad():
         media = {name: tensor.to(model.dtype) for name, tensor in sample.media.items()}
         assert bool(torch.isfinite(model(input_ids=sample.ids[None], **media).logits).all())
+    assert [f.rule for f in examine(out) if f.rule.startswith("quantization")] == []
     assert "AutoModelForImageTextToText" in (out / "README.md").read_text()
     assert "image-text-to-text" in (out / "README.md").read_text()

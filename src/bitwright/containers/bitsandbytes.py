@@ -144,8 +144,8 @@ def skip_modules(spec: ModelSpec, plan: Plan) -> list[str]:
     quantized = {w.module for w in spec.vocabulary} - set(skipped)
     if "lm_head" not in skipped and not quantized:
         skipped.append("lm_head")
-    fused = fused_modules(weight.module for weight in spec.weights)
-    return skipped + [name for name, parts in fused.items() if set(parts) <= set(skipped)]
+    spelled = dict.fromkeys(name for weight in spec.weights for name in (weight.module, weight.tensor.removesuffix(".weight")))
+    return skipped + [name for name, parts in fused_modules(spelled).items() if set(parts) <= set(skipped)]
 
 
 def layout(name: str, n_rows: int, n_cols: int, format: BlockFormat, dtype: torch.dtype) -> list[TensorPlan]:

@@ -16,6 +16,7 @@ from bitwright.models.fused import FUSED, fused_modules
 
 STATISTICS = (".absmax", ".quant_map", ".quant_state.")
 PACKED = ("U8", "I32", "U32")
+WRAPPERS = ("model", "language_model", "vision_model")  # of which classes that see have some, and their checkpoints others
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -34,11 +35,15 @@ def check(model: Model) -> Iterator[Finding]:
             )
         return
     modules = {name.rsplit(".", 1)[0] for name in model.refs}
-    parts = modules | {part for name in modules for part in name.split(".")}
+    parts = modules | {part for name in modules for part in name.split(".")} | set(map(_bare, modules))
     skipped = config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert") or []
     for name in [name for name in skipped if isinstance(name, str)] if isinstance(skipped, list) else []:
-        known = name in parts or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
-        fused = name in FUSED or name in fused_modules(modules)  # of vLLM, which knows no parts
+        known = (
+            name in parts
+            or _bare(name) in parts
+            or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
+        )
+        fused = name in FUSED or _bare(name) in fused_modules(map(_bare, modules))  # of vLLM, which knows no parts
         if not known and not fused and not (name == "lm_head" and model.ties_embeddings):
             yield Finding(
                 "quantization/skip-list",
@@ -60,3 +65,8 @@ def check(model: Model) -> Iterator[Finding]:
                     "save the quantized model again with save_pretrained",
                 )
                 return
+
+
+def _bare(module: str) -> str:
+    """``module`` without what differs between the names of a checkpoint and those of the class that loads it."""
+    return ".".join(part for part in module.split(".") if part not in WRAPPERS)
