@@ -24,11 +24,14 @@ INTERNAL = 70  # exit code of a mistake of ours: EX_SOFTWARE of sysexits.h
 Calibration = Annotated[
     str,
     typer.Option(
-        help="mixed (the default where the model fits), installed, self, documentation, code, a .txt/.jsonl/.parquet file, "
-        "or a datasets id."
+        help="mixed (the default where the model fits), installed, self, documentation, code, pictures, a .txt/.jsonl/.parquet "
+        "file, a folder of pictures, or a datasets id."
     ),
 ]
-HeldOut = Annotated[str, typer.Option(help="Text for the verdict: documentation, or a file as for --calibration.")]
+HeldOut = Annotated[
+    str,
+    typer.Option(help="Text for the verdict: documentation, or a file or folder as for --calibration, images with answers."),
+]
 EffortOption = Annotated[
     Effort, typer.Option(help="How much calibration text: quick reads a quarter of normal, thorough three times as much.")
 ]
