@@ -20,6 +20,7 @@ from bitwright.host.progress import Reporter
 BACKEND = "pil"  # of image processors; torchvision's makes other pixels
 ANSWER = 32  # tokens that a model answers at most
 UNUSED = ("attention_mask",)  # nothing is padded
+VIDEOS = "video_processor"
 OF_TOKENS = "cross_attention_mask"  # media with a row for each token
 
 
@@ -33,10 +34,8 @@ class Viewer:
     @classmethod
     def of(cls, directory: Path, tokenizer: Any) -> Viewer:
         """The processor in ``directory``. Raises BitwrightError where there is none, or it cannot be used here."""
-        from transformers import AutoProcessor
-
         try:
-            processor = AutoProcessor.from_pretrained(directory, backend=BACKEND)
+            processor = _processor(directory, tokenizer)
             if getattr(processor, "image_processor", None) is None:
                 raise ValueError("no image processor among its files")
         except Exception as error:
@@ -171,6 +170,24 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
     stated = getattr(model.generation_config, "eos_token_id", None)
     listed = stated if isinstance(stated, list) else [stated]
     return [end for end in dict.fromkeys((*listed, tokenizer.eos_token_id)) if isinstance(end, int)] or [0]
+
+
+def _processor(directory: Path, tokenizer: Any) -> Any:
+    """The model's processor. Videos take torchvision: where that is missing, a processor that knows them goes without."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+    from transformers.models.auto import processing_auto
+    from transformers.utils.import_utils import is_torchvision_available
+
+    kind = processing_auto.PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(directory).model_type)
+    found = processing_auto.processor_class_from_name(kind) if kind else None
+    if is_torchvision_available() or found is None or VIDEOS not in found.get_attributes():
+        return AutoProcessor.from_pretrained(directory, backend=BACKEND)
+
+    class WithoutVideos(found):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            return None if argument is None else super().check_argument_for_proper_class(name, argument)
+
+    return WithoutVideos(AutoImageProcessor.from_pretrained(directory, backend=BACKEND), tokenizer, **{VIDEOS: None})
 
 
 def viewer_of(directory: Path, config: dict[str, Any], tokenizer: Any) -> tuple[Viewer | None, str]:
