@@ -175,15 +175,14 @@ def _ends(model: Any, tokenizer: Any) -> list[int]:
 def _processor(directory: Path, tokenizer: Any) -> Any:
     """The model's processor. Videos take torchvision: where that is missing, a processor that knows them goes without."""
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
-    from transformers.models.auto import processing_auto
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils.import_utils import is_torchvision_available
 
-    kind = processing_auto.PROCESSOR_MAPPING_NAMES.get(AutoConfig.from_pretrained(directory).model_type)
-    found = processing_auto.processor_class_from_name(kind) if kind else None
+    found: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(directory)), None)
     if is_torchvision_available() or found is None or VIDEOS not in found.get_attributes():
         return AutoProcessor.from_pretrained(directory, backend=BACKEND)
 
-    class WithoutVideos(found):  # type: ignore[misc, valid-type]
+    class WithoutVideos(found):  # type: ignore[misc]
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             return None if argument is None else super().check_argument_for_proper_class(name, argument)
 
