@@ -18,6 +18,8 @@ HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
+WRAPPERS = ("model", "language_model", "vision_model")  # of which classes that see have some, and their checkpoints others
+
 Correction = dict[str, dict[str, Any] | None]  # file -> its new JSON object; None: it is left out
 
 
@@ -247,3 +249,12 @@ def dicts_of(value: Any) -> list[dict[str, Any]]:
 def ids_of(value: Any) -> list[int]:
     """Token ids of a setting that may be one, several or none."""
     return [id for id in (value if isinstance(value, list) else [value]) if isinstance(id, int) and not isinstance(id, bool)]
+
+
+def bare(module: str) -> str:
+    """``module`` without what differs between the names of a checkpoint and those of the class that loads it.
+
+    >>> bare("model.language_model.layers.0.mlp"), bare("language_model.model.layers.0.mlp")
+    ('layers.0.mlp', 'layers.0.mlp')
+    """
+    return ".".join(part for part in module.split(".") if part not in WRAPPERS)

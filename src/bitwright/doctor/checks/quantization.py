@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitwright.doctor.model import Model
+from bitwright.doctor.model import Model, bare
 from bitwright.errors import Finding, Severity
 from bitwright.models.fused import FUSED, fused_modules
 
 STATISTICS = (".absmax", ".quant_map", ".quant_state.")
 PACKED = ("U8", "I32", "U32")
-WRAPPERS = ("model", "language_model", "vision_model")  # of which classes that see have some, and their checkpoints others
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -35,15 +34,15 @@ def check(model: Model) -> Iterator[Finding]:
             )
         return
     modules = {name.rsplit(".", 1)[0] for name in model.refs}
-    parts = modules | {part for name in modules for part in name.split(".")} | set(map(_bare, modules))
+    parts = modules | {part for name in modules for part in name.split(".")} | set(map(bare, modules))
     skipped = config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert") or []
     for name in [name for name in skipped if isinstance(name, str)] if isinstance(skipped, list) else []:
         known = (
             name in parts
-            or _bare(name) in parts
+            or bare(name) in parts
             or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
         )
-        fused = name in FUSED or _bare(name) in fused_modules(map(_bare, modules))  # of vLLM, which knows no parts
+        fused = name in FUSED or bare(name) in fused_modules(map(bare, modules))  # of vLLM, which knows no parts
         if not known and not fused and not (name == "lm_head" and model.ties_embeddings):
             yield Finding(
                 "quantization/skip-list",
@@ -65,8 +64,3 @@ def check(model: Model) -> Iterator[Finding]:
                     "save the quantized model again with save_pretrained",
                 )
                 return
-
-
-def _bare(module: str) -> str:
-    """``module`` without what differs between the names of a checkpoint and those of the class that loads it."""
-    return ".".join(part for part in module.split(".") if part not in WRAPPERS)
