@@ -18,6 +18,7 @@ from bitwright.data.folds import Folds
 from bitwright.data.samples import Batch, Sample, batches
 from bitwright.host.progress import Reporter
 from bitwright.measure.curvature import fisher_scores
+from bitwright.measure.head import Head
 from bitwright.measure.scores import WeightJob
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
@@ -92,11 +93,11 @@ def test_streamed_equals_resident(build: Build, architecture: str) -> None:
     expected_inputs, expected_gradients, expected_logits = resident(
         load(path), batch.inputs["input_ids"], [torch.Generator().manual_seed(s) for s in range(SEQUENCES)]
     )
-    parts = [part for _, part in trace.logits(samples[0], hidden[-1][:1])]
+    parts = [part for _, part in Head(trace).logits(samples[0], hidden[-1][:1])]
     assert torch.allclose(torch.cat(parts).detach(), expected_logits[0], rtol=1e-4, atol=1e-4)
     gradient = torch.cat(
         [
-            trace.sampled_score_gradient(samples[s], hidden[-1][s : s + 1], torch.Generator().manual_seed(s))[0]
+            Head(trace).sampled_score_gradient(samples[s], hidden[-1][s : s + 1], torch.Generator().manual_seed(s))[0]
             for s in range(SEQUENCES)
         ]
     )
@@ -209,8 +210,8 @@ def test_labels_count_where_a_sample_is_scored_and_nowhere_else(build: Build, tm
     assert 0 < sample.n_scored < sample.n_tokens
     (batch,) = batches([sample], 100)
     hidden = in_turn(trace, batch)
-    gradient, state = trace.sampled_score_gradient(sample, hidden[-1], torch.Generator().manual_seed(0))
-    whole, same = trace.sampled_score_gradient(plain[2], hidden[-1], torch.Generator().manual_seed(0))
+    gradient, state = Head(trace).sampled_score_gradient(sample, hidden[-1], torch.Generator().manual_seed(0))
+    whole, same = Head(trace).sampled_score_gradient(plain[2], hidden[-1], torch.Generator().manual_seed(0))
     assert torch.equal(state.label[sample.scored], same.label[sample.scored]), "the draws do not depend on what counts"
     assert bool((state.energy[~sample.scored] == 0).all())
     assert torch.equal(state.energy[sample.scored], same.energy[sample.scored])
@@ -275,7 +276,7 @@ def test_calls_are_recorded_for_each_batch_and_not_for_its_shape(build: Build) -
     for sample, batch in zip(samples, found, strict=True):
         last.append(in_turn(trace, batch)[-1])
         with torch.no_grad():
-            logits = torch.cat([part for _, part in trace.logits(sample, last[-1])])
+            logits = torch.cat([part for _, part in Head(trace).logits(sample, last[-1])])
             whole = model(**batch.inputs, use_cache=False).logits[0]
         assert torch.allclose(logits, whole, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(last[0], last[1], rtol=1e-2, atol=1e-2)

@@ -16,6 +16,7 @@ from bitwright.data.samples import Sample, batches
 from bitwright.host.progress import Reporter
 from bitwright.measure import measure as measuring
 from bitwright.measure import vocabulary
+from bitwright.measure.head import Head
 from bitwright.measure.store import load_block, load_codes
 from bitwright.measure.subject import Subject
 from bitwright.measure.trace import Trace
@@ -63,7 +64,7 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
             hook.remove()
         kept["first"].retain_grad()
         with torch.no_grad():
-            _, state = trace.sampled_score_gradient(sample, kept["last"].detach(), torch.Generator().manual_seed(s))
+            _, state = Head(trace).sampled_score_gradient(sample, kept["last"].detach(), torch.Generator().manual_seed(s))
         model.zero_grad()
         counts = slice(None) if sample.scored is None else sample.scored
         torch.nn.functional.cross_entropy(logits[counts], state.label[counts], reduction="sum").backward()

@@ -13,6 +13,7 @@ from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.containers.bitsandbytes import BITSANDBYTES
 from bitwright.data.samples import Sample, batches
 from bitwright.host.progress import Reporter
+from bitwright.measure.head import Head
 from bitwright.measure.trace import Trace
 from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Role
@@ -52,7 +53,7 @@ def test_buffers_of_a_checkpoint_are_filled_and_written(build: Build, tmp_path: 
     batch, trace = batches([sample], 2048)[0], Trace(skeleton, CPU, torch.float32)
     hidden = boundaries(trace, batch)[skeleton.spec.after_blocks]
     with torch.no_grad():
-        found = torch.cat([logits for _, logits in trace.logits(sample, hidden)])
+        found = torch.cat([logits for _, logits in Head(trace).logits(sample, hidden)])
         whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)(sample.ids[None]).logits[0]
     assert torch.allclose(found, whole, atol=1e-5)
     out = tmp_path / "out"

@@ -7,7 +7,6 @@ the instance for the time of a pass, since models collect states by hooks on blo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.data.draw import drawn_at
-from bitwright.data.samples import IDS, Batch, Sample, batches
+from bitwright.data.samples import Batch
 from bitwright.errors import BitwrightError, fail
 from bitwright.measure.traffic import Traffic
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import BlockId
 from bitwright.models.taps.base import Tap
 
-VOCAB_CHUNK_ENTRIES = 1 << 24  # logits held at once in the head: 64 MiB in float32
 POOL = 8  # tensors of one shape among which an equal one is looked for
 
 Outputs = Callable[[BlockId], Tensor]  # what a block returned
@@ -57,16 +54,6 @@ class BlockCall:
     def with_tensors(self, tensors: dict[str, Tensor]) -> BlockCall:
         """The same call with some of them replaced."""
         return BlockCall(self.args, self.kwargs | tensors)
-
-
-@dataclass(frozen=True)
-class HeadState:
-    """What the output head saw of one sample, enough to have its gradient again row by row."""
-
-    states: Tensor  # [T, K], its input
-    normalizer: Tensor  # [T], log sum exp of the logits
-    label: Tensor  # [T], drawn from them
-    energy: Tensor  # [T], squared norm of the gradient at the logits
 
 
 class Trace:
@@ -117,7 +104,7 @@ class Trace:
             passed.append((at, hidden.clone()))
             return passed[-1][1]
 
-        self._pass(answer, batch)
+        self.run(answer, batch)
         return given[0] if given else None
 
     @torch.no_grad()
@@ -131,7 +118,7 @@ class Trace:
                 raise _Ended
             return outputs(at)
 
-        self._pass(answer, batch)
+        self.run(answer, batch)
         return seen[0]
 
     def through(self, block: BlockId, batch: Batch, outputs: Outputs, gradient: Tensor) -> Tensor:
@@ -150,7 +137,7 @@ class Trace:
             return out
 
         with torch.enable_grad():
-            self._pass(answer, batch)
+            self.run(answer, batch)
         return torch.autograd.grad(seen[0], leaf[0], gradient)[0]
 
     @torch.no_grad()
@@ -165,7 +152,7 @@ class Trace:
             return hidden.detach()
 
         with torch.enable_grad():
-            self._pass(answer, batch)
+            self.run(answer, batch)
         return found
 
     def glue(self, stack: str, batch: Batch, outputs: Outputs, given: Given, taps: Sequence[Tap] = ()) -> dict[BlockId, Tensor]:
@@ -193,7 +180,7 @@ class Trace:
             tap.attach()
         try:
             with torch.enable_grad():
-                self._pass(answer, batch)
+                self.run(answer, batch)
             if not roots or not leaves:
                 return {}
             tensors, gradients = zip(*roots, strict=True)
@@ -214,10 +201,10 @@ class Trace:
         """Whether ``learn`` has seen a block of ``stack``."""
         return stack in self._returns_tuple
 
-    def _pass(self, answer: Call, batch: Batch) -> None:
+    def run(self, answer: Call, batch: Batch) -> None:
         """Run the model's body with ``answer`` in the place of its blocks, until that ends the pass."""
         inputs = {name: t.to(self.device, self.dtype if t.is_floating_point() else None) for name, t in batch.inputs.items()}
-        with self._answered(answer), suppress(_Ended):
+        with self.answered(answer), suppress(_Ended):
             self.skeleton.model.base_model(**inputs, use_cache=False)
 
     def _earlier(self, at: BlockId, stack: str, outputs: Outputs) -> Tensor:
@@ -236,7 +223,7 @@ class Trace:
         )
 
     @contextmanager
-    def _answered(self, answer: Call) -> Iterator[None]:
+    def answered(self, answer: Call) -> Iterator[None]:
         """Every block answers with ``answer(block, hidden, call)`` instead of computing."""
         patched: list[tuple[nn.Module, Any]] = []
         states = _states(self.skeleton.model)
@@ -278,74 +265,6 @@ class Trace:
             return {key: self._pooled(part) for key, part in value.items()}
         return value
 
-    def logits(self, sample: Sample, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits of one sample from the states [1, T, D] that leave the last block, in chunks: (positions [t], [t, V]).
-
-        Only the positions that the sample scores, where the class lets us choose.
-        """
-        model = self.skeleton.model
-        chunked = "logits_to_keep" in inspect.signature(model.forward).parameters
-        at = torch.arange(sample.n_tokens) if sample.scored is None or not chunked else sample.scored.nonzero()[:, 0]
-        step = max(1, VOCAB_CHUNK_ENTRIES // self.skeleton.source.config.vocab_size) if chunked else sample.n_tokens
-        inputs = self._enough_for_head(sample)
-        last = self.skeleton.spec.blocks()[-1]
-        with self._answered(lambda block, given, _: hidden if block == last else given):
-            for keep in at.split(step):
-                extra = {"logits_to_keep": keep.to(self.device)} if chunked else {}
-                yield keep, model(**inputs, use_cache=False, **extra).logits[0]
-
-    def _enough_for_head(self, sample: Sample) -> dict[str, Tensor]:
-        """Inputs with which the last block is called: the tokens alone, unless the class skips it for want of an image."""
-        (batch,) = batches([sample], sample.n_tokens)
-        last, called = self.skeleton.spec.blocks()[-1], []
-
-        def answer(at: BlockId, hidden: Tensor, call: BlockCall) -> Tensor:
-            called.append(at)
-            return hidden
-
-        ids = Batch(batch.at, {name: t for name, t in batch.inputs.items() if name == IDS or not sample.media})
-        if sample.media:
-            with torch.no_grad():
-                self._pass(answer, ids)
-            if last not in called:
-                ids = batch
-        return {name: tensor.to(self.device) for name, tensor in ids.inputs.items()}
-
-    def sampled_score_gradient(self, sample: Sample, hidden: Tensor, generator: torch.Generator) -> tuple[Tensor, HeadState]:
-        """Gradient [1, T, D] of -sum_t log p(y_t) at the last block's output, y_t drawn from the model itself.
-
-        The sum runs over the positions that ``sample`` scores. The gradient's outer product over draws is the Fisher
-        information, not the empirical one that data labels would give.
-        """
-        leaf = hidden.detach().clone().requires_grad_(True)
-        states: list[Tensor] = []
-        parts: list[tuple[Tensor, LabelGradient]] = []
-        head = self.skeleton.model.get_output_embeddings()
-        uniform = torch.rand(sample.n_tokens, 1, generator=generator)  # the draws do not depend on what is scored
-        hook = head.register_forward_pre_hook(lambda _, args: states.append(args[0].detach().flatten(0, -2)))
-        with torch.enable_grad():
-            for at, logits in self.logits(sample, leaf):
-                drawn = uniform[at].to(self.device)
-                with torch.no_grad():
-                    found = label_gradient(logits, drawn, None if sample.scored is None else sample.scored[at].to(self.device))
-                parts.append((at, found))
-                logits.backward(found.gradient.to(logits.dtype))
-                found.gradient = torch.empty(0)  # as large as the logits
-        hook.remove()
-        assert leaf.grad is not None
-        return leaf.grad, _head_state(sample.n_tokens, torch.cat(states), parts)
-
-
-def _head_state(n_tokens: int, states: Tensor, parts: list[tuple[Tensor, LabelGradient]]) -> HeadState:
-    """What the head saw, at all positions: zeros where no logits were asked for."""
-    at = torch.cat([where for where, _ in parts]).to(states.device)
-
-    def everywhere(rows: Tensor) -> Tensor:
-        return rows.new_zeros(n_tokens, *rows.shape[1:]).index_copy_(0, at, rows)
-
-    numbers = (torch.cat([getattr(found, name) for _, found in parts]) for name in ("normalizer", "label", "energy"))
-    return HeadState(everywhere(states), *map(everywhere, numbers))
-
 
 @dataclass(frozen=True)
 class Given:
@@ -367,33 +286,6 @@ def _states(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 def _same(hidden: Tensor, returned: Tensor) -> bool:
     return hidden.data_ptr() == returned.data_ptr() and hidden.shape == returned.shape
-
-
-@dataclass
-class LabelGradient:
-    """The gradient of -log p(y) at the logits, y drawn from p."""
-
-    gradient: Tensor  # float32 [T, V]
-    label: Tensor  # int64 [T], y
-    normalizer: Tensor  # [T], log sum exp of the logits
-    energy: Tensor  # [T], squared norm of the gradient
-
-
-def label_gradient(logits: Tensor, uniform: Tensor, scored: Tensor | None) -> LabelGradient:
-    """p - onehot(y) for every row of ``logits`` [T, V], y drawn at ``uniform`` [T, 1]; zero where ``scored`` [T] is false.
-
-    Written out, since autograd would go over the vocabulary three times as often.
-    """
-    top = logits.float().amax(1, keepdim=True)
-    mass = (logits.float() - top).exp_()
-    label = drawn_at(mass, uniform)
-    total = mass.sum(1, keepdim=True, dtype=torch.float64).float()
-    gradient = mass.div_(total)
-    gradient.scatter_add_(1, label, gradient.new_full((len(gradient), 1), -1.0))
-    if scored is not None:
-        gradient *= scored[:, None]
-    energy = torch.linalg.vector_norm(gradient, dim=1).square()
-    return LabelGradient(gradient, label[:, 0], (top + total.log())[:, 0], energy)
 
 
 def first_of(out: Any) -> Tensor:
