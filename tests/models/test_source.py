@@ -63,17 +63,28 @@ def test_buffers_of_a_checkpoint_are_filled_and_written(build: Build, tmp_path: 
     assert sum(t.numel() * t.element_size() for t in written.values()) == report.plan.nbytes
 
 
-@pytest.mark.parametrize(("architecture", "narrow"), [("llama", True), ("qwen3", False), ("gemma3_text", False)])
-def test_an_embedding_that_only_looks_up_stays_narrow(build: Build, architecture: str, narrow: bool) -> None:
-    """Not one that is the head too, nor one that scales its rows; its rows come out wide, and nothing is left behind."""
+@pytest.mark.parametrize(("architecture", "narrow"), [("llama", True), ("qwen3", True), ("gemma3_text", False)])
+def test_embedding_and_head_stay_narrow_and_answer_wide(build: Build, architecture: str, narrow: bool) -> None:
+    """Not one that scales its rows; what comes out is wide, and nothing is left behind."""
     skeleton = open_model(Checkpoint.of_directory(build(architecture)))
     embedding, ids = skeleton.model.get_input_embeddings(), torch.arange(7)
     skeleton.fill_rest(CPU, torch.float32, head=False)
     assert embedding.weight.dtype == (torch.bfloat16 if narrow else torch.float32)
     assert embedding(ids).dtype == torch.float32
+    skeleton.fill_head(CPU, torch.float32)
+    head, states = skeleton.model.get_output_embeddings(), torch.randn(3, embedding.weight.shape[1], requires_grad=True)
+    assert head.weight.dtype == embedding.weight.dtype
+    assert (head.weight is embedding.weight) == skeleton.model.config.tie_word_embeddings
+    given = torch.randn(3, len(head.weight))
+    logits = head(states)
+    (gradient,) = torch.autograd.grad(logits, states, given)
+    assert torch.allclose(logits, states @ head.weight.float().t(), atol=1e-5)
+    assert torch.allclose(gradient, given @ head.weight.float(), atol=1e-5)
     skeleton.release_rest()
     assert embedding.weight.is_meta
+    assert head.weight.is_meta
     assert not embedding._forward_hooks
+    assert "forward" not in vars(head)
 
 
 def test_values_in_32_bit_are_measured_as_they_are_and_written_as_the_class_loads_them(
