@@ -121,7 +121,7 @@ def test_rows_and_folders_of_pictures(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({"image": "nowhere.png"}, "no such file"),
-        ({"image": "../../../etc/passwd"}, "leads out of"),
+        ({"image": "../outside.png"}, "leads out of"),
         ({"image": "text.png"}, "UnidentifiedImageError"),
         ({"image": "short.png"}, "truncated"),
         ({"image": "dot.png"}, "1 x 1 pixels"),
@@ -131,6 +131,9 @@ def test_rows_and_folders_of_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_odd_images_are_refused_by_row(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    (tmp_path / "rows").mkdir()
+    save(Image.new("RGB", (20, 20)), tmp_path / "outside.png")
+    tmp_path = tmp_path / "rows"
     (tmp_path / "text.png").write_text("no image")
     save(Image.new("RGB", (1, 1)), tmp_path / "dot.png")
     whole = save(drawn(1, 0)[0].image, tmp_path / "whole.png").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
@@ -14,6 +15,8 @@ from bitwright.allocate.allocate import allocate, stock
 from bitwright.allocate.edited import edited
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.checkpoint.headers import read_headers
+from bitwright.data.image_rows import read_pictures
+from bitwright.data.pictures import drawn
 from bitwright.data.rows import read_domains
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.doctor.doctor import examine
@@ -129,6 +132,24 @@ def _rows(chance: random.Random) -> dict[str, bytes]:
     return {"rows.jsonl": of_bytes(data, chance) if chance.random() < 0.2 else data, "rows.txt": of_bytes(data, chance)}
 
 
+def _images() -> Callable[[random.Random], dict[str, bytes]]:
+    """Rows and a folder with a picture in one of the usual formats."""
+    picture = drawn(1, 0)[0].image.resize((48, 40))
+    sound = {}
+    for kind in ("png", "jpeg", "gif", "webp", "tiff", "bmp"):
+        buffer = io.BytesIO()
+        picture.save(buffer, kind)
+        sound[kind] = buffer.getvalue()
+    row = {"image": "a.png", "question": "What?", "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}
+
+    def make(chance: random.Random) -> dict[str, bytes]:
+        image = of_bytes(sound[chance.choice(list(sound))], chance)
+        line = of_json(row, chance) if chance.random() < 0.5 else json.dumps(row).encode()
+        return {"a.png": image, "a.txt": b"words", "rows.jsonl": line}
+
+    return make
+
+
 def gguf_bytes() -> bytes:
     """A small file of a language model, as the gguf package writes it."""
     import tempfile
@@ -191,6 +212,7 @@ def targets() -> tuple[Target, ...]:
             lambda chance: {"p.json": of_json(json.loads(PLAN.to_json()), chance)},
             (lambda d: edited(TABLE, Plan.load(d / "p.json"), d / "p.json"),),
         ),
+        Target("images", _images(), (lambda d: read_pictures(str(d / "rows.jsonl")), lambda d: read_pictures(str(d)))),
         Target(
             "rows",
             _rows,

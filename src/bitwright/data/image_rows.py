@@ -63,6 +63,8 @@ def _of_row(row: dict[str, Any], folder: Path, where: str) -> Picture:
     if isinstance(given, dict):  # as datasets stores them
         given = given.get("bytes") or given.get("path")
     if isinstance(given, str):
+        if not os.path.isfile(folder / given):  # false, and no exception, for a name that no file can have
+            raise _bad(where, f"{given[-80:]!r}: no such file", "a file for every row")
         place = (folder / given).resolve()
         if not place.is_relative_to(folder.resolve()):
             raise _bad(where, f"{given[:80]!r} leads out of {folder}", "images that lie beside the file")
@@ -83,7 +85,7 @@ def _talk(row: dict[str, Any]) -> tuple[str, str]:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else ("", "")
         if isinstance(content, list):
             content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict)).strip()
-        if role in said and isinstance(content, str) and not said[role]:
+        if isinstance(role, str) and role in said and isinstance(content, str) and not said[role]:
             said[role] = content
     return str(row.get("question") or said["user"]), str(row.get("answer") or said["assistant"])
 
@@ -94,8 +96,6 @@ def opened(file: Path | io.BytesIO, where: str) -> Any:
         from PIL import Image
     except ImportError:
         raise needs_pillow(where) from None
-    if isinstance(file, Path) and not file.is_file():
-        raise _bad(where, f"{file.name}: no such file", "a file for every row")
     try:
         with Image.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
