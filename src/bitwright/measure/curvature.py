@@ -76,7 +76,8 @@ def damage(scores: Float[Tensor, "C S"], n_tokens: Int[Tensor, " S"]) -> tuple[F
     """
     tokens = n_tokens.to(scores.device, torch.float64)
     each = scores.double().square() / (2 * tokens) * (tokens / tokens.mean())
-    spread = each.std(1) if each.shape[1] > 1 else torch.full_like(each[:, 0], torch.nan)  # of one sample nobody knows it
+    known = each.numel() > len(each)  # of one sample nobody knows the spread
+    spread = each.std(1) if known else torch.full_like(each[:, 0], torch.nan)
     return each.mean(1), spread / each.shape[1] ** 0.5
 
 
