@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,13 @@ from safetensors.torch import load_file, save_file
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
 from bitwright.containers.rivals import SAME_BYTES, SKIPS_ONLY
+from bitwright.errors import Finding
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError
 from bitwright.host.progress import Reporter
 from bitwright.plan import NOISE_FLOOR
+from bitwright.prove import proof
 from bitwright.prove.proof import RESULT
+from bitwright.report.report import Report
 from tests.conftest import ARCHITECTURES, Build
 
 MENU = ("nf4-b64", "nf4-b32-dq", "nf4-b64-dq")  # on weights this small the map of double quantization is not free
@@ -187,3 +192,30 @@ def test_a_model_that_needs_its_own_code_is_refused_before_anything_slow(build: 
         bitwright.quantize(source, tmp_path / "out", settings=replace(SMALL, trust_remote_code=True), reporter=QUIET)
     assert caught.value.finding.rule == "source/code"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rival_that_cannot_be_run_is_a_note_and_without_stock_there_is_no_verdict(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, lost = proof.compare, [""]
+
+    def partly(reference: Candidate, candidates: list[Candidate], *args: Any, **options: Any) -> Any:
+        found = dict(enumerate(whole(reference, candidates, *args, **options)))
+        guilty = Finding("evaluate/process", "x", "exit code 1", "a", "b")
+        failures = {i: guilty for i, candidate in enumerate(candidates) if candidate.label == lost[0]}
+        if failures:
+            raise PartlyComparedError(failures, {i: line for i, line in found.items() if i not in failures})
+        return list(found.values())
+
+    monkeypatch.setattr(proof, "compare", partly)
+    words: dict[str, Any] = {"workdir": tmp_path / "work", "settings": SMALL, "reporter": QUIET}
+    lost[0] = "stock NF4"
+    with pytest.raises(BitwrightError, match="evaluate/process"):
+        bitwright.quantize(build("llama", **MODEL), tmp_path / "out", "+20%", **words)
+    assert not (tmp_path / "out").exists()
+    lost[0] = NOISE_FLOOR
+    report = bitwright.quantize(build("llama", **MODEL), tmp_path / "out", "+20%", **words)
+    assert f"could not be run: {NOISE_FLOOR}: exit code 1" in report.notes
+    assert NOISE_FLOOR not in {entry.label for entry in report.verdict.entries}
+    assert Report.load(tmp_path / "out" / "report.json").verdict == report.verdict
+    assert (tmp_path / "out" / "report.html").exists()

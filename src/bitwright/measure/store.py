@@ -103,6 +103,11 @@ def taps_piece(block: BlockId, later: str) -> str:
     return f"taps-{block}-{later}.safetensors"
 
 
+def input_gradient_piece(block: BlockId) -> str:
+    """The gradient at the input of a block that is given more than what the block before it returned."""
+    return f"input-gradient-{block}.safetensors"
+
+
 def glue_piece(stack: str) -> str:
     """Says that gradients have been passed from ``stack`` to the stacks before it."""
     return f"glue-{stack}.json"

@@ -31,8 +31,6 @@ from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import BlockId, Weight
 from bitwright.models.taps.linear import LinearTap
 
-INPUT = "input"  # in the place of a later stack: gradients at the input of a block that is given more than what one returned
-
 
 @dataclass
 class Sweep:
@@ -102,12 +100,21 @@ class Sweep:
             return
         self.skeleton.fill_rest(self.device, self.precision.work, head=False)
         fresh = not done and not self.work.has(store.gradient_piece(self.skeleton.spec.after_blocks))
-        stacks = {unit.stack for unit in self.units[:left]}
+        stacks = {unit.stack for unit in self.units[:left]} | self._to_be_passed_back
         self.boundaries.forward([block for block in self.blocks if block.stack in stacks], compute=fresh)
         if fresh:
             self.skeleton.fill_head(self.device, self.precision.work)
             self._top_gradient()
         self.skeleton.release_rest()
+
+    @property
+    def _to_be_passed_back(self) -> set[str]:
+        """Stacks whose gradients have not been passed to the stacks before them: how their blocks are called is asked then."""
+        spec = self.skeleton.spec
+        pieces = {stack.name: store.glue_piece(stack.name) for stack in spec.stacks[1:]}
+        if spec.between:
+            pieces[spec.text.name] = store.results_piece(spec.between)
+        return {name for name, piece in pieces.items() if not self.work.has(piece)}
 
     def unfinished(self) -> list[BlockId]:
         """Units without results, in the order in which the backward sweep meets them."""
@@ -188,9 +195,9 @@ class Sweep:
         pieces = [store.gradient_piece(after)] + [store.taps_piece(block, stack.name) for stack in self.skeleton.spec.stacks]
         for piece in pieces:
             for i, part in enumerate(store.load_batches(self.work, piece, n) if self.work.has(piece) else ()):
-                known = total[i]
-                total[i] = part if known is None or part is None else known + part
-                total[i] = known if part is None else total[i]
+                if part is not None:
+                    known = total[i]
+                    total[i] = part if known is None else known + part
         return [torch.zeros_like(h) if g is None and h is not None else g for g, h in zip(total, hidden, strict=True)]
 
     def _keep_gradient(self, block: BlockId, gradient: list[Tensor | None]) -> None:
@@ -199,7 +206,7 @@ class Sweep:
         fresh = [i for i, batch in enumerate(self.batches) if self.trace.is_fresh(block, batch)]
         if fresh:
             at_input = [part if i in fresh else None for i, part in enumerate(gradient)]
-            store.save_batches(self.work, store.taps_piece(block, INPUT), at_input)
+            store.save_batches(self.work, store.input_gradient_piece(block), at_input)
             gradient = list(gradient)
             with self._rest():
                 for i in fresh:
@@ -254,7 +261,7 @@ class Sweep:
         n, blocks = len(self.batches), self.boundaries.blocks_of(stack)
         inputs = {blocks[0]: store.load_batches(self.work, store.gradient_piece(blocks[0]), n)}
         for block in blocks[1:]:
-            if self.work.has(piece := store.taps_piece(block, INPUT)):
+            if self.work.has(piece := store.input_gradient_piece(block)):
                 inputs[block] = store.load_batches(self.work, piece, n)
         of_blocks = {b: self.work.load_tensors(p) for b in blocks if self.work.has(p := store.arguments_piece(b))}
         below: dict[BlockId, list[Tensor | None]] = {}

@@ -72,10 +72,11 @@ class Proof:
         try:
             divergences = self._on(Text.of(samples, domains), [contender.candidate for contender in contenders])
         except PartlyComparedError as error:
-            if 0 in error.failures:  # the result itself
+            kept, stock = sorted(error.divergences), self.measured.sensitivity.stock
+            if not {RESULT, stock} <= {contenders[i].label for i in kept}:  # without these two there is no verdict
                 raise
             notes = tuple(f"could not be run: {contenders[i].label}: {lost.saw}" for i, lost in error.failures.items())
-            contenders, divergences = [contenders[i] for i in sorted(error.divergences)], list(error.divergences.values())
+            contenders, divergences = [contenders[i] for i in kept], [error.divergences[i] for i in kept]
         verdict = judge(contenders[0], contenders[1:], divergences, self.measured.sensitivity.stock, may_replace)
         return replace(verdict, notes=notes)
 
