@@ -106,6 +106,14 @@ def sentencepiece_style() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
+def roughen(model: torch.nn.Module) -> None:
+    """Matrices larger than the default start, so that quantization has something to damage."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+
+
 @pytest.fixture(scope="session")
 def build(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast, sentencepiece_style: PreTrainedTokenizerFast
@@ -124,10 +132,7 @@ def build(
             config = transformers.AutoConfig.for_model(architecture, **options)
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(config)
-            with torch.no_grad():  # larger than the default start, so that quantization has something to damage
-                for parameter in model.parameters():
-                    if parameter.dim() == 2:
-                        parameter.mul_(4.0)
+            roughen(model)
             out = tmp_path_factory.mktemp("models") / architecture
             model.to(dtype).save_pretrained(out)
             chosen = sentencepiece_style if architecture.startswith(("phi3", "gemma")) else tokenizer

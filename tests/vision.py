@@ -15,7 +15,7 @@ import transformers as tf
 from torch import Tensor
 
 from bitwright.data.samples import Sample
-from tests.conftest import byte_tokenizer
+from tests.conftest import byte_tokenizer, roughen
 
 IMAGE, VOCAB, WIDTH, LAYERS = 5, 128, 64, 3
 START, END = 7, 8
@@ -312,9 +312,6 @@ def llava_with_processor(out: Path) -> Path:
     )
     torch.manual_seed(1)
     model = tf.LlavaForConditionalGeneration(config)
-    with torch.no_grad():  # larger than the default start, so that quantization has something to damage
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(4.0)
+    roughen(model)
     model.bfloat16().save_pretrained(out)
     return out

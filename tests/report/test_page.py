@@ -1,5 +1,6 @@
 """The report page: what is on it, that it stands by itself, and that a browser has nothing to complain about."""
 
+import io
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from rich.console import Console
 
 import bitwright
 from bitwright import BitwrightError, Report, Sensitivity, Settings
@@ -20,6 +22,7 @@ from bitwright.host.progress import Reporter
 from bitwright.report import charts
 from bitwright.report.charts import round_numbers
 from bitwright.report.page import page
+from bitwright.report.table import table
 from tests.conftest import Build
 
 SMALL = Settings(
@@ -264,3 +267,14 @@ def test_a_browser_shows_it_without_errors_and_without_a_network(
     assert not found["wide"], "only tables and pictures scroll, never the page"
     browse(f"--screenshot={tmp_path / 'shot.png'}")
     assert (tmp_path / "shot.png").stat().st_size > 20_000
+
+
+def test_the_table_shows_whole_figures_at_any_width(finished: Path) -> None:
+    report, _ = read(finished)
+    for width, title in ((80, "top-1"), (160, "perplexity")):
+        shown = io.StringIO()
+        Console(width=width, file=shown, color_system=None).print(table(report.verdict.entries, report.verdict.stock, width))
+        lines = shown.getvalue().splitlines()
+        assert lines[0].rstrip().endswith(title)
+        assert not any("…" in line or len(line.rstrip()) > width for line in lines)
+        assert all(any(line.startswith(entry.label) for line in lines) for entry in report.verdict.entries)

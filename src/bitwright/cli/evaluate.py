@@ -58,7 +58,7 @@ def run(
         print(json.dumps([asdict(entry) for entry in entries], indent=1))
     else:
         console = wide_console()
-        console.print(table(entries), soft_wrap=True)
+        console.print(table(entries, width=console.width), soft_wrap=True)
         if tasks:
             console.print()
             console.print(task_table(entries), soft_wrap=True)

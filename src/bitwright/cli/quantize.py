@@ -86,7 +86,7 @@ def run(
         return
     console = wide_console()
     console.print()
-    console.print(table(report.verdict.entries, report.verdict.stock), soft_wrap=True)
+    console.print(table(report.verdict.entries, report.verdict.stock, console.width), soft_wrap=True)
     console.print()
     for line in (*sentences(report), *(f"note: {note}" for note in report.notes)):
         print_plain(console, line)

@@ -11,16 +11,28 @@ from bitwright.evaluate.verdict import Entry
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import LEAST_NATS
 
+WIDE = 120  # columns of a terminal that shows all figures
+FOR_WIDE = ("KL 99 %", "KL max", "top-5", "perplexity", "greedy")
 
-def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
-    """One line per contender: size, divergence, agreement, perplexity, and both against stock; below it its domains."""
-    view = Table(box=None, header_style="bold", pad_edge=False)
+
+def table(entries: tuple[Entry, ...], stock_label: str = "", width: int = WIDE) -> Table:
+    """One line per contender: size, divergence, agreement, perplexity, and both against stock; below it its domains.
+
+    A terminal of fewer than WIDE columns gets the figures that it can show whole.
+    """
+    view = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1 if width < WIDE else 2, 0, 0))
     greedy = any(entry.divergence.greedy for entry in entries)
     bits = any(entry.bits_per_weight for entry in entries)
     titles = ["", "MB", "bits/weight" if bits else "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max"]
     titles += ["top-1", "top-5", "perplexity"]
-    for title in [*titles, "greedy"] if greedy else titles:
-        view.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    titles += ["greedy"] if greedy else []
+    shown = [i for i, title in enumerate(titles) if width >= WIDE or title not in FOR_WIDE]
+    for i in shown:
+        view.add_column(titles[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+
+    def add(*cells: str) -> None:
+        view.add_row(*(cells[i] for i in shown if i < len(cells)))
+
     stock = next((entry for entry in entries if entry.label == stock_label), None)
     for entry in entries:
         d = entry.divergence
@@ -29,9 +41,9 @@ def table(entries: tuple[Entry, ...], stock_label: str = "") -> Table:
             size = f"{entry.bits_per_weight:.2f}"
         ratio = "" if stock is None else f"{d.kl / max(stock.divergence.kl, LEAST_NATS):.3f}"
         continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
-        view.add_row(_shown(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
+        add(_shown(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
         for domain in d.domains:
-            view.add_row(f"  {_shown(domain.label)}", "", "", *_cells(domain, ""))
+            add(f"  {_shown(domain.label)}", "", "", *_cells(domain, ""))
     return view
 
 
