@@ -40,7 +40,7 @@ def main() -> None:
 def figures(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Ratios of one model."""
     source = reference_directory(name)
-    samples, _ = held_out(tokenizer_of(source), options.held_out, options.sequences, 512)
+    samples = list(held_out(tokenizer_of(source), options.held_out, options.sequences, 512).samples)
     ids = torch.stack([sample.ids for sample in samples])
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     candidate = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()

@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable_progress_bar()
     source = reference(options.reference)
-    samples, _ = held_out(tokenizer_of(source), options.held_out, options.sequences, options.length)
+    samples = list(held_out(tokenizer_of(source), options.held_out, options.sequences, options.length).samples)
     texts = [sample.ids for sample in samples]
     python = environment(cache_dir() / "environments" / "vllm")
     true = in_transformers(source, "float32", texts)

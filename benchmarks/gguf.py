@@ -26,7 +26,8 @@ from bitwright.allocate.allocate import allocate
 from bitwright.containers.base import PackedOf
 from bitwright.containers.gguf.container import GGUF, recipe_of
 from bitwright.data.held_out import held_out
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.data.probe import Probe
+from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.verdict import Entry
 from bitwright.formats.base import Packed
 from bitwright.host.progress import Reporter
@@ -95,9 +96,9 @@ def run(source: Path, work: Path, options: argparse.Namespace, console: Console)
         files[label].unlink(missing_ok=True)
         written = GGUF.write({files[label]: plan}, files_of, encoder(measured, importance))[files[label]]
         assert written == plan.nbytes == files[label].stat().st_size
-    samples, _ = held_out(measured.subject.tokenizer, options.held_out, 8, 512)
+    samples = list(held_out(measured.subject.tokenizer, options.held_out, 8, 512).samples)
     candidates = [Candidate(label, str(path)) for label, path in files.items()]
-    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, Text.of(samples))
+    divergences = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, Probe.of(samples))
     predicted = {label: plan.check_nats for label, plan in plans.items()}
     entries = tuple(Entry(d.label, plans[d.label].nbytes, d, predicted[d.label]) for d in divergences)
     console.print(table(entries))

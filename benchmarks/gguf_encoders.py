@@ -66,7 +66,7 @@ def _cases(blocks: list[int], noise: float):
     """(weight [N, K], second moment of its input [K, K], the moment factored) for the ``down_proj`` of each block."""
     source = reference("smollm2")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-    samples, _ = held_out(tokenizer_of(source), "documentation", SEQUENCES, LENGTH)
+    samples = list(held_out(tokenizer_of(source), "documentation", SEQUENCES, LENGTH).samples)
     sums: dict[int, SecondMoment] = {}
     for block in blocks:
         linear = model.model.layers[block].mlp.down_proj

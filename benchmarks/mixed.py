@@ -16,7 +16,8 @@ from bitwright import Settings
 from bitwright.allocate.allocate import allocate, uniform
 from bitwright.data.documentation import DOCUMENTATION
 from bitwright.data.held_out import held_out
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.data.probe import Probe
+from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.host.progress import Reporter
 from bitwright.measure.measure import measure
 from bitwright.measure.subject import Subject
@@ -52,10 +53,10 @@ def figures(model: str, options: argparse.Namespace) -> dict[str, object]:
         for place in places:
             place.mkdir()
         write(measured, places)
-        samples, _ = held_out(measured.subject.tokenizer, options.held_out, 8, 512)
+        samples = list(held_out(measured.subject.tokenizer, options.held_out, 8, 512).samples)
         candidates = [Candidate(label, str(place)) for label, place in zip(plans, places, strict=True)]
         wide = Candidate("16 bit", str(source), dtype="float32")
-        kl = {found.label: found.kl for found in compare(wide, candidates, Text.of(samples))}
+        kl = {found.label: found.kl for found in compare(wide, candidates, Probe.of(samples))}
     found: dict[str, object] = {}
     for name in SINGLE:
         alone, mixed = kl[f"all {name}"], kl[f"bytes of {name}"]

@@ -103,7 +103,7 @@ def by_domain(report: Report) -> dict[str, float]:
 def single_weights(source: Path, sensitivity: Sensitivity, options: argparse.Namespace) -> float:
     """Spearman correlation of predicted and true divergence when one weight at a time is stored as stock NF4."""
     tokenizer = tokenizer_of(source)
-    ids = [sample.ids for sample in held_out(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH)[0]]
+    ids = [sample.ids for sample in held_out(tokenizer, options.held_out, SINGLE_SEQUENCES, SINGLE_LENGTH).samples]
     container = container_of(sensitivity.container)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     references = [condense(model(row[None]).logits[0], row[1:]) for row in ids]

@@ -35,9 +35,10 @@ from bitwright.containers.registry import container_of
 from bitwright.data.documentation import DOCUMENTATION, documentation
 from bitwright.data.folds import MIN_SAMPLES
 from bitwright.data.held_out import held_out
+from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample, cut
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.evaluate.evaluate import Candidate, Text, compare
+from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.models.open import open_model
 from bitwright.plan import NOISE_FLOOR
 
@@ -78,7 +79,7 @@ class Setting:
         self.work = options.workdir / name
         self.work.mkdir(parents=True, exist_ok=True)
         tokenizer = tokenizer_of(self.source)
-        self.ids = torch.stack([sample.ids for sample in held_out(tokenizer, options.held_out, 8, 512)[0]])
+        self.ids = torch.stack([sample.ids for sample in held_out(tokenizer, options.held_out, 8, 512).samples])
         samples = cut(documentation(0, 2), tokenizer, options.sequences, LENGTH, DOCUMENTATION, MIN_SAMPLES)
         self.calibration = torch.stack([sample.ids for sample in samples])
         self.checkpoint = open_checkpoint(self.source)
@@ -166,7 +167,7 @@ class Setting:
         found = compare(
             Candidate("16 bit", str(self.source), dtype="float32"),
             [Candidate(label, str(path))],
-            Text.of([Sample.of(row) for row in self.ids]),
+            Probe.of([Sample.of(row) for row in self.ids]),
             references=self.work / "references",
             fingerprint=self.checkpoint.fingerprint,
         )

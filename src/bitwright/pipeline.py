@@ -31,7 +31,7 @@ from bitwright.data.held_out import require_unseen
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import viewer_of
 from bitwright.errors import Finding, fail
-from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
 from bitwright.evaluate.verdict import Entry, PartlyEvaluatedError
@@ -44,7 +44,7 @@ from bitwright.measure.measure import measure as measure_subject
 from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR, Plan
 from bitwright.prove.proof import RESULT, Proof, write
-from bitwright.report.card import card
+from bitwright.report.card import card, picture_files
 from bitwright.report.page import page
 from bitwright.report.report import Report
 from bitwright.sensitivity import Sensitivity
@@ -143,6 +143,8 @@ def _with_pages(report: Report, measured: Measurement, source: str, place: Path)
             write_text(beside(place, name), make())
         except Exception as error:  # noqa: BLE001 - whatever the drawing or the metadata library raises
             notes.append(f"{name} could not be made: {type(error).__name__}: {error}".splitlines()[0])
+    for i, png in enumerate(picture_files(report).values(), 1):
+        beside(place, f"picture-{i}.png").write_bytes(png)
     return replace(report, notes=tuple(notes))
 
 
@@ -225,18 +227,18 @@ def evaluate(
     directory = checkpoint.directory
     tokenizer = tokenizer_of(directory, trust_remote_code)
     viewer, _ = viewer_of(directory, checkpoint.config, tokenizer)
-    samples, domains = held_out_samples(tokenizer, held_out, sequences, length, viewer)
+    probe = held_out_samples(tokenizer, held_out, sequences, length, viewer)
     models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     if tasks:
-        score([], list(tasks), quiet=reporter.quiet)  # what cannot be run is said before hours of comparing
+        score([], list(tasks), quiet=reporter.quiet, viewer=viewer)  # what cannot be run is said before hours of comparing
     failures: tuple[Finding, ...] = ()
     try:
         divergences = compare(
             Candidate("16 bit", str(directory), dtype=reference_dtype(where), trust_remote_code=trust_remote_code),
             models,
-            Text.of(samples, domains),
+            probe,
             device=str(where),
             quiet=reporter.quiet,
             greedy=greedy,
@@ -250,7 +252,7 @@ def evaluate(
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:
-        scores = score(models, list(tasks), limit=task_limit, device=str(where), quiet=reporter.quiet)
+        scores = score(models, list(tasks), limit=task_limit, device=str(where), quiet=reporter.quiet, viewer=viewer)
     entries = tuple(
         Entry(m.label, size, d, None, 8 * size / n_parameters, found)
         for m, size, d, found in zip(models, sizes, divergences, scores, strict=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from bitwright.data import image_rows
-from bitwright.data.held_out import held_out, require_unseen
+from bitwright.data.held_out import BLANK, WRONG, held_out, require_unseen
 from bitwright.data.image_rows import read_pictures
 from bitwright.data.pictures import drawn
 from bitwright.data.samples import samples_in, tensors_of
@@ -148,9 +148,19 @@ def test_odd_images_are_refused_by_row(tmp_path: Path, row: dict[str, Any], says
 
 
 def test_the_verdict_asks_about_pictures_that_calibration_did_not_show(viewer: Viewer, tmp_path: Path) -> None:
-    samples, domains = held_out(viewer.tokenizer, "documentation", 2, 64, viewer)
-    assert {domain: domains.count(domain) for domain in domains} == {"pictures": 16, "documentation": 6}
-    assert [bool(sample.media) for sample in samples] == [domain == "pictures" for domain in domains]
+    probe = held_out(viewer.tokenizer, "documentation", 2, 64, viewer)
+    samples, domains = probe.samples, probe.domains
+    assert {domain: domains.count(domain) for domain in domains} == {"pictures": 16, WRONG: 16, BLANK: 16, "documentation": 6}
+    assert set(probe.controls) == {WRONG, BLANK}
+    assert [bool(sample.media) for sample in samples] == [domain.startswith("pictures") for domain in domains]
+    right, wrong, blank = (samples[16 * i : 16 * (i + 1)] for i in range(3))
+    for question, other, empty in zip(right, wrong, blank, strict=True):
+        assert torch.equal(question.ids, other.ids), "the same question and answer"
+        assert torch.equal(question.ids, empty.ids)
+        assert not torch.equal(question.media["pixel_values"], other.media["pixel_values"])
+        assert empty.media["pixel_values"].flatten(2).std(-1).max() == 0
+    assert len(probe.pictures) == len(probe.prompts) == 6
+    assert torch.equal(probe.prompts[0].ids, right[0].ids[: probe.prompts[0].n_tokens])
     picture = drawn(1, 0)[0]
     for name in ("one", "two"):
         save(picture.image, tmp_path / name / "a.png")

@@ -39,16 +39,18 @@ def test_text_jsonl_and_parquet_files(tmp_path: Path, tokenizer: PreTrainedToken
 def test_domains_share_the_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"text": TEXT, "domain": "b"}, {"text": TEXT, "domain": "a"}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    samples, domains = held_out(tokenizer, str(tmp_path / "a.jsonl"), 6, 32)
+    probe = held_out(tokenizer, str(tmp_path / "a.jsonl"), 6, 32)
+    samples, domains = probe.samples, probe.domains
     assert (len(samples), domains) == (6, ("b",) * 3 + ("a",) * 3)
     ids = torch.stack([sample.ids for sample in samples])
     assert ids.shape == (6, 32)
     assert torch.equal(ids[:3], ids[3:])
-    samples, domains = held_out(tokenizer, str(tmp_path / "a.jsonl"), 1, 32)
+    probe = held_out(tokenizer, str(tmp_path / "a.jsonl"), 1, 32)
+    samples, domains = probe.samples, probe.domains
     assert len(samples) == 4
     assert domains == ("b", "b", "a", "a")  # two are needed for an interval
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": TEXT}))
-    assert set(held_out(tokenizer, str(tmp_path / "b.jsonl"), 6, 32)[1]) == {""}
+    assert set(held_out(tokenizer, str(tmp_path / "b.jsonl"), 6, 32).domains) == {""}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from bitwright.cli.main import app
+from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample
-from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.process import _end
 from bitwright.plan import NOISE_FLOOR
 from tests.conftest import Build
@@ -23,7 +24,7 @@ def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_p
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(broken)
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     candidates = [Candidate("good", str(source)), Candidate("guilty", str(broken)), Candidate("later", str(source))]
-    text = Text.of([Sample.of(torch.arange(3, 40))] * 2)
+    text = Probe.of([Sample.of(torch.arange(3, 40))] * 2)
     with pytest.raises(PartlyComparedError, match="evaluate/process") as caught:
         compare(Candidate("16 bit", str(source)), candidates, text, quiet=True, references=tmp_path / "kept")
     assert {i: found.where for i, found in caught.value.failures.items()} == {1: f"guilty ({broken})"}

@@ -1,4 +1,4 @@
-"""From what the user typed to a checkpoint on disk: a directory, a .gguf file, a hub id, or ``demo``."""
+"""From what the user typed to a checkpoint on disk: a directory, a .gguf file, a hub id, ``demo``, ``demo-vision``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.checkpoint.demo import demo_gguf
+from bitwright.checkpoint.demo_vision import demo_vision
 from bitwright.checkpoint.gguf import convert_gguf
 from bitwright.checkpoint.hub import is_hub_id, whole_model
 from bitwright.errors import fail
@@ -24,6 +25,8 @@ def local_directory(source: str | Path) -> Path:
     path = Path(os.path.expanduser(text))
     if text == "demo":
         return convert_gguf(demo_gguf(cache_dir()), cache_dir())
+    if text == "demo-vision":
+        return demo_vision(local_directory("demo"), cache_dir())
     if os.path.isdir(path):  # false, and no exception, for a name longer than any file has
         return path
     if path.suffix == ".gguf" and os.path.isfile(path):
@@ -33,7 +36,7 @@ def local_directory(source: str | Path) -> Path:
             "source/unknown",
             text[:200],
             saw="a file that is not .gguf" if os.path.exists(path) else "no such directory or file",
-            wanted="the source is a model directory, a .gguf file, a hub id (owner/name) or demo",
+            wanted="the source is a model directory, a .gguf file, a hub id (owner/name), demo or demo-vision",
             help="bitwright quantize demo OUT",
         )
     return whole_model(text)

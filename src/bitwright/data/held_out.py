@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from bitwright.data.calibration import PICTURES, SHARES_OF, WORDS
 from bitwright.data.documentation import DOCUMENTATION, documentation, passages
 from bitwright.data.image_rows import is_folder, pictures_in
 from bitwright.data.pictures import Picture, drawn
+from bitwright.data.probe import Probe
 from bitwright.data.rows import read_domains, read_texts
 from bitwright.data.samples import Sample, cut
 from bitwright.data.viewer import Viewer
@@ -19,32 +21,53 @@ PICTURES_PER_SAMPLE = 8  # an answer has about a fiftieth of a sequence's tokens
 LENGTH_BESIDE_PICTURES = 128
 HELD_OUT_SEED = -1  # of drawn pictures: no --seed is negative
 LEAST_OF_DOMAIN = 2  # what an interval needs
+WRONG, BLANK = "pictures, wrong image", "pictures, blank image"  # controls: does the model look?
+CONTROLS = 16  # pictures of each
+PAPER = (128, 128, 128)  # of a blank image
+ANSWERED = 6  # pictures that people are shown with the models' answers
 MOST_SHARED = 0.02  # of the passages of a text may be in another
 
 
-def held_out(
-    tokenizer: Any, source: str, count: int, length: int, viewer: Viewer | None = None
-) -> tuple[list[Sample], tuple[str, ...]]:
-    """Samples for the verdict, and the domain of each where the rows of a file name domains.
+def held_out(tokenizer: Any, source: str, count: int, length: int, viewer: Viewer | None = None) -> Probe:
+    """What the verdict is on, with the domain of each sample where the rows of a file name domains.
 
     ``source``: ``documentation`` (the half that calibration never reads), a file, or a folder of pictures. Of several domains
     each gets as much as ``count`` samples of ``length`` tokens allow, and never fewer than two samples. A model that sees, by
     its ``viewer``, is asked about pictures too: in the place of documentation about drawn ones that calibration never draws,
-    with a little text beside them.
+    with a little text beside them; and, as controls, with a picture that is not the question's, and with none in it.
     """
-    shown = _shown(source, count, viewer)
-    if shown and source == DOCUMENTATION:
-        count, length = LEAST, min(length, LENGTH_BESIDE_PICTURES)
-    if shown and is_folder(source):
-        return shown, (PICTURES,) * len(shown)
-    texts, domains = _texts_of(tokenizer, source, count, length, bool(shown))
-    if not shown:
-        return texts, domains
-    return shown + texts, (PICTURES,) * len(shown) + tuple(name or source for name in domains)
+    pictures = _pictures(source, count, viewer)
+    if not pictures or viewer is None:
+        texts, domains = _texts_of(tokenizer, source, count, length, may_be_empty=False)
+        return Probe.of(texts, domains)
+    asked = {PICTURES: pictures, **(_controls(pictures[:CONTROLS]) if len(pictures) > 1 else {})}
+    samples = {domain: viewer.told(own) for domain, own in asked.items()}
+    if not is_folder(source):
+        if source == DOCUMENTATION:
+            count, length = LEAST, min(length, LENGTH_BESIDE_PICTURES)
+        texts, domains = _texts_of(tokenizer, source, count, length, may_be_empty=True)
+        for text, domain in zip(texts, domains, strict=True):
+            samples.setdefault(domain or source, []).append(text)
+    return Probe(
+        tuple(sample for own in samples.values() for sample in own),
+        tuple(domain for domain, own in samples.items() for _ in own),
+        tuple(domain for domain in asked if domain != PICTURES),
+        tuple(pictures[:ANSWERED]),
+        tuple(viewer.prompt(picture) for picture in pictures[:ANSWERED]),
+    )
 
 
-def _shown(source: str, count: int, viewer: Viewer | None) -> list[Sample]:
-    """Questions about pictures, with answers that are known."""
+def _controls(pictures: list[Picture]) -> dict[str, list[Picture]]:
+    """The same questions about pictures that cannot answer them."""
+    from PIL import Image
+
+    wrong = [replace(picture, image=pictures[i - 1].image) for i, picture in enumerate(pictures)]
+    blank = [replace(picture, image=Image.new("RGB", picture.image.size, PAPER)) for picture in pictures]
+    return {WRONG: wrong, BLANK: blank}
+
+
+def _pictures(source: str, count: int, viewer: Viewer | None) -> list[Picture]:
+    """Pictures with questions whose answers are known."""
     pictures = drawn(PICTURES_PER_SAMPLE * count, HELD_OUT_SEED) if source == DOCUMENTATION and viewer else pictures_in(source)
     if not pictures:
         return []
@@ -52,7 +75,7 @@ def _shown(source: str, count: int, viewer: Viewer | None) -> list[Sample]:
         raise _unseen(source, "images, and a model that cannot be shown any")
     if unanswered := sum(not picture.answer for picture in pictures):
         raise _unseen(source, f"{unanswered} images without an answer")
-    return viewer.told(pictures)
+    return pictures
 
 
 def _unseen(source: str, saw: str) -> BitwrightError:

@@ -39,7 +39,7 @@ def read_pictures(source: str) -> list[Picture]:
         if not found:
             raise _bad(source, "no picture in this folder", f"files that end in {', '.join(KINDS)}")
         return found
-    return [_of_row(row, path.parent, f"{source}, row {i}") for i, row in enumerate(read_rows(source), 1) if has_image(row)]
+    return [picture_of(row, path.parent, f"{source}, row {i}") for i, row in enumerate(read_rows(source), 1) if has_image(row)]
 
 
 def pictures_in(source: str) -> list[Picture]:
@@ -56,7 +56,8 @@ def _of_folder(folder: Path) -> Iterator[Picture]:
             )
 
 
-def _of_row(row: dict[str, Any], folder: Path, where: str) -> Picture:
+def picture_of(row: dict[str, Any], folder: Path, where: str) -> Picture:
+    """The picture of a ``row`` of a file in ``folder``. Raises BitwrightError, naming the row by ``where``."""
     given = row.get("image") if row.get("image") is not None else row["images"][0]
     if isinstance(row.get("images"), list) and len(row["images"]) > 1:
         raise _bad(where, f"{len(row['images'])} images", "one image a row")

@@ -7,6 +7,7 @@ is drawn from one seed is drawn from another.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,31 @@ class Picture:
     task: str = ""
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A drawing with all that can be asked about it, and what it shows in words, line by line."""
+
+    image: Any  # PIL.Image.Image in RGB
+    caption: str
+    questions: tuple[tuple[str, str, str], ...]  # task, question, answer
+
+
 def drawn(count: int, seed: int) -> list[Picture]:
     """``count`` pictures, the kinds of questions in turn."""
+    chance = random.Random(f"questions {seed}")
+    found = []
+    for scene in scenes(count, seed):
+        task, question, answer = chance.choice(scene.questions)
+        found.append(Picture(scene.image, question, answer, task))
+    return found
+
+
+def scenes(count: int, seed: int) -> Iterator[Scene]:
+    """``count`` drawings, the kinds in turn."""
     chance = random.Random(f"pictures {seed}")
     kinds = (_shape, _count, _word, _chart, _table)
-    return [kinds[i % len(kinds)](chance) for i in range(count)]
+    for i in range(count):
+        yield kinds[i % len(kinds)](chance)
 
 
 def _paper(chance: random.Random) -> tuple[Any, Any]:
@@ -68,45 +89,54 @@ def _put(draw: Any, shape: str, x: float, y: float, r: float, colour: tuple[int,
         draw.polygon(((x, y - r), (x - r, y + r), (x + r, y + r)), fill=colour)
 
 
-def _shape(chance: random.Random) -> Picture:
+def _shape(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
     shape, colour = chance.choice(SHAPES), chance.choice(list(COLOURS))
     r = chance.uniform(25, 60)
     _put(draw, shape, chance.uniform(r, SIDE - r), chance.uniform(r, SIDE - r), r, COLOURS[colour])
-    if chance.random() < 0.5:
-        return Picture(image, "Which shape is in the picture?", f"A {shape}.", "shape")
-    return Picture(image, f"Which colour is the {shape}?", f"The {shape} is {colour}.", "colour")
+    questions = (
+        ("shape", "Which shape is in the picture?", f"A {shape}."),
+        ("colour", f"Which colour is the {shape}?", f"The {shape} is {colour}."),
+    )
+    return Scene(image, f"{colour} {shape}", questions)
 
 
-def _count(chance: random.Random) -> Picture:
+def _count(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
     shape, colour, n = chance.choice(SHAPES), chance.choice(list(COLOURS)), chance.randint(1, 9)
     for cell in chance.sample(range(9), n):
         x, y = SIDE * (cell % 3 + 0.5) / 3, SIDE * (cell // 3 + 0.5) / 3
         _put(draw, shape, x + chance.uniform(-8, 8), y + chance.uniform(-8, 8), chance.uniform(12, 22), COLOURS[colour])
-    return Picture(image, f"How many {shape}s are in the picture?", f"There are {n}." if n > 1 else "There is one.", "counting")
+    answer = f"There are {n}." if n > 1 else "There is one."
+    return Scene(image, f"{n} {colour} {shape}", (("counting", f"How many {shape}s are in the picture?", answer),))
 
 
-def _word(chance: random.Random) -> Picture:
+def _word(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
-    word = chance.choice(WORDS)
+    word, colour = chance.choice(WORDS), chance.choice(list(COLOURS))
     size = chance.randint(24, 44)
-    _text(draw, (chance.uniform(6, 30), chance.uniform(10, SIDE - 60)), word, size, COLOURS[chance.choice(list(COLOURS))])
-    return Picture(image, "Which word is written in the picture?", f'The word is "{word}".', "reading")
+    _text(draw, (chance.uniform(6, 30), chance.uniform(10, SIDE - 60)), word, size, COLOURS[colour])
+    question = "Which word is written in the picture?"
+    return Scene(image, f"{word}\n{colour}", (("reading", question, f'The word is "{word}".'),))
 
 
-def _chart(chance: random.Random) -> Picture:
+def _chart(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
     names, heights = chance.sample(list(COLOURS), 4), chance.sample(range(20, 160, 12), 4)
     for i, (name, height) in enumerate(zip(names, heights, strict=True)):
         left = 18 + 50 * i
         draw.rectangle((left, SIDE - 40 - height, left + 36, SIDE - 40), fill=COLOURS[name])
         _text(draw, (left + 10, SIDE - 36), "ABCD"[i], 20)
-    highest = max(range(4), key=lambda i: heights[i])
-    return Picture(image, "Which bar is the highest?", f"Bar {'ABCD'[highest]}, which is {names[highest]}.", "chart")
+    low, *_, high = sorted(range(4), key=lambda i: heights[i])
+    questions = (
+        ("chart", "Which bar is the highest?", f"Bar {'ABCD'[high]}, which is {names[high]}."),
+        ("chart", "Which bar is the lowest?", f"Bar {'ABCD'[low]}, which is {names[low]}."),
+    )
+    ends = f"highest {'ABCD'[high]} {names[high]}\nlowest {'ABCD'[low]} {names[low]}"
+    return Scene(image, f"{ends}\n{' '.join(names)}", questions)
 
 
-def _table(chance: random.Random) -> Picture:
+def _table(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
     names, numbers = chance.sample(WORDS, 4), chance.sample(range(10, 99), 4)
     for i, (name, number) in enumerate(zip(names, numbers, strict=True)):
@@ -114,5 +144,9 @@ def _table(chance: random.Random) -> Picture:
         draw.line((10, y + 36, SIDE - 10, y + 36), fill=(120, 120, 120))
         _text(draw, (16, y), name, 22)
         _text(draw, (160, y), str(number), 22)
-    at = chance.randrange(4)
-    return Picture(image, f"Which number stands beside {names[at]}?", f"The number is {numbers[at]}.", "table")
+    questions = [
+        ("table", f"Which number stands beside {name}?", f"The number is {number}.")
+        for name, number in zip(names, numbers, strict=True)
+    ]
+    caption = "\n".join(f"{name} {number}" for name, number in zip(names, numbers, strict=True))
+    return Scene(image, caption, tuple(questions))

@@ -64,17 +64,22 @@ def token_figures(reference: Reference, logits: Float[Tensor, "T V"], next_ids: 
     return TokenFigures(kl.clamp_(min=0), variance, same, shared, reference.nll[:n], total[:n] - of_next)
 
 
-def summarize(label: str, figures: list[TokenFigures], domains: tuple[str, ...] = ()) -> Divergence:
+def summarize(
+    label: str, figures: list[TokenFigures], domains: tuple[str, ...] = (), controls: tuple[str, ...] = ()
+) -> Divergence:
     """One line of a table from the figures of each text; 95 % bootstrap interval of the mean over texts.
 
-    ``domains``: that of each sequence; with more than one the line holds one of each.
+    ``domains``: that of each sequence; with more than one the line holds one of each. Those among ``controls`` count in
+    their own lines alone.
     """
+    parts = {name: [f for f, domain in zip(figures, domains, strict=True) if domain == name] for name in sorted(set(domains))}
+    if controls:
+        figures = [f for f, domain in zip(figures, domains, strict=True) if domain not in controls]
     every = TokenFigures.join(figures)
     means = torch.stack([f.kl.mean() for f in figures]).cpu()
     tokens = torch.tensor([len(f.kl) for f in figures], dtype=torch.float64)
     weighted = means * (tokens / tokens.mean()).to(means.dtype)  # a text counts as much as it has tokens
     low, high = bootstrap_interval(weighted)
-    names = sorted(set(domains))
     return Divergence(
         label=label,
         kl=float(weighted.mean()),
@@ -92,11 +97,7 @@ def summarize(label: str, figures: list[TokenFigures], domains: tuple[str, ...] 
         n_tokens=int(every.kl.numel()),
         kl_of_sequence=tuple(float(m) for m in means),
         kl_sampling=float(every.kl_variance.double().sum().sqrt() / every.kl.numel()),
-        domains=tuple(
-            summarize(name, [f for f, domain in zip(figures, domains, strict=True) if domain == name]) for name in names
-        )
-        if len(names) > 1
-        else (),
+        domains=tuple(summarize(name, own) for name, own in parts.items()) if len(parts) > 1 else (),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from bitwright.checkpoint.workdir import content_hash
-from bitwright.data.samples import Sample, tensors_of
+from bitwright.data.probe import Probe
+from bitwright.data.samples import tensors_of
 from bitwright.errors import BitwrightError, Finding
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import ANSWER, WorkerError, run_worker
@@ -39,22 +39,10 @@ class PartlyComparedError(BitwrightError):
         self.failures, self.divergences = failures, divergences
 
 
-@dataclass(frozen=True)
-class Text:
-    """What models are compared on: samples, each of its own length, and the domain of each where the text names domains."""
-
-    samples: tuple[Sample, ...]
-    domains: tuple[str, ...] = ()  # of each
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample], domains: tuple[str, ...] = ()) -> Text:
-        return cls(tuple(samples), domains)
-
-
 def compare(
     reference: Candidate,
     candidates: list[Candidate],
-    text: Text,
+    probe: Probe,
     *,
     device: str = "cpu",
     quiet: bool = False,
@@ -63,7 +51,7 @@ def compare(
     references: Path | None = None,
     fingerprint: str = "",
 ) -> list[Divergence]:
-    """One Divergence per candidate on ``text``, the starts of whose sequences are continued by ``greedy`` tokens.
+    """One Divergence per candidate on ``probe``, the starts of whose texts are continued by ``greedy`` tokens.
 
     ``references``: a folder in which what is kept of the reference's distributions stays for the next comparison, under the
     ``fingerprint`` of its weights. A candidate that ends the process costs only its own line: the others go on in a new one.
@@ -73,8 +61,11 @@ def compare(
     failures: dict[int, Finding] = {}
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
-        key = content_hash(fingerprint, reference.dtype, device, greedy, [s.digest() for s in text.samples], versions(), LAYOUT)
-        save_file(tensors_of(text.samples), folder / "samples.safetensors")
+        key = content_hash(
+            fingerprint, reference.dtype, device, greedy, [s.digest() for s in probe.samples], versions(), LAYOUT
+        )
+        save_file(tensors_of(probe.samples), folder / "samples.safetensors")
+        save_file(tensors_of(probe.prompts), folder / "prompts.safetensors")
         kept = (references or folder) / f"{key}.safetensors"
         job = {
             "reference": asdict(reference),
@@ -83,7 +74,9 @@ def compare(
             "greedy": greedy,
             "reference_file": str(kept),
             "samples_file": str(folder / "samples.safetensors"),
-            "domains": text.domains,
+            "prompts_file": str(folder / "prompts.safetensors"),
+            "domains": probe.domains,
+            "controls": probe.controls,
         }
         while left := [i for i in range(len(candidates)) if i not in done and i not in failures]:
             part = job | {"candidates": [asdict(candidates[i]) for i in left]}

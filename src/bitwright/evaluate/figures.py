@@ -20,6 +20,24 @@ class TaskScore:
     n_questions: int
 
 
+def task_scores(found: dict[str, dict[str, list[float]]], first: dict[str, dict[str, list[float]]]) -> list[TaskScore]:
+    """A score of each task. ``found`` and ``first``, the model to differ from: task -> metric -> value of each question."""
+    return [
+        TaskScore(
+            task, metric, *_mean(values), *_mean([a - b for a, b in zip(values, first[task][metric], strict=True)]), len(values)
+        )
+        for task, values_of in found.items()
+        for metric, values in values_of.items()
+    ]
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return mean, math.sqrt(spread / len(values))
+
+
 @dataclass(frozen=True)
 class Divergence:
     """A candidate against the reference on the same text. KL in nats per token; the interval is over sequences."""
@@ -42,6 +60,7 @@ class Divergence:
     kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
     greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
     domains: tuple[Divergence, ...] = ()  # the same of each domain of the text, its name the label
+    answers: tuple[tuple[int, ...], ...] = ()  # of each question about a picture: the likeliest tokens, one after the other
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Divergence:
@@ -49,4 +68,6 @@ class Divergence:
         numbers = {name: math.nan for name, value in data.items() if value is None}  # JSON knows no NaN
         kl_of_sequence = tuple(math.nan if kl is None else kl for kl in data["kl_of_sequence"])
         domains = tuple(cls.from_dict(domain) for domain in data["domains"])
-        return cls(**{**data, **numbers, "kl_of_sequence": kl_of_sequence, "greedy": tuple(data["greedy"]), "domains": domains})
+        answers = tuple(tuple(answer) for answer in data.get("answers", ()))
+        told = {"kl_of_sequence": kl_of_sequence, "greedy": tuple(data["greedy"]), "domains": domains, "answers": answers}
+        return cls(**{**data, **numbers, **told})

@@ -8,23 +8,49 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bitwright.data.viewer import Viewer
 from bitwright.errors import BitwrightError, fail
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.picture_tasks import PictureTask, has_pictures, score_pictures
 from bitwright.evaluate.process import run_worker
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 
 def score(
-    candidates: list[Candidate], names: list[str], *, limit: int | None = None, device: str = "cpu", quiet: bool = False
+    candidates: list[Candidate],
+    names: list[str],
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+    viewer: Viewer | None = None,
 ) -> list[tuple[TaskScore, ...]]:
     """The scores of each candidate in the tasks ``names``, differences taken from the first candidate.
 
-    A name that ends in .jsonl is a file with a question, its choices and the index of the answer on each line; all others are
-    tasks of lm-evaluation-harness. ``limit``: questions of each task, from its start. Raises BitwrightError for a file that
-    is not one, an unknown task, and where the package is missing. Without candidates nothing is run, and only that is found
-    out.
+    A name that ends in .jsonl is a file with a question, its choices and the index of the answer on each line, and perhaps an
+    image, which the model is shown by its ``viewer``; all others are tasks of lm-evaluation-harness. ``limit``: questions of
+    each task, from its start. Raises BitwrightError for a file that is not one, an unknown task, and where the package is
+    missing. Without candidates nothing is run, and only that is found out.
     """
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        raise fail(
+            "tasks/names", "--tasks", saw=", ".join(names), wanted="tasks and files of different names", help="rename a file"
+        )
+    of_pictures = [name for name in names if has_pictures(name)]
+    pictures = [PictureTask.read(Path(name), viewer, limit) for name in of_pictures]
+    texts = [name for name in names if name not in of_pictures]
+    scores = _of_texts(candidates, texts, limit, device, quiet) if texts else [()] * len(candidates)
+    if not candidates:
+        return []
+    seen = score_pictures(candidates, pictures, device=device, quiet=quiet)
+    return [text + own for text, own in zip(scores, seen, strict=True)]
+
+
+def _of_texts(
+    candidates: list[Candidate], names: list[str], limit: int | None, device: str, quiet: bool
+) -> list[tuple[TaskScore, ...]]:
     if importlib.util.find_spec("lm_eval") is None:
         raise fail(
             "tasks/package",
@@ -32,11 +58,6 @@ def score(
             saw="lm-eval is not installed",
             wanted="lm-evaluation-harness runs the tasks",
             help="pip install 'bitwright[tasks]'",
-        )
-    stems = [Path(name).stem for name in names]
-    if len(set(stems)) < len(stems):
-        raise fail(
-            "tasks/names", "--tasks", saw=", ".join(names), wanted="tasks and files of different names", help="rename a file"
         )
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
     if not candidates and all(task["questions"] for task in tasks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.figures import task_scores
 from bitwright.evaluate.process import say_at
 from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
@@ -66,7 +65,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)
         found.append({name: _figure(samples) for name, samples in results["samples"].items()})
         del model
-    return {"scores": [[vars(s) for s in _scores(figures, found[0])] for figures in found]}
+    return {"scores": [[vars(s) for s in task_scores(figures, found[0])] for figures in found]}
 
 
 def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -75,22 +74,6 @@ def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
     first = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
     ordered = sorted(first, key=lambda sample: int(sample["doc_id"]))
     return {metric: [float(sample[metric]) for sample in ordered]}
-
-
-def _scores(figures: dict[str, dict[str, list[float]]], first: dict[str, dict[str, list[float]]]) -> list[TaskScore]:
-    scores = []
-    for name, values_of in figures.items():
-        for metric, values in values_of.items():
-            differences = [a - b for a, b in zip(values, first[name][metric], strict=True)]
-            scores.append(TaskScore(name, metric, *_mean(values), *_mean(differences), len(values)))
-    return scores
-
-
-def _mean(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    mean = sum(values) / len(values)
-    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return mean, math.sqrt(spread / len(values))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from bitwright.checkpoint.cached import alone
 from bitwright.checkpoint.output import write_json
 from bitwright.checkpoint.workdir import finite
 from bitwright.data.samples import Sample, samples_in
+from bitwright.data.viewer import ANSWER
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import say_at
@@ -59,10 +60,11 @@ def _pieces(parts: Iterable[Tensor], sample: Sample) -> Iterator[tuple[Tensor, s
 def run(job: dict[str, Any]) -> Iterator[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
     reporter = Reporter(quiet=job["quiet"])
-    texts = samples_in(load_file(job["samples_file"]))
+    texts, questions = (samples_in(load_file(job[name])) for name in ("samples_file", "prompts_file"))
     device, count = job["device"], job["greedy"]
     prompts = prompts_of([sample.ids for sample in texts if not sample.media] or [sample.ids for sample in texts])
-    longest = max(*(sample.n_tokens for sample in texts), prompts.shape[1] + count)
+    lengths = [sample.n_tokens for sample in texts] + [question.n_tokens + ANSWER for question in questions]
+    longest = max(*lengths, prompts.shape[1] + count)
     kept = Path(job["reference_file"])
     with alone(kept):  # two first uses at once: one waits
         known = _kept(kept, reporter)
@@ -80,9 +82,11 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
         model = load(candidate, device, longest)
         stream = reporter.track(model.logits(texts), f"evaluate {candidate['label']}", len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
-        line = summarize(candidate["label"], figures, tuple(job["domains"]))
+        line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
+        if questions:
+            line = replace(line, answers=tuple(tuple(model.answer(question, ANSWER)) for question in questions))
         del model, stream
         yield line
 

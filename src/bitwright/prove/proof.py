@@ -10,7 +10,8 @@ from bitwright.checkpoint.output import atomic_outputs
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.containers.rivals import Rival
 from bitwright.data.held_out import held_out
-from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, Text, compare
+from bitwright.data.probe import Probe
+from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Contender, Verdict, judge
 from bitwright.host.clock import Stage
@@ -20,6 +21,7 @@ from bitwright.host.progress import Reporter
 from bitwright.measure.measure import Measurement
 from bitwright.plan import Plan
 from bitwright.report.report import Report
+from bitwright.report.seen import Seen
 
 RESULT = "bitwright"
 
@@ -61,16 +63,12 @@ class Proof:
 
         ``may_replace``: whether a uniform choice that measures better takes the result's place.
         """
-        settings = self.measured.subject.settings
-        subject = self.measured.subject
-        samples, domains = held_out(
-            subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
-        )
+        probe = self._held_out()
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         rivals = [self._contender(rival) for rival in self.rivals]
         contenders, notes = [result, *rivals], tuple[str, ...]()
         try:
-            divergences = self._on(Text.of(samples, domains), [contender.candidate for contender in contenders])
+            divergences = self._on(probe, [contender.candidate for contender in contenders])
         except PartlyComparedError as error:
             kept, stock = sorted(error.divergences), self.measured.sensitivity.stock
             if not {RESULT, stock} <= {contenders[i].label for i in kept}:  # without these two there is no verdict
@@ -80,10 +78,34 @@ class Proof:
         verdict = judge(contenders[0], contenders[1:], divergences, self.measured.sensitivity.stock, may_replace)
         return replace(verdict, notes=notes)
 
+    def _held_out(self) -> Probe:
+        subject = self.measured.subject
+        settings = subject.settings
+        return held_out(
+            subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
+        )
+
+    def seen(self, verdict: Verdict) -> tuple[Seen, ...]:
+        """The pictures of the verdict with every contender's answers."""
+        words = self.measured.subject.tokenizer
+        return tuple(
+            Seen.of(
+                picture.image,
+                picture.question,
+                picture.answer,
+                {
+                    entry.label: words.decode(entry.divergence.answers[i], skip_special_tokens=True).strip()
+                    for entry in verdict.entries
+                    if entry.divergence.answers
+                },
+            )
+            for i, picture in enumerate(self._held_out().pictures)
+        )
+
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
         return self._on(
-            Text.of(self.measured.folds.predicting, self.measured.folds.kinds), [Candidate("predicting fold", str(path))]
+            Probe.of(self.measured.folds.predicting, self.measured.folds.kinds), [Candidate("predicting fold", str(path))]
         )[0]
 
     def report(
@@ -107,6 +129,7 @@ class Proof:
             stages=stages,
             provenance={**table.provenance, "held_out": held},
             command=command,
+            seen=self.seen(verdict),
         )
 
     def _contender(self, rival: Rival) -> Contender:
@@ -124,13 +147,13 @@ class Proof:
     def _source(self) -> str:
         return str(self.measured.subject.source.checkpoint.directory)
 
-    def _on(self, text: Text, candidates: list[Candidate]) -> list[Divergence]:
+    def _on(self, probe: Probe, candidates: list[Candidate]) -> list[Divergence]:
         subject = self.measured.subject
         wide, trust = reference_dtype(subject.device), subject.settings.trust_remote_code
         return compare(
             Candidate("16 bit", self._source, dtype=wide, trust_remote_code=trust),
             candidates,
-            text,
+            probe,
             device=str(subject.device),
             quiet=self.reporter.quiet,
             scratch=self.work_root,

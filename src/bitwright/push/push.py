@@ -17,6 +17,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from bitwright.errors import BitwrightError, fail
 
 TEXTS = (".json", ".jinja", ".md", ".html", ".txt", ".Modelfile")
+PICTURES = (".png",)  # that the card shows
 WEIGHTS = (".safetensors", ".gguf", ".model")
 TERMS = ("LICENSE", "NOTICE", "USE_POLICY")  # files that begin like this go along
 BESIDE_FILE = ("Modelfile", "README.md", "report.html", "report.json", "bitwright.json")  # of model.gguf: model.Modelfile ...
@@ -91,7 +92,7 @@ def files_of(out: Path) -> list[Sent]:
 
 
 def _is_known(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.suffix in (*TEXTS, *WEIGHTS) or path.name.startswith(TERMS))
+    return not path.name.startswith(".") and (path.suffix in (*TEXTS, *PICTURES, *WEIGHTS) or path.name.startswith(TERMS))
 
 
 def _require_name(repo: str) -> None:

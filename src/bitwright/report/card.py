@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
 from pathlib import Path
@@ -107,7 +108,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 {_figures(report)}
 
 {trust}
-
+{_seen(report)}
 ## Use
 
 {container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat, _sees(report))}
@@ -152,6 +153,24 @@ def _figures(report: Report) -> str:
                 f"| {d.perplexity:.2f} |"
             )
     return "\n".join(lines)
+
+
+def _seen(report: Report) -> str:
+    """Pictures and answers; the pictures are files beside the card, by ``picture_files``."""
+    if not report.seen:
+        return ""
+    labels = [label for label in report.shown_labels if label in report.seen[0].answers]
+    names = ["**this model**" if label == report.verdict.shipped else label for label in labels]
+    lines = [f"| picture | question | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for name, seen in zip(picture_files(report), report.seen, strict=True):
+        answers = [_plain(seen.answers[label]) or "–" for label in labels]
+        lines.append(f"| ![]({name}) | {_plain(seen.question)} | {' | '.join(answers)} |")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def picture_files(report: Report) -> dict[str, bytes]:
+    """The pictures that the card shows, by the names of their files."""
+    return {_in_code(_beside(report, f"picture-{i}.png")): base64.b64decode(seen.png) for i, seen in enumerate(report.seen, 1)}
 
 
 def _beside(report: Report, name: str) -> str:

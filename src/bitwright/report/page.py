@@ -11,6 +11,7 @@ from pathlib import Path
 from bitwright.evaluate.figures import Divergence
 from bitwright.report.pictures import pictures
 from bitwright.report.report import Report, sentences
+from bitwright.report.seen import as_html
 from bitwright.sensitivity import Sensitivity
 
 ROLE_ORDER = ("measured and allocated", "kept in 16 bit")
@@ -24,6 +25,7 @@ def page(report: Report, sensitivity: Sensitivity) -> str:
         _verdict(report),
         _tiles(report),
         _contenders(report),
+        as_html(report.seen, report.shown_labels),
         pictures(report, sensitivity),
         _reasons(report, sensitivity),
         _coverage(report),

@@ -13,7 +13,8 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Entry, Verdict
 from bitwright.host.clock import Stage
 from bitwright.host.texts import read_object
-from bitwright.plan import Plan
+from bitwright.plan import NOISE_FLOOR, Plan
+from bitwright.report.seen import Seen
 
 SCHEMA = "bitwright.report/2"
 LEAST_NATS = 1e-12  # ratios of less than that mean nothing
@@ -34,10 +35,16 @@ class Report:
     stages: dict[str, Stage]
     provenance: dict[str, Any]
     command: tuple[str, ...]  # the words that made it
+    seen: tuple[Seen, ...] = ()  # of a model that sees
 
     @property
     def result(self) -> Entry:
         return self.verdict.entry(self.verdict.shipped)
+
+    @property
+    def shown_labels(self) -> tuple[str, ...]:
+        """The 16-bit model, what people get without us, and the result."""
+        return tuple(dict.fromkeys((NOISE_FLOOR, self.verdict.stock, self.verdict.shipped)))
 
     @property
     def seconds(self) -> float:
@@ -75,6 +82,7 @@ class Report:
                 "stages": {name: asdict(stage) for name, stage in self.stages.items()},
                 "provenance": self.provenance,
                 "command": list(self.command),
+                "seen": [asdict(seen) for seen in self.seen],
             }
         )
         return found
@@ -98,6 +106,7 @@ class Report:
                 stages={name: Stage(**stage) for name, stage in data["stages"].items()},
                 provenance=data["provenance"],
                 command=tuple(data["command"]),
+                seen=tuple(Seen(**seen) for seen in data.get("seen", ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(

@@ -26,5 +26,9 @@ class Loaded(ABC):
         """The ``count`` likeliest ids [P, count] that follow ``prompts`` [P, T], one after the other."""
 
     @abstractmethod
+    def answer(self, prompt: Sample, count: int) -> list[int]:
+        """The likeliest ids that follow ``prompt``, one after the other, until the model ends or there are ``count``."""
+
+    @abstractmethod
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
         """The same as a model of lm-evaluation-harness, for texts of up to ``longest`` tokens."""

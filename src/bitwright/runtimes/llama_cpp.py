@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitwright.data.samples import Sample
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail
 from bitwright.runtimes.base import Loaded
 
 CHUNK_TOKENS = 128  # logits of which are held at once
@@ -113,13 +113,7 @@ class LlamaCpp(Loaded):
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
         for sample in samples:
             if sample.media:
-                raise fail(
-                    "gguf/images",
-                    "llama.cpp",
-                    saw="a text with images",
-                    wanted="text alone: images are not given to llama.cpp yet",
-                    help="compare with --held-out TEXT",
-                )
+                raise _no_images()
             yield self._scored_parts(sample)
 
     def _scored_parts(self, sample: Sample) -> Iterator[Tensor]:
@@ -168,6 +162,9 @@ class LlamaCpp(Loaded):
     def greedy(self, prompts: Tensor, count: int) -> Tensor:
         return torch.stack([self._greedy(prompt, count) for prompt in prompts])
 
+    def answer(self, prompt: Sample, count: int) -> list[int]:
+        raise _no_images()
+
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
         from bitwright.runtimes.harness import GgufLM  # a large library, for tasks alone
 
@@ -190,6 +187,16 @@ class LlamaCpp(Loaded):
         room = (ctypes.c_int32 * (len(raw) + 16))()
         count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), True, special)
         return list(room[:count])
+
+
+def _no_images() -> BitwrightError:
+    return fail(
+        "gguf/images",
+        "llama.cpp",
+        saw="a text with images",
+        wanted="text alone: images are not given to llama.cpp yet",
+        help="compare with --held-out TEXT",
+    )
 
 
 _MESSAGES: list[str] = []

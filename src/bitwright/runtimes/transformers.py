@@ -108,6 +108,20 @@ class TransformersModel(Loaded):
             model.generation_config = own
         return torch.as_tensor(made)[:, prompts.shape[1] :].cpu()
 
+    @torch.no_grad()
+    def answer(self, prompt: Sample, count: int) -> list[int]:
+        model = self.model
+        inputs = self._placed({name: tensor[None] for name, tensor in prompt.inputs.items()} | prompt.media)
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        ends = [end for end in ends if isinstance(end, int)]
+        try:
+            plain = GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=ends or None, pad_token_id=0)
+            made = model.generate(**inputs, generation_config=plain)[0, prompt.n_tokens :].tolist()
+        finally:
+            model.generation_config = own
+        return [token for token in made if token not in ends]
+
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
         from lm_eval.models.huggingface import HFLM  # a large library, for tasks alone
 

@@ -1,0 +1,50 @@
+"""A fresh process that scores answers about pictures: python -m bitwright.evaluate.picture_tasks_worker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from bitwright.data.samples import samples_in
+from bitwright.evaluate.process import say_at
+from bitwright.host.parent import end_with_parent
+from bitwright.host.progress import Reporter
+from bitwright.runtimes.registry import load
+
+
+def run(job: dict[str, Any]) -> list[dict[str, list[Any]]]:
+    """For every candidate, of each sample: its answer's log-likelihood, and whether every token is the likeliest."""
+    reporter = Reporter(quiet=job["quiet"])
+    samples = samples_in(load_file(job["samples_file"]))
+    found = []
+    for candidate in job["candidates"]:
+        say_at(job, candidate)
+        model = load(candidate, job["device"], max(sample.n_tokens for sample in samples))
+        stream = reporter.track(model.logits(samples), f"pictures, {candidate['label']}", len(samples))
+        row: dict[str, list[Any]] = {"likelihoods": [], "greedy": []}
+        for parts, sample in zip(stream, samples, strict=True):
+            logits = torch.cat([part.float().cpu() for part in parts])
+            of_next = logits.log_softmax(-1).gather(1, sample.following[:, None])
+            row["likelihoods"].append(float(of_next.sum()))
+            row["greedy"].append(bool((logits.argmax(-1) == sample.following).all()))
+        found.append(row)
+        del model, stream
+    return found
+
+
+def main() -> None:
+    end_with_parent()
+    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
