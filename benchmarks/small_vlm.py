@@ -5,8 +5,8 @@ on easy-VQA (MIT licence, from the package index) and on drawings. First the tow
 image token is to be the embedding of one word of the caption. Then tower, connector and a low-rank change of the text's query
 and value projections learn from questions and answers, through the text model, whose other weights do not move.
 
-Several questions about one picture share a sequence: each attends to the picture and to itself alone. ``--stage`` runs one
-part.
+Several questions about one picture share a sequence: each attends to the picture and to itself alone. ``--stages`` runs
+some of the parts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -35,17 +37,41 @@ from torch.nn.functional import cross_entropy
 
 from bitwright.checkpoint import demo_vision
 from bitwright.checkpoint.open import local_directory
-from bitwright.data.pictures import Scene, scenes
+from bitwright.data.pictures import COLOURS, KINDS, SHAPES, WORDS, Scene, scenes
 from bitwright.host.places import cache_dir
 
 EASY_VQA = "easy-vqa==1.0"
 EASY_VQA_SHA256 = "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"
+NO_BLANK_BEFORE = frozenset([".", *map(str, range(100))])
+EASY_WORDS = ("rectangle", "teal", "brown", "gray")
+RATE_OF_CHANGES, SHARE_OF_NAMES = 1e-3, 0.05
 LINES, WORDS_A_LINE = 4, 4  # of a caption: one word for each image token
 RANK = 8
-TRAINING_SEED, TEST_SEED = 5_000, 6_000
+TRAINING_SEED, TEST_SEED = 10_000, 6_000
 WARM_UP = 100  # steps
-EASY_VQA_SHARE = 3  # times that each of its pictures is shown when each drawing is shown once
 ADAPTED = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training. Without ``questions`` it learns from captions, through the tower alone."""
+
+    minutes: float
+    batch: int  # pictures
+    rate: float  # of tower and connector
+    seed: int
+    questions: int = 0  # of each picture, at most
+    easy: float = 0.2  # share of easy-VQA's pictures
+    kinds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))  # of drawings, by share
+
+
+HARD = {"shape": 0.5, "count": 2.0, "word": 4.0, "chart": 2.0, "table": 1.0}
+SCHEDULE = (
+    Stage(10, 64, 1e-3, 0),
+    Stage(45, 8, 3e-4, 10_000_000, questions=6),
+    Stage(20, 64, 1e-3, 20_000_000, easy=0.1, kinds=HARD),
+    Stage(12, 8, 3e-4, 30_000_000, questions=6, kinds=HARD),
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,9 @@ class Student:
         self.suffix = self.ids("<fake_token_around_image>")
         self.eyes = nn.ModuleDict({"vision_model": self.inner.vision_model, "connector": self.inner.connector})
         self.eyes.requires_grad_(True)
+        captions = " ".join([*COLOURS, *SHAPES, *WORDS, *EASY_WORDS, "highest", "lowest", *"ABCD", *ascii_lowercase])
+        words = [t for word in captions.split() for t in self.ids(f" {word}")]
+        self.words = torch.tensor(sorted({*words, *self.ids("0123456789."), *self.ids(" .")}))  # of captions
         self.changes: dict[str, LowRank] = {}
         for i, block in enumerate(self.inner.text_model.layers):
             for name in ADAPTED:
@@ -104,7 +133,7 @@ class Student:
         blank = self.ids(".")
         slots: list[int] = []
         for line in [*caption.split("\n"), *[""] * LINES][:LINES]:
-            own = [t for word in line.split() for t in self.ids(word if word.isdigit() else f" {word}")]
+            own = [t for word in line.split() for t in self.ids(word if word in NO_BLANK_BEFORE else f" {word}")]
             slots += (own + blank * WORDS_A_LINE)[:WORDS_A_LINE]
         asked = [
             (task, self.ids(f"{question}<|im_end|>\n<|im_start|>assistant\n"), self.ids(f"{answer}<|im_end|>"))
@@ -159,13 +188,11 @@ class Student:
     def named(self, features: Tensor, pictures: list[Shown]) -> Tensor:
         """How far the image tokens are from being the words of the caption."""
         captions = torch.tensor([p.caption for p in pictures])
-        used = torch.unique(torch.cat([captions.flatten(), self.vocabulary]))
+        used = self.words
         logits = features @ self.embedding[used].T
         target = torch.searchsorted(used, captions)
         distance = (features - self.embedding[captions]).square().sum(-1).mean()
         return cross_entropy(logits.flatten(0, 1), target.flatten()) + 0.02 * distance
-
-    vocabulary: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """What was learned, in bfloat16, by the names of the checkpoint."""
@@ -214,51 +241,45 @@ def easy_vqa_pictures(student: Student, part: str) -> list[Shown]:
     return found
 
 
-def drawings(student: Student, count: int, seed: int) -> list[Shown]:
+def drawings(student: Student, count: int, seed: int, kinds: Sequence[str] = KINDS) -> list[Shown]:
     def shown(scene: Scene) -> Shown:
         return student.shown(scene.image, scene.caption, list(scene.questions))
 
-    return [shown(scene) for scene in scenes(count, seed)]
+    return [shown(scene) for scene in scenes(count, seed, kinds)]
 
 
-def teach(
-    student: Student, pictures: list[Shown], minutes: float, batch: int, rates: dict[str, float], questions: int, out: Path
-) -> None:
-    """Learn for ``minutes``; without ``questions`` from captions alone."""
-    chance = random.Random(0)
-    groups = [{"params": list(student.eyes.parameters()), "rate": rates["eyes"]}]
-    if questions:
-        groups.append({"params": [p for c in student.changes.values() for p in (c.down, c.up)], "rate": rates["changes"]})
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+def teach(student: Student, stage: Stage, easy: list[Shown], out: Path) -> None:
+    """Learn for the minutes of ``stage``, from pictures that are drawn anew for each step and from ``easy``."""
+    chance = random.Random(stage.seed)
+    groups = [{"params": list(student.eyes.parameters()), "rate": stage.rate}]
+    if stage.questions:
+        groups.append({"params": [p for c in student.changes.values() for p in (c.down, c.up)], "rate": RATE_OF_CHANGES})
+    optimizer = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.01)
     learning = [p for group in groups for p in group["params"]]
-    order: list[int] = []
     seen, start, kept, losses = 0, time.monotonic(), time.monotonic(), []
-    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
-        if len(order) < batch:
-            order = chance.sample(range(len(pictures)), len(pictures))
-        own = [pictures[order.pop()] for _ in range(batch)]
+    while (done := (time.monotonic() - start) / (60 * stage.minutes)) < 1:
+        n_easy = sum(chance.random() < stage.easy for _ in range(stage.batch))
+        kinds = chance.choices(list(stage.kinds), list(stage.kinds.values()), k=stage.batch - n_easy)
+        own = drawings(student, len(kinds), TRAINING_SEED + stage.seed + seen, kinds) + chance.sample(easy, n_easy)
         features = student.features(own)
-        loss = student.named(features, own)
-        if questions:
-            asked = [Shown(p.pixels, p.caption, chance.sample(p.questions, min(questions, len(p.questions)))) for p in own]
+        loss = named = student.named(features, own)
+        if stage.questions:
+            asked = [replace(p, questions=chance.sample(p.questions, min(stage.questions, len(p.questions)))) for p in own]
             logits, right, _ = student.answers(asked, features)
             told = cross_entropy(logits, right)
-            losses.append(told.item())
-            loss = told + 0.05 * loss
-        else:
-            losses.append(loss.item())
+            loss = told + SHARE_OF_NAMES * named
+        losses.append((told if stage.questions else named).item())
+        falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                group["rate"] * min(1, (seen / batch + 1) / WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            )
+            group["lr"] = group["rate"] * min(1, (seen / stage.batch + 1) / WARM_UP) * falling
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
-        seen += batch
-        if time.monotonic() - kept > 120:
+        seen += stage.batch
+        if time.monotonic() - kept > 60:
             kept = time.monotonic()
-            print(f"{done:6.1%}  {seen} pictures  loss {np.mean(losses[-200:]):.4f}", flush=True)
+            print(f"{done:6.1%}  {seen} pictures  loss {np.mean(losses[-100:]):.4f}", flush=True)
             save_file(student.tensors(), out)
     save_file(student.tensors(), out)
 
@@ -285,29 +306,46 @@ def report(student: Student, count: int) -> None:
     print(f"drawings   {np.mean([hits / n for hits, n in drawn.values()]):7.1%}  mean of the tasks")
 
 
+def question_files(folder: Path, count: int) -> list[Path]:
+    """Files for ``bitwright evaluate --tasks``, one a task: ``count`` questions each about pictures that training never saw."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict[str, str]]] = defaultdict(list)
+
+    def keep(image: Image.Image, name: str, questions: Iterable[tuple[str, str, str]]) -> None:
+        image.save(folder / name)
+        for task, question, answer in questions:
+            rows[task].append({"image": name, "question": question, "answer": answer})
+
+    chance = random.Random(0)
+    with zipfile.ZipFile(easy_vqa()) as archive:
+        root = "easy_vqa/data/test"
+        asked = json.loads(archive.read(f"{root}/questions.json"))
+        for i, (question, answer, number) in enumerate(chance.sample(asked, count)):
+            image = Image.open(io.BytesIO(archive.read(f"{root}/images/{number}.png")))
+            keep(image, f"easy-{i}.png", [("easy-vqa", question, answer)])
+    for i, scene in enumerate(scenes(5 * count, TEST_SEED)):
+        keep(scene.image, f"drawn-{i}.png", scene.questions)
+    for task, own in rows.items():
+        chosen = own if len(own) <= count else chance.sample(own, count)
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    return [folder / f"{task}.jsonl" for task in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--stage", choices=("name", "answer", "report", "all"), default="all")
-    parser.add_argument("--name-minutes", type=float, default=20)
-    parser.add_argument("--answer-minutes", type=float, default=60)
-    parser.add_argument("--drawings", type=int, default=20_000)
+    parser.add_argument("--stages", default="0,1,2,3", help="of the schedule, by number; none: report alone")
     parser.add_argument("--test", type=int, default=1_000, help="pictures of each source to report on")
-    parser.add_argument("--out", type=Path, default=Path("eyes.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("eyes.safetensors"), help="gone on from where it is there")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         student = Student(demo_vision.untrained(local_directory("demo"), Path(scratch) / "model"))
     if options.out.exists():
         student.load(options.out)
-    if options.stage != "report":
-        easy = easy_vqa_pictures(student, "train")
-        pictures = [*EASY_VQA_SHARE * easy, *drawings(student, options.drawings, TRAINING_SEED)]
-        student.vocabulary = torch.tensor(sorted({t for p in pictures for t in p.caption}))
-        print(f"{len(pictures)} pictures", flush=True)
-        if options.stage in ("name", "all"):
-            teach(student, pictures, options.name_minutes, 64, {"eyes": 1e-3}, 0, options.out)
-        if options.stage in ("answer", "all"):
-            teach(student, pictures, options.answer_minutes, 8, {"eyes": 3e-4, "changes": 1e-3}, 6, options.out)
+    easy = easy_vqa_pictures(student, "train")
+    for number in filter(None, options.stages.split(",")):
+        print(f"stage {number}", flush=True)
+        teach(student, SCHEDULE[int(number)], easy, options.out)
     report(student, options.test)
 
 

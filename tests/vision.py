@@ -287,6 +287,33 @@ TEMPLATE = (
 )
 
 
+def idefics_with_processor(out: Path) -> Path:
+    """A random Idefics3 with a tokenizer and its processor, which takes an image whole."""
+    tokenizer = byte_tokenizer()
+    special = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = TEMPLATE
+    image = tf.Idefics3ImageProcessorPil(
+        size={"longest_edge": 64},
+        max_image_size={"longest_edge": 64},
+        do_image_splitting=False,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.3, 0.4, 0.5],
+    )
+    tf.Idefics3Processor(image, tokenizer, image_seq_len=4).save_pretrained(out)
+    config = tf.Idefics3Config(
+        text_config=text(model_type="llama", vocab_size=len(tokenizer) + 4, rms_norm_eps=1e-5),
+        vision_config=tower(image_size=64, patch_size=16, intermediate_size=256),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    torch.manual_seed(1)
+    model = tf.Idefics3ForConditionalGeneration(config)
+    roughen(model)
+    model.bfloat16().save_pretrained(out)
+    return out
+
+
 def llava_with_processor(out: Path) -> Path:
     """A random LLaVA with a tokenizer and its processor: a model that can be shown pictures."""
     tokenizer = byte_tokenizer()

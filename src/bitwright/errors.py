@@ -1,4 +1,4 @@
-"""What went wrong, in four parts: the rule, where, what was seen and wanted, and what to type next."""
+"""What went wrong, in four parts: where and what was seen, what was expected, and what to type next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
 
     def __str__(self) -> str:
         where, saw, wanted, help = (printable(part) for part in (self.where, self.saw, self.wanted, self.help))
-        return f"{self.severity}[{self.rule}]: {wanted}\n  {where}: {saw}\n  help: {help}"
+        return f"{self.severity}[{self.rule}]: {where}: {saw}\n  expected: {wanted}\n  help: {help}"
 
     def to_dict(self) -> dict[str, str]:
         return asdict(self)

@@ -14,8 +14,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
 from bitwright.checkpoint.open import open_checkpoint
-from bitwright.containers.gguf.container import GGUF, rotated_as_halves, rotated_as_pairs
+from bitwright.containers.gguf.container import GGUF
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
+from bitwright.containers.gguf.rotary import rotated_as_halves, rotated_as_pairs
 from bitwright.containers.gguf.tokenizer import SPLITS, vocabulary_of
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError

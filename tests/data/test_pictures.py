@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from bitwright.data import image_rows
+from bitwright.data import image_rows, installed_pictures
 from bitwright.data.held_out import BLANK, WRONG, held_out, require_unseen
-from bitwright.data.image_rows import read_pictures
+from bitwright.data.image_rows import pictures_in, read_pictures
 from bitwright.data.pictures import drawn
 from bitwright.data.samples import samples_in, tensors_of
 from bitwright.data.tokenizer import tokenizer_of
@@ -127,7 +127,8 @@ def test_rows_and_folders_of_pictures(tmp_path: Path) -> None:
         ({"image": "dot.png"}, "1 x 1 pixels"),
         ({"image": "huge.png"}, "pixels"),
         ({"image": 7}, "image is int"),
-        ({"images": ["dot.png", "dot.png"]}, "2 images"),
+        ({"images": ["whole.png"] * 9}, "9 images"),
+        ({"images": {"a": 1}}, "images is dict"),
     ],
 )
 def test_odd_images_are_refused_by_row(tmp_path: Path, row: dict[str, Any], says: str) -> None:
@@ -174,3 +175,51 @@ def test_the_verdict_asks_about_pictures_that_calibration_did_not_show(viewer: V
         held_out(viewer.tokenizer, str(tmp_path / "one"), 2, 64, viewer)
     with pytest.raises(BitwrightError, match="held-out/images"):
         held_out(viewer.tokenizer, str(tmp_path / "two"), 2, 64)
+
+
+def test_a_question_about_several_images(viewer: Viewer, tmp_path: Path) -> None:
+    for i, picture in enumerate(drawn(3, 0)):
+        save(picture.image, tmp_path / f"{i}.png")
+    row = {"images": ["0.png", "1.png", "2.png"], "question": "Which is red?", "answer": "The second."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (picture,) = read_pictures(str(tmp_path / "rows.jsonl"))
+    assert len(picture.images) == 3
+    (sample,) = viewer.told([picture])
+    assert int((sample.ids == viewer.tokenizer.convert_tokens_to_ids("<image>")).sum()) == 3 * 16
+    assert sample.media["pixel_values"].shape == (3, 3, 56, 56)
+
+
+def test_rows_of_a_data_set_with_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    rows = [{"image": picture.image, "question": picture.question, "answer": picture.answer} for picture in drawn(4, 0)]
+
+    def load_dataset(name: str, **_: Any) -> Any:
+        asked.append(name)
+        return iter([*rows, {"text": "words"}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    found = pictures_in("somebody/pictures")
+    assert [picture.answer for picture in found] == [row["answer"] for row in rows]
+    assert [picture.image.tobytes() for picture in found] == [row["image"].tobytes() for row in rows]
+    assert pictures_in("somebody/pictures")[0].question == rows[0]["question"]
+    assert asked == ["somebody/pictures"], "asked for once"
+    assert pictures_in("documentation") == []
+
+
+def test_pictures_of_installed_packages_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried = tmp_path / "carried"
+    save(drawn(1, 0)[0].image.resize((900, 700)), carried / "large.png", compress_level=0)
+    save(drawn(2, 0)[1].image, carried / "small.png", compress_level=0)
+    save(Image.new("RGB", (20, 20)), carried / "icon.png")
+    (carried / "broken.jpg").write_bytes(b"no picture" * 1000)
+    installed_pictures._images.cache_clear()
+    monkeypatch.setattr(installed_pictures, "_files", lambda: iter(sorted(carried.iterdir())))
+    found = installed_pictures.installed_pictures(5, 0)
+    again = installed_pictures.installed_pictures(5, 0)
+    assert {picture.image.size for picture in found} == {(224, 224), (448, 448)}
+    assert [(p.question, p.image.tobytes()) for p in found] == [(p.question, p.image.tobytes()) for p in again]
+    assert not any(picture.answer for picture in found)
+    installed_pictures._images.cache_clear()
+    monkeypatch.setattr(installed_pictures, "_files", lambda: iter(()))
+    assert installed_pictures.installed_pictures(5, 0) == []
+    installed_pictures._images.cache_clear()

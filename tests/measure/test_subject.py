@@ -23,6 +23,7 @@ from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
 from bitwright.measure.subject import Subject
 from bitwright.settings import Effort
 from tests.conftest import Build
+from tests.vision import llava_with_processor
 
 PRECISION = Precision(torch.float32, torch.float32)
 SMALL = Settings(sequences=8, length=32, held_out_sequences=4, held_out_length=48, dtype="float32", compare=False)
@@ -69,6 +70,17 @@ def test_the_batch_follows_from_model_and_ceiling_alone(build: Build) -> None:
     assert fit(spec, method, ceiling, PRECISION).batch_tokens == first == 512
     del ballast
     assert fit(spec, method, replace(wide, max_memory=needed(512) - 1), PRECISION).batch_tokens == 256
+
+
+def test_patches_count_where_a_tower_takes_more_than_the_text(tmp_path: Path) -> None:
+    subject = Subject.open(llava_with_processor(tmp_path / "llava"), SMALL)
+    spec, method = subject.source.spec, subject.method
+    assert subject.viewer is not None
+    assert subject.viewer.patches() == 4 * 4
+    few, many = (peak(spec, method, SMALL, PRECISION, patches).nbytes for patches in (16, 4000))
+    boundaries = 2 * SMALL.sequences * 4000 * 64 * PRECISION.kept.itemsize
+    assert many - few > boundaries
+    assert peak(spec, method, SMALL, PRECISION).nbytes <= few
 
 
 def test_the_default_calibration_follows_from_machine_and_model(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

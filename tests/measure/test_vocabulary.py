@@ -13,6 +13,7 @@ from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.container import GGUF
 from bitwright.data.folds import fold
 from bitwright.data.samples import Sample, batches
+from bitwright.errors import BitwrightError
 from bitwright.host.progress import Reporter
 from bitwright.measure import measure as measuring
 from bitwright.measure import vocabulary
@@ -20,9 +21,9 @@ from bitwright.measure.head import Head
 from bitwright.measure.store import load_block, load_codes
 from bitwright.measure.subject import Subject
 from bitwright.measure.trace import Trace
-from bitwright.measure.vocabulary import Ends, _embedding_scale, _embedding_scores, _head_scores
+from bitwright.measure.vocabulary import Ends, _embedding_scores, _head_scores, _of_rows
 from bitwright.models.open import open_model
-from bitwright.models.spec import Kind
+from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Rounding
 from bitwright.settings import Settings
 from tests.conftest import Build
@@ -90,8 +91,30 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
             if weight.kind != Kind.EMBEDDING:
                 scores += _head_scores([change], part, start, ends, 2)
             if weight.kind != Kind.HEAD:
-                scores += _embedding_scores([change], start, ends, 2, _embedding_scale(weight, value, ends))
+                scale, same = _of_rows(weight, value, ends, samples)
+                assert same is ends
+                scores += _embedding_scores([change], start, ends, 2, scale)
         assert scores[0].tolist() == pytest.approx(expected[weight.name], rel=2e-3)
+
+
+def test_a_row_of_the_embedding_is_not_what_stands_in_an_images_place() -> None:
+    """Nothing reaches the embedding there; where a text without images has something else, a model is refused."""
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(50, 16, generator=generator)
+    ids = torch.randint(0, 50, (24,), generator=generator)
+    first = 3 * value[ids]
+    first[2:7] = torch.randn(5, 16, generator=generator)
+    first[8] = 1.5 * value[ids[8]]  # the direction of its row, but another factor
+    seen = Sample({"input_ids": ids[:12]}, None, {"pixel_values": torch.zeros(1)})
+    gradient, none = torch.randn(24, 16, generator=generator), torch.zeros(24)
+    ends = Ends(ids, torch.arange(24) // 12, first, gradient, first, none, ids, none, None)
+    weight = Weight("embed.weight", BlockId("text", 1), 50, 16, 0, Kind.EMBEDDING)
+    scale, found = _of_rows(weight, value, ends, [seen, Sample.of(ids[12:])])
+    assert scale == pytest.approx(3)
+    silent = (found.gradient == 0).all(1).nonzero()[:, 0].tolist()
+    assert silent == [2, 3, 4, 5, 6, 8]
+    with pytest.raises(BitwrightError, match="not a multiple"):
+        _of_rows(weight, value, ends, [Sample.of(ids[:12]), Sample.of(ids[12:])])
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

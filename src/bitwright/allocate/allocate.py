@@ -104,8 +104,16 @@ def uniform(sensitivity: Sensitivity, format: str, rounding: Rounding) -> Plan:
 
 def stock(sensitivity: Sensitivity) -> Plan:
     """Every weight as the container's own quantizer stores it, rounded to nearest."""
-    rows = [weight.row_or_16bit(weight.stock, Rounding.NEAREST) for weight in sensitivity.weights]
-    return given(sensitivity, rows, sensitivity.stock)
+    return stock_but(sensitivity, sensitivity.stock, lambda weight: False)
+
+
+def stock_but(sensitivity: Sensitivity, name: str, wide: Callable[[WeightRows], bool]) -> Plan:
+    """The same with the weights that are ``wide`` in 16 bit."""
+    rows = [
+        weight.row(SIXTEEN, Rounding.NONE) if wide(weight) else weight.row_or_16bit(weight.stock, Rounding.NEAREST)
+        for weight in sensitivity.weights
+    ]
+    return given(sensitivity, rows, name)
 
 
 def given(sensitivity: Sensitivity, rows: Sequence[Row], name: str, fused_groups: bool = True) -> Plan:

@@ -22,7 +22,8 @@ MARK = ".bitwright"  # in a folder that we made and may remove; locked while a r
 PLACING = ".placing"  # beside the mark: the names that were being put in place
 MADE, REPLACED = "made", "replaced"  # inside a scratch folder
 PROOF = "bitwright.json"  # says that a checkpoint is ours
-TEXTS = (PROOF, "report.json", "report.html", "README.md", "Modelfile")  # that go with a model
+PICTURES = tuple(f"picture-{i}.png" for i in range(1, 7))  # that a card shows
+BESIDE = (PROOF, "report.json", "report.html", "README.md", "Modelfile", "mmproj.gguf", *PICTURES)  # that go with a model
 
 
 def beside(out: Path, name: str) -> Path:
@@ -80,7 +81,7 @@ class Output:
         left = set()
         if (self.scratch / MARK).exists() and (self.scratch / PLACING).exists():
             left = set((self.scratch / PLACING).read_text(encoding="utf-8").split("\n"))
-        wanted = [self.path, *(self.path.with_name(f"{self.path.stem}.{name}") for name in TEXTS)]
+        wanted = [self.path, *(self.path.with_name(f"{self.path.stem}.{name}") for name in BESIDE)]
         for path in wanted if self.is_file else wanted[:1]:
             empty = not self.is_file and path.is_dir() and not any(path.iterdir())
             if os.path.lexists(path) and path.name not in left and not empty:

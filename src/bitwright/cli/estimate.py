@@ -74,6 +74,10 @@ def run(
             wanted=f"one of {', '.join(names)}",
             help="--optimizer mixed",
         )
+    if model == "demo-vision":
+        from bitwright.checkpoint.open import local_directory  # puts it together where it is not there yet
+
+        model = str(local_directory(model))
     if model:
         source = read_source(model)
     else:

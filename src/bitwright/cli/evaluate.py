@@ -16,7 +16,7 @@ from bitwright.errors import Finding
 
 @guarded
 def run(
-    reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, or demo.")],
+    reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, demo, demo-vision.")],
     candidates: Annotated[
         list[str], typer.Argument(help="Models to compare: directories that transformers loads, .gguf files.")
     ],

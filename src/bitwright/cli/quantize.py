@@ -16,7 +16,7 @@ from bitwright.settings import Effort
 
 @guarded
 def run(
-    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, or demo.")],
+    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, demo or demo-vision.")],
     out: Annotated[Path, typer.Argument(help="The directory or .gguf file to create.")],
     budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
     like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.allocate.allocate import allocate, stock, stock_or_16bit, uniform
+from bitwright.allocate.allocate import allocate, stock, stock_but, stock_or_16bit, uniform
 from bitwright.formats.base import SIXTEEN_BIT
 from bitwright.plan import NOISE_FLOOR, Plan, Rounding
-from bitwright.sensitivity import Sensitivity
+from bitwright.sensitivity import Sensitivity, WeightRows
 
 SAME_BYTES = "calibrated, stock bytes"
 SKIPS_ONLY = "skips, stock rounding"
+VISION_WIDE = "vision in 16 bit, stock text"  # what every other quantizer does with a tower
+VISION_MLPS = "vision MLPs in 16 bit, stock"  # the kind of list that is published for models that see
+VISION, MLP = "vision", (".mlp.", ".feed_forward.")  # groups of towers, and what is in the names of their feed-forward weights
 
 
 @dataclass(frozen=True)
@@ -53,4 +56,22 @@ def rivals(table: Sensitivity, plan: Plan, on_load: OnLoad, ablations: bool, fus
     if ablations and by_runtime is not None and plan.nbytes >= plain.nbytes:
         skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False, fused_groups=fused_groups)
         found.append(Rival(SKIPS_ONLY, skips, from_source=True, quantization=on_load(skips)))
+    if ablations and by_runtime is not None:
+        lists = hand_made_lists(table)
+        found += [Rival(name, chosen, from_source=True, quantization=on_load(chosen)) for name, chosen in lists.items()]
     return found
+
+
+def hand_made_lists(table: Sensitivity) -> dict[str, Plan]:
+    """What people keep in 16 bit of a model that sees, under stock rounding; nothing for one that does not."""
+
+    def of_vision(weight: WeightRows) -> bool:
+        return weight.group.startswith(VISION)
+
+    def mlp_of_vision(weight: WeightRows) -> bool:
+        return of_vision(weight) and any(part in weight.name for part in MLP)
+
+    if not any(of_vision(weight) for weight in table.weights):
+        return {}
+    lists = {VISION_WIDE: of_vision, VISION_MLPS: mlp_of_vision}
+    return {name: stock_but(table, name, wide) for name, wide in lists.items()}

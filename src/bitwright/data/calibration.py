@@ -12,6 +12,7 @@ from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.documentation import DOCUMENTATION, documentation
 from bitwright.data.folds import MIN_SAMPLES, Folds, fold
 from bitwright.data.image_rows import is_folder, pictures_in
+from bitwright.data.installed_pictures import installed_pictures
 from bitwright.data.library_code import CODE, library_code
 from bitwright.data.pictures import drawn
 from bitwright.data.rows import read_texts
@@ -47,6 +48,7 @@ WORDS = {
 SEQUENCES = 128
 TOKENS_PER_COLUMN = 3
 EFFORT = {Effort.QUICK: 0.25, Effort.NORMAL: 1.0, Effort.THOROUGH: 3.0}
+INSTALLED_SHARE = 4  # one picture in so many is of an installed package, the others are drawn
 PIECE = "calibration.safetensors"
 SHOWN_PIECE = "pictures.safetensors"
 RESIDENT_SHARE = 1.3  # memory of a model that writes text, over its weights
@@ -120,7 +122,12 @@ def _pictures(
     reporter: Reporter,
 ) -> list[Sample]:
     """Samples with images, where ``kind`` has any: answered as rows say, or by the model itself (kept in ``work``)."""
-    pictures = drawn(count, settings.seed) if kind == PICTURES else pictures_in(kind)[:count]
+    if kind == PICTURES:
+        known = calibration == INSTALLED  # a model that is not loaded answers nothing
+        installed = [] if known else installed_pictures(count // INSTALLED_SHARE, settings.seed)
+        pictures = drawn(count - len(installed), settings.seed) + installed
+    else:
+        pictures = pictures_in(kind)[:count]
     if not pictures:
         return []
     if viewer is None:

@@ -62,8 +62,12 @@ def _controls(pictures: list[Picture]) -> dict[str, list[Picture]]:
     from PIL import Image
 
     wrong = [replace(picture, image=pictures[i - 1].image) for i, picture in enumerate(pictures)]
-    blank = [replace(picture, image=Image.new("RGB", picture.image.size, PAPER)) for picture in pictures]
+    blank = [_with(picture, [Image.new("RGB", image.size, PAPER) for image in picture.images]) for picture in pictures]
     return {WRONG: wrong, BLANK: blank}
+
+
+def _with(picture: Picture, images: list[Any]) -> Picture:
+    return replace(picture, image=images[0], more=tuple(images[1:]))
 
 
 def _pictures(source: str, count: int, viewer: Viewer | None) -> list[Picture]:
@@ -129,7 +133,10 @@ def require_unseen(source: str, calibration: str, tokenizer: Any) -> None:
 
 
 def _digest(picture: Picture) -> str:
-    return hashlib.sha256(repr(picture.image.size).encode() + picture.image.tobytes()).hexdigest()
+    found = hashlib.sha256()
+    for image in picture.images:
+        found.update(repr(image.size).encode() + image.tobytes())
+    return found.hexdigest()
 
 
 def _seen(source: str, saw: str) -> BitwrightError:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.data.pictures import Picture
-from bitwright.data.rows import has_image, read_rows
+from bitwright.data.rows import has_image, is_data_set, read_rows
 from bitwright.errors import BitwrightError, fail
 
+MOST_IMAGES = 8  # of a row
 LONGEST_SIDE = 1024  # pixels: larger pictures are scaled down
 MOST_PIXELS = 100_000_000  # of a file: more are refused before they are decoded
 SMALLEST_SIDE = 8
 KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+WANTED = f"at most {MOST_IMAGES} images a row, in a list"
 DESCRIBE = "Describe the picture."
 
 
@@ -28,10 +30,11 @@ def is_folder(source: str) -> bool:
 
 
 def read_pictures(source: str) -> list[Picture]:
-    """The pictures of a folder, or those of the rows of a file that have any (column ``image`` or ``images``).
+    """The pictures of a folder, or those of the rows of a file or data set that have any (column ``image`` or ``images``).
 
-    ``image`` of a row is the path of a file beside its own, or bytes; it asks with ``question`` or ``messages``, and ``answer``
-    is optional. In a folder NAME.txt beside NAME.jpg is its caption. Raises BitwrightError that names the row.
+    ``image`` of a row is the path of a file beside its own, or bytes, ``images`` several of them; it asks with ``question`` or
+    ``messages``, and ``answer`` is optional. In a folder NAME.txt beside NAME.jpg is its caption. Raises BitwrightError that
+    names the row.
     """
     path = Path(source)
     if is_folder(source):
@@ -43,8 +46,8 @@ def read_pictures(source: str) -> list[Picture]:
 
 
 def pictures_in(source: str) -> list[Picture]:
-    """The same; none for a source that has no images, or is not on this machine."""
-    return read_pictures(source) if os.path.exists(source) else []
+    """The same; none for a source that has no images, or is a word of ours."""
+    return read_pictures(source) if os.path.exists(source) or is_data_set(source) else []
 
 
 def _of_folder(folder: Path) -> Iterator[Picture]:
@@ -58,9 +61,16 @@ def _of_folder(folder: Path) -> Iterator[Picture]:
 
 def picture_of(row: dict[str, Any], folder: Path, where: str) -> Picture:
     """The picture of a ``row`` of a file in ``folder``. Raises BitwrightError, naming the row by ``where``."""
-    given = row.get("image") if row.get("image") is not None else row["images"][0]
-    if isinstance(row.get("images"), list) and len(row["images"]) > 1:
-        raise _bad(where, f"{len(row['images'])} images", "one image a row")
+    given = [row["image"]] if row.get("image") is not None else row["images"]
+    if not isinstance(given, list) or len(given) > MOST_IMAGES:
+        raise _bad(where, f"{len(given)} images" if isinstance(given, list) else f"images is {type(given).__name__}", WANTED)
+    first, *more = [_image_of(one, folder, where) for one in given]
+    question, answer = _talk(row)
+    return Picture(first, question or DESCRIBE, answer, more=tuple(more))
+
+
+def _image_of(given: Any, folder: Path, where: str) -> Any:
+    """What a row holds as an image: a path, bytes, either of them as datasets stores it, or an image that datasets decoded."""
     if isinstance(given, dict):  # as datasets stores them
         given = given.get("bytes") or given.get("path")
     if isinstance(given, str):
@@ -69,13 +79,14 @@ def picture_of(row: dict[str, Any], folder: Path, where: str) -> Picture:
         place = (folder / given).resolve()
         if not place.is_relative_to(folder.resolve()):
             raise _bad(where, f"{given[:80]!r} leads out of {folder}", "images that lie beside the file")
-        image = opened(place, where)
-    elif isinstance(given, bytes):
-        image = opened(io.BytesIO(given), where)
-    else:
-        raise _bad(where, f"image is {type(given).__name__}", "a path or the bytes of an image")
-    question, answer = _talk(row)
-    return Picture(image, question or DESCRIBE, answer)
+        return opened(place, where)
+    if isinstance(given, bytes):
+        return opened(io.BytesIO(given), where)
+    if hasattr(given, "save") and hasattr(given, "convert"):
+        file = io.BytesIO()
+        given.convert("RGB").save(file, "PNG")
+        return opened(file, where)
+    raise _bad(where, f"image is {type(given).__name__}", "a path or the bytes of an image")
 
 
 def _talk(row: dict[str, Any]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ is drawn from one seed is drawn from another.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ COLOURS = {
     "grey": (140, 140, 140),
 }
 PAPERS = ((255, 255, 255), (248, 240, 226), (226, 238, 248), (232, 246, 232))
+KINDS = ("shape", "count", "word", "chart", "table")
 SHAPES = ("circle", "square", "triangle")
 WORDS = (
     *("apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "harbor", "island", "jacket", "kettle", "ladder"),
@@ -38,6 +39,11 @@ class Picture:
     question: str
     answer: str = ""
     task: str = ""
+    more: tuple[Any, ...] = ()  # further images that the question is about
+
+    @property
+    def images(self) -> list[Any]:
+        return [self.image, *self.more]
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,12 @@ def drawn(count: int, seed: int) -> list[Picture]:
     return found
 
 
-def scenes(count: int, seed: int) -> Iterator[Scene]:
-    """``count`` drawings, the kinds in turn."""
+def scenes(count: int, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Scene]:
+    """``count`` drawings, the ``kinds`` in turn."""
     chance = random.Random(f"pictures {seed}")
-    kinds = (_shape, _count, _word, _chart, _table)
+    makers = {"shape": _shape, "count": _count, "word": _word, "chart": _chart, "table": _table}
     for i in range(count):
-        yield kinds[i % len(kinds)](chance)
+        yield makers[kinds[i % len(kinds)]](chance)
 
 
 def _paper(chance: random.Random) -> tuple[Any, Any]:
@@ -103,21 +109,25 @@ def _shape(chance: random.Random) -> Scene:
 
 def _count(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
-    shape, colour, n = chance.choice(SHAPES), chance.choice(list(COLOURS)), chance.randint(1, 9)
-    for cell in chance.sample(range(9), n):
+    shape, colour, n = chance.choice(SHAPES), chance.choice(list(COLOURS)), chance.randint(1, 6)
+    cells = chance.sample(range(9), n)
+    for cell in cells:
         x, y = SIDE * (cell % 3 + 0.5) / 3, SIDE * (cell // 3 + 0.5) / 3
-        _put(draw, shape, x + chance.uniform(-8, 8), y + chance.uniform(-8, 8), chance.uniform(12, 22), COLOURS[colour])
+        _put(draw, shape, x + chance.uniform(-8, 8), y + chance.uniform(-8, 8), chance.uniform(14, 22), COLOURS[colour])
     answer = f"There are {n}." if n > 1 else "There is one."
-    return Scene(image, f"{n} {colour} {shape}", (("counting", f"How many {shape}s are in the picture?", answer),))
+    rows = [" ".join(shape if 3 * row + i in cells else "." for i in range(3)) for row in range(3)]
+    caption = "\n".join((f"{n} {colour} {shape}", *rows))
+    return Scene(image, caption, (("counting", f"How many {shape}s are in the picture?", answer),))
 
 
 def _word(chance: random.Random) -> Scene:
     image, draw = _paper(chance)
     word, colour = chance.choice(WORDS), chance.choice(list(COLOURS))
-    size = chance.randint(24, 44)
-    _text(draw, (chance.uniform(6, 30), chance.uniform(10, SIDE - 60)), word, size, COLOURS[colour])
+    at = (12, 12 + 50 * chance.randrange(4))  # one of four lines
+    _text(draw, at, word, chance.choice((30, 40)), COLOURS[colour])
     question = "Which word is written in the picture?"
-    return Scene(image, f"{word}\n{colour}", (("reading", question, f'The word is "{word}".'),))
+    caption = f"{word} {colour}\n{' '.join(word[:4])}\n{' '.join(word[4:])}"
+    return Scene(image, caption, (("reading", question, f'The word is "{word}".'),))
 
 
 def _chart(chance: random.Random) -> Scene:

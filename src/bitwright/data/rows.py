@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bitwright.errors import BitwrightError, fail
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 LONGEST_ID = 200  # characters of a datasets id
+MOST_ROWS, MOST_ROWS_WITH_IMAGES = 2000, 256  # of a data set
 MOST_BYTES = 2**31  # of a file of texts
 
 
@@ -43,7 +45,7 @@ def read_rows(source: str) -> Iterable[Any]:
     if os.path.isfile(path):  # false, and no exception, for a name longer than any file has
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
         return readers.get(path.suffix, _plain_rows)(path)
-    if os.path.exists(path) or len(source) > LONGEST_ID or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not is_data_set(source):
         raise fail(
             "calibration/source",
             source[:LONGEST_ID],
@@ -52,6 +54,16 @@ def read_rows(source: str) -> Iterable[Any]:
             help="check the path, or leave --calibration out",
         )
     return _hub_rows(source)
+
+
+def is_data_set(source: str) -> bool:
+    """Whether ``source`` can only be a datasets id, owner/name."""
+    return (
+        not os.path.exists(os.path.expanduser(source))
+        and len(source) <= LONGEST_ID
+        and source.count("/") == 1
+        and not source.startswith((".", "/", "~"))
+    )
 
 
 def _plain_rows(path: Path) -> Iterable[Any]:
@@ -97,6 +109,7 @@ def _parquet_rows(path: Path) -> Iterable[Any]:
     return rows
 
 
+@lru_cache(2)  # asked for by more than one stage of a run
 def _hub_rows(name: str) -> Iterable[Any]:
     try:
         from datasets import load_dataset
@@ -104,7 +117,14 @@ def _hub_rows(name: str) -> Iterable[Any]:
         raise _needs("datasets", name) from None
     try:
         stream = load_dataset(name, split="train", streaming=True)
-        return [row for row, _ in zip(stream, range(2000), strict=False)]
+        rows: list[Any] = []
+        n_images = 0
+        for row in stream:
+            rows.append(row)
+            n_images += has_image(row)
+            if len(rows) >= MOST_ROWS or n_images >= MOST_ROWS_WITH_IMAGES:
+                break
+        return rows
     except Exception as error:
         raise fail(
             "calibration/hub",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
-from bitwright.data.pictures import Picture
+from bitwright.data.pictures import Picture, drawn
 from bitwright.data.samples import IDS, Sample
 from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.host.progress import Reporter
@@ -20,6 +20,7 @@ from bitwright.host.progress import Reporter
 BACKEND = "pil"  # of image processors; torchvision's makes other pixels
 ANSWER = 32  # tokens that a model answers at most
 UNUSED = ("attention_mask",)  # nothing is padded
+PIXELS, PATCH = "pixel_values", 14  # pixels of a patch, where the processor does not say
 VIDEOS = "video_processor"
 OF_TOKENS = "cross_attention_mask"  # media with a row for each token
 
@@ -56,24 +57,33 @@ class Viewer:
         made = [type(self.processor.image_processor).__name__, BACKEND, PIL.__version__, settings]
         return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
+    def patches(self) -> int:
+        """Rows that a tower is given for one picture, of the size that ours are drawn in; of a tower that merges patches in
+        time, twice as many."""
+        stated = getattr(self.processor.image_processor, "patch_size", None)
+        side = stated if isinstance(stated, int) and stated > 0 else PATCH
+        pixels = self.prompt(drawn(1, 0)[0]).media.get(PIXELS)
+        return 0 if pixels is None else pixels.numel() // (3 * side * side)
+
     def prompt(self, picture: Picture) -> Sample:
         """The question about ``picture`` up to where the answer begins; nothing is scored yet."""
-        content = [{"type": "image"}, {"type": "text", "text": picture.question}]
+        content = [*[{"type": "image"}] * len(picture.images), {"type": "text", "text": picture.question}]
         try:
             text = render_with(self._templated, [Conversation([{"role": "user", "content": content}], prompt=True)])[0]
         except TemplateFailedError:  # no template: as base models are asked
-            text = f"{getattr(self.processor, 'image_token', '<image>')}{picture.question}\n"
+            place = getattr(self.processor, "image_token", "<image>")
+            text = f"{len(picture.images) * place}{picture.question}\n"
         bos = self.tokenizer.bos_token
         try:
-            made = self.processor(
-                images=[picture.image], text=[text], return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos))
-            )
+            images = [picture.images] if picture.more else picture.images
+            bare = not (bos and text.startswith(bos))
+            made = self.processor(images=images, text=[text], return_tensors="pt", add_special_tokens=bare)
         except Exception as error:
             raise fail(
                 "images/processor",
                 type(self.processor).__name__,
                 saw=in_one_line(error),
-                wanted="a processor that takes one image and a question",
+                wanted="a processor that takes images and a question",
                 help="bitwright doctor MODEL, or calibrate on text: --calibration documentation",
             ) from error
         parts = {name: tensor for name, tensor in made.items() if isinstance(tensor, Tensor) and name not in UNUSED}

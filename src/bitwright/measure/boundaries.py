@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import overload
 
@@ -15,6 +16,7 @@ from bitwright.errors import fail
 from bitwright.host.device import Precision
 from bitwright.host.progress import Reporter
 from bitwright.measure import store
+from bitwright.measure.overflow import largest_outputs
 from bitwright.measure.trace import Outputs, Trace
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import BlockId
@@ -95,10 +97,14 @@ class Boundaries:
             store.save_batches(self.work, store.hidden_piece(after), hidden)
             return hidden
         with self.skeleton.filled(block, self.device, self.precision.work) as module, torch.no_grad():
-            for i, batch in enumerate(self.batches):
-                call, given = self.trace.call(block, batch), hidden[i]
-                if call is not None and given is not None:
-                    hidden[i] = self.aside(call(module, self.at_work(given)))
+            of_tower = block.stack != self.skeleton.spec.text.name
+            with largest_outputs(module) if of_tower else nullcontext() as largest:
+                for i, batch in enumerate(self.batches):
+                    call, given = self.trace.call(block, batch), hidden[i]
+                    if call is not None and given is not None:
+                        hidden[i] = self.aside(call(module, self.at_work(given)))
+        if largest:
+            self.work.save_json(store.largest_piece(block), largest)
         if not all(bool(torch.isfinite(part).all()) for part in hidden if part is not None):
             raise fail(
                 "measure/not-finite",

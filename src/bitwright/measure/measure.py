@@ -20,6 +20,7 @@ from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
 from bitwright.host.versions import versions
 from bitwright.measure import store
+from bitwright.measure.overflow import float16_notes
 from bitwright.measure.scores import Scored, WeightScores, score
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
@@ -89,7 +90,13 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     scores = [one for block in places for one in store.load_block(sweep.work, block)]
     table = table_of(subject.name, subject.container, subject.method, subject.source, scores, _provenance(subject, folds))
     write_text(work_root / "sensitivity.json", table.to_json())
-    notes = subject.notes + notes + _unseen_notes(subject, scores) + _damping_notes(scores)
+    notes = (
+        subject.notes
+        + notes
+        + float16_notes(sweep.work, subject.source.spec)
+        + _unseen_notes(subject, scores)
+        + _damping_notes(scores)
+    )
     return Measurement(subject, sweep.work, folds, table, notes)
 
 
@@ -139,8 +146,11 @@ def _require_room(subject: Subject, work_root: Path) -> None:
         for weight in spec.weights
         for format in subject.method.formats[weight.name]
     )
-    boundary = settings.sequences * settings.length * spec.text.width * subject.precision.kept.itemsize
-    require_space(work_root, codes + (spec.text.n_blocks + 2) * boundary, "the work directory")
+    patches = subject.viewer.patches() if subject.viewer else 0
+    n_rows = dict.fromkeys((stack.name for stack in spec.stacks), patches) | {spec.text.name: settings.length}
+    boundaries = sum((stack.n_blocks + 2) * n_rows[stack.name] * stack.width for stack in spec.stacks)
+    boundaries *= settings.sequences * subject.precision.kept.itemsize
+    require_space(work_root, codes + boundaries, "the work directory")
 
 
 def _unseen_notes(subject: Subject, found: list[WeightScores]) -> tuple[str, ...]:

@@ -34,32 +34,44 @@ class Peak:
         return max(measuring, self.head + self.boundaries + self.block) + WORKSPACE_BYTES
 
 
-def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precision) -> Peak:
-    """The formula of docs/measure.md, checked against a measurement by benchmarks/cost.py."""
-    kept, work = precision.kept.itemsize, precision.work.itemsize
-    n_sequences, n_tokens = settings.sequences, settings.length
+def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precision, patches: int = 0) -> Peak:
+    """The formula of docs/measure.md, checked against a measurement by benchmarks/cost.py. ``patches``: rows that a vision
+    tower is given for one sample. It is the block that takes most."""
+    ends = sum(w.nbytes for w in spec.vocabulary)
     blocks: dict[BlockId, list[Weight]] = {}
     for weight in spec.weights:
         if weight.kind == Kind.LINEAR:
             blocks.setdefault(weight.at, []).append(weight)
-    largest = max(blocks.values(), key=lambda ws: sum(w.n_rows * w.n_cols for w in ws))
-    widths = sum(w.n_rows + w.n_cols for w in largest)
-    widest = max(w.n_cols for w in largest)
-    biggest = max(w.n_rows * w.n_cols for w in largest)
-    scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
-    batch = min(max(method.batch_tokens, n_tokens), n_sequences * n_tokens)
-    return Peak(
-        block=sum(w.n_rows * w.n_cols for w in largest) * work,
-        boundaries=2 * n_sequences * n_tokens * spec.text.width * kept,
-        captured=(scored * kept + 2 * batch * work) * widths,
-        moments=4 * (2 * sum(w.n_cols**2 for w in largest) + widest**2),
-        rounding=biggest * 4 * (4 + max(len(formats) for formats in method.formats.values())),
-        head=(spec.kept_nbytes + sum(w.nbytes for w in spec.vocabulary)) * work // 2,
+    width = {stack.name: stack.width for stack in spec.stacks}
+    rows = dict.fromkeys(width, patches) | {spec.text.name: settings.length}
+    boundary = max(rows[name] * width[name] for name in width)
+    of_blocks = [_of_block(weights, rows.get(at.stack, patches), method, settings, precision) for at, weights in blocks.items()]
+    return replace(
+        max(of_blocks, key=lambda found: found.nbytes),
+        boundaries=2 * settings.sequences * boundary * precision.kept.itemsize,
+        head=spec.kept_nbytes + ends,  # both ends stay in 16 bit
     )
 
 
-def fit(spec: ModelSpec, method: Method, settings: Settings, precision: Precision) -> Method:
+def _of_block(weights: list[Weight], n_tokens: int, method: Method, settings: Settings, precision: Precision) -> Peak:
+    """What the measurement of one block takes whose samples have ``n_tokens`` tokens, or patches."""
+    kept, work, n_sequences = precision.kept.itemsize, precision.work.itemsize, settings.sequences
+    widths, widest = sum(w.n_rows + w.n_cols for w in weights), max(w.n_cols for w in weights)
+    scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
+    batch = min(max(method.batch_tokens, n_tokens), n_sequences * n_tokens)
+    return Peak(
+        block=sum(w.n_rows * w.n_cols for w in weights) * work,
+        boundaries=0,
+        captured=(scored * kept + 2 * batch * work) * widths,
+        moments=4 * (2 * sum(w.n_cols**2 for w in weights) + widest**2),
+        rounding=max(w.n_rows * w.n_cols for w in weights) * 4 * (4 + max(len(f) for f in method.formats.values())),
+        head=0,
+    )
+
+
+def fit(spec: ModelSpec, method: Method, settings: Settings, precision: Precision, patches: int = 0) -> Method:
     """``method`` with the largest batch whose peak stays under ``settings.max_memory`` bytes for the whole process.
+    ``patches``: as in ``peak``.
 
     Raises BitwrightError that names the least that works when none does.
     """
@@ -68,7 +80,7 @@ def fit(spec: ModelSpec, method: Method, settings: Settings, precision: Precisio
     batch = method.batch_tokens
     while True:
         candidate = replace(method, batch_tokens=batch)
-        needed = LIBRARIES_BYTES + peak(spec, candidate, settings, precision).nbytes
+        needed = LIBRARIES_BYTES + peak(spec, candidate, settings, precision, patches).nbytes
         if needed <= settings.max_memory:
             return candidate
         if batch <= settings.length:

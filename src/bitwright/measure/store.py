@@ -117,6 +117,11 @@ def gradient_piece(block: BlockId) -> str:
     return f"gradient-{block}.safetensors"
 
 
+def largest_piece(block: BlockId) -> str:
+    """The largest outputs of the linears of a tower's block."""
+    return f"largest-{block}.json"
+
+
 def results_piece(block: BlockId) -> str:
     return f"block-{block}.json"
 

@@ -70,11 +70,11 @@ class Subject:
         precision = precision_of(settings.dtype, device)
         importance = read_imatrix(Path(settings.imatrix), source) if settings.imatrix else {}
         method = Method.of(container, spec, settings.formats, importance, settings.seed).with_formats(container, spec, formats)
-        method = fit(spec, method, settings, precision)
         notes = _doctor_notes(checkpoint.directory) + container.notes()
         tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
         viewer, left_out = viewer_of(checkpoint.directory, checkpoint.config, tokenizer)
         notes += (left_out,) if left_out else ()
+        method = fit(spec, method, settings, precision, viewer.patches() if viewer else 0)
         return cls(str(name), settings, container, skeleton, tokenizer, viewer, method, device, precision, notes)
 
     def blank_table(self) -> Sensitivity:

@@ -9,14 +9,14 @@ the score of a change dE on a sample is sum_t g_t . dE[token_t], g_t being the g
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitwright.data.samples import Batch
+from bitwright.data.samples import Batch, Sample
 from bitwright.errors import fail
 from bitwright.formats.base import Format, Packed
 from bitwright.host.progress import Reporter
@@ -98,7 +98,7 @@ def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:
 
 def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tuple[WeightScores, list[Packed]]:
     value, method, device = sweep.skeleton.source.read(spec.name), sweep.method, sweep.device
-    scale = 0.0 if spec.kind == Kind.HEAD else _embedding_scale(spec, value, ends)
+    scale, ends = (0.0, ends) if spec.kind == Kind.HEAD else _of_rows(spec, value, ends, sweep.folds.all)
     n_rounding = sweep.n_rounding_tokens
     rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
     moments = Moments(*_moments(spec, rounding, scale, device), spec.n_rows, n_rounding)
@@ -186,12 +186,21 @@ def _unseen(spec: Weight, ends: Ends, scale: float, plain_share: float, device: 
     return blended(ends.states[at].to(device), ends.energy[at].to(device).float(), plain_share)
 
 
-def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:
-    """What the model multiplies rows of the embedding with on their way into the first block."""
-    one = ends.sample == ends.sample[0]
-    rows, first = value[ends.ids[one]].float(), ends.first[one].float()
-    scale = float((rows * first).sum() / rows.square().sum().clamp(min=1e-30))
-    if float((first - scale * rows).norm()) > SCALE_TOLERANCE * float(first.norm()):
+def _of_rows(spec: Weight, value: Tensor, ends: Ends, samples: Sequence[Sample]) -> tuple[float, Ends]:
+    """What the model multiplies rows of the embedding with on their way into the first block, and ``ends`` without gradient
+    where something else stands there: what a tower made of an image. A text without images has nothing but its rows."""
+    ratios, fits = torch.empty(len(ends.ids)), torch.empty(len(ends.ids), dtype=torch.bool)
+    at = 0
+    for sample in samples:
+        here = slice(at, at := at + sample.n_tokens)
+        rows, first = value[ends.ids[here]].float(), ends.first[here].float()
+        ratio = (rows * first).sum(1) / rows.square().sum(1).clamp(min=1e-30)
+        fits[here] = (first - ratio[:, None] * rows).norm(dim=1) <= SCALE_TOLERANCE * first.norm(dim=1)
+        ratios[here] = ratio
+    scale = float(ratios[fits].median()) if fits.any() else 0.0
+    fits &= (ratios - scale).abs() <= SCALE_TOLERANCE * abs(scale)
+    may_differ = torch.tensor([bool(sample.media) for sample in samples])[ends.sample]
+    if not fits.any() or not (fits | may_differ).all():
         raise fail(
             "model/embedding",
             spec.name,
@@ -199,7 +208,7 @@ def _embedding_scale(spec: Weight, value: Tensor, ends: Ends) -> float:
             wanted="nothing but a factor between embedding and first block",
             help="--container bitsandbytes keeps it in 16 bit",
         )
-    return scale
+    return scale, ends if fits.all() else replace(ends, gradient=ends.gradient * fits[:, None])
 
 
 class _HeadDivergence:

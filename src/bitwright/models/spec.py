@@ -160,6 +160,14 @@ class ModelSpec:
     def kept_nbytes(self) -> int:
         return sum(kept.nbytes for kept in self.kept if kept.tied_to is None)
 
+    def group(self, parameter: str) -> str:
+        """The part of the model that one parameter is counted in."""
+        return self._groups[parameter]
+
+    @cached_property
+    def _groups(self) -> dict[str, str]:
+        return {weight.name: weight.group for weight in self.weights} | {kept.name: kept.group for kept in self.kept}
+
     def shape(self, parameter: str) -> tuple[int, ...]:
         """The shape of one parameter as the checkpoint stores it."""
         return self._shapes[parameter]

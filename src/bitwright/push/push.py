@@ -14,13 +14,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from bitwright.checkpoint.output import BESIDE
 from bitwright.errors import BitwrightError, fail
 
 TEXTS = (".json", ".jinja", ".md", ".html", ".txt", ".Modelfile")
 PICTURES = (".png",)  # that the card shows
 WEIGHTS = (".safetensors", ".gguf", ".model")
 TERMS = ("LICENSE", "NOTICE", "USE_POLICY")  # files that begin like this go along
-BESIDE_FILE = ("Modelfile", "README.md", "report.html", "report.json", "bitwright.json")  # of model.gguf: model.Modelfile ...
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the hub's access tokens look like
 CHUNK_BYTES = 1 << 24
 
@@ -75,7 +75,7 @@ def files_of(out: Path) -> list[Sent]:
     if out.is_dir():
         pairs = [(path, path.name) for path in sorted(out.iterdir())]
     else:
-        beside = {name: out.with_name(f"{out.stem}.{name}") for name in BESIDE_FILE}
+        beside = {name: out.with_name(f"{out.stem}.{name}") for name in BESIDE}
         pairs = [(out, out.name), *((path, name if name == "README.md" else path.name) for name, path in beside.items())]
     known = [(path, name) for path, name in pairs if path.is_file() and not path.is_symlink() and _is_known(path)]
     names = {name for _, name in known}

@@ -17,6 +17,7 @@ from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
 
+DEMOS = ("demo", "demo-vision")
 TAKEN_OVER = ("license", "license_name", "license_link", "language")  # from the source's own card
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -33,7 +34,7 @@ def card(report: Report, source: str, directory: Path) -> str:
 
 def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
     """The hub's metadata: what it was made from, under which licence, and how it measures."""
-    known = {"license": DEMO_LICENSE, "base_model": DEMO_MODEL} if source == "demo" else _of_source(directory)
+    known = {"license": DEMO_LICENSE, "base_model": DEMO_MODEL} if source in DEMOS else _of_source(directory)
     if _is_hub_id(source):
         known["base_model"] = source
     found, held_out = report.result.divergence, report.provenance["held_out"]

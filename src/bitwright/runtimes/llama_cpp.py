@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from bitwright.data.samples import Sample
-from bitwright.errors import BitwrightError, fail
+from bitwright.errors import fail
 from bitwright.runtimes.base import Loaded
+from bitwright.runtimes.mtmd import VisionTower, segments, unseen
 
 CHUNK_TOKENS = 128  # logits of which are held at once
+MMPROJ = "mmproj.gguf"  # beside the file of a model that sees
 STRUCTURE_BYTES = 1024  # more than any parameter structure has
 
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
@@ -73,6 +75,11 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> LlamaCpp:
     return LlamaCpp(Path(candidate["path"]), n_tokens)
 
 
+def mmproj_of(path: Path) -> Path:
+    """Where the vision tower of the file ``path`` lies, if it has one."""
+    return path.with_name(f"{path.stem}.{MMPROJ}")
+
+
 class LlamaCpp(Loaded):
     """A GGUF file in llama.cpp, on the processor."""
 
@@ -92,6 +99,10 @@ class LlamaCpp(Loaded):
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.n_tokens, self.n_vocabulary = n_tokens, int(self._library.llama_vocab_n_tokens(self._vocabulary))
         self._context = None
+        self._tower: VisionTower | None = None
+        if n_tokens and mmproj_of(path).is_file():
+            width = self._library.llama_model_n_embd(self._model)
+            self._tower = VisionTower(self._library, mmproj_of(path), self._model, width)
         if n_tokens:
             options = self._library.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, CHUNK_TOKENS, CHUNK_TOKENS
@@ -101,6 +112,8 @@ class LlamaCpp(Loaded):
 
     def close(self) -> None:
         """Release the model; it must not be used afterwards."""
+        if self._tower:
+            self._tower.close()
         if self._context:
             self._library.llama_free(self._context)
         self._library.llama_model_free(self._model)
@@ -112,17 +125,25 @@ class LlamaCpp(Loaded):
 
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
         for sample in samples:
-            if sample.media:
-                raise _no_images()
             yield self._scored_parts(sample)
 
     def _scored_parts(self, sample: Sample) -> Iterator[Tensor]:
         """Logits at the sample's positions."""
         counts = torch.ones(sample.n_tokens, dtype=torch.bool) if sample.scored is None else sample.scored
         at = 0
-        for part in self.logit_parts(sample.ids):
-            yield part[counts[at : at + len(part)]]
+        for part in self.logit_parts(*self._segments(sample)):
+            here = counts[at : at + len(part)]
             at += len(part)
+            if here.any():
+                yield part[here]
+
+    def _segments(self, sample: Sample) -> list[Tensor]:
+        """What is decoded one after the other: ids, and embeddings in the places of images."""
+        if not sample.media:
+            return [sample.ids]
+        if self._tower is None:
+            raise unseen("an image, and no vision tower beside the file")
+        return segments(sample, self._tower.embeddings(sample))
 
     def last_logits(self, ids: Tensor, count: int) -> Tensor:
         """Logits float32 [count, V] of the last ``count`` of ``ids`` [T]."""
@@ -133,19 +154,29 @@ class LlamaCpp(Loaded):
                 kept.pop(0)
         return torch.cat(kept)[-count:]
 
-    def logit_parts(self, ids: Tensor) -> Iterator[Tensor]:
-        """The same in parts of CHUNK_TOKENS tokens."""
+    def logit_parts(self, *parts: Tensor) -> Iterator[Tensor]:
+        """Logits of ids and embeddings from the beginning of a text, in parts of CHUNK_TOKENS tokens."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            yield self._decode(ids[start : start + CHUNK_TOKENS], start)
+        at = 0
+        for part in parts:
+            for chunk in part.split(CHUNK_TOKENS):
+                yield self._decode(chunk, at)
+                at += len(chunk)
 
-    def _decode(self, ids: Tensor, start: int) -> Tensor:
-        batch = self._library.llama_batch_init(len(ids), 0, 1)
+    def _decode(self, tokens: Tensor, start: int) -> Tensor:
+        """Logits after ``tokens``: ids [t], or embeddings [t, width]."""
+        embedded = tokens.is_floating_point()
+        batch = self._library.llama_batch_init(len(tokens), tokens.shape[1] if embedded else 0, 1)
         try:
-            batch.n_tokens = len(ids)
-            for i, token in enumerate(ids.tolist()):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, start + i, 1, 1
+            batch.n_tokens = len(tokens)
+            for i in range(len(tokens)):
+                batch.pos[i], batch.n_seq_id[i], batch.logits[i] = start + i, 1, 1
                 batch.seq_id[i][0] = 0
+            if embedded:
+                ctypes.memmove(batch.embd, tokens.contiguous().numpy().ctypes.data, 4 * tokens.numel())
+            else:
+                for i, token in enumerate(tokens.tolist()):
+                    batch.token[i] = token
             if status := self._library.llama_decode(self._context, batch):
                 raise fail(
                     "gguf/decode",
@@ -155,31 +186,32 @@ class LlamaCpp(Loaded):
                     help="pip install --upgrade xllamacpp",
                 )
             pointer = self._library.llama_get_logits(self._context)
-            return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(ids), self.n_vocabulary)).copy())
+            return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(tokens), self.n_vocabulary)).copy())
         finally:
             self._library.llama_batch_free(batch)
 
     def greedy(self, prompts: Tensor, count: int) -> Tensor:
-        return torch.stack([self._greedy(prompt, count) for prompt in prompts])
+        return torch.stack([torch.tensor(self._continued([prompt], count)) for prompt in prompts])
 
     def answer(self, prompt: Sample, count: int) -> list[int]:
-        raise _no_images()
+        return self._continued(self._segments(prompt), count, until_end=True)
 
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
         from bitwright.runtimes.harness import GgufLM  # a large library, for tasks alone
 
         return GgufLM(self, longest)
 
-    def _greedy(self, prompt: Tensor, count: int) -> Tensor:
-        """The ``count`` ids that follow ``prompt`` [T] when the likeliest is taken each time."""
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+    def _continued(self, parts: list[Tensor], count: int, until_end: bool = False) -> list[int]:
+        """The ``count`` ids that follow ``parts`` when the likeliest is taken each time; fewer where a text's end stops it."""
+        for logits in self.logit_parts(*parts):
+            following = int(logits[-1].argmax())
         found: list[int] = []
-        ids = prompt
-        for _ in range(count):
-            logits = self._decode(ids, len(prompt) + len(found) - len(ids))
-            found.append(int(logits[-1].argmax()))
-            ids = torch.tensor(found[-1:])
-        return torch.tensor(found)
+        at = sum(map(len, parts))
+        while len(found) < count and not (until_end and self._library.llama_vocab_is_eog(self._vocabulary, following)):
+            found.append(following)
+            following = int(self._decode(torch.tensor(found[-1:]), at)[-1].argmax())
+            at += 1
+        return found
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Ids of ``text`` with the file's own tokenizer, with beginning-of-sequence where the file asks for it."""
@@ -187,16 +219,6 @@ class LlamaCpp(Loaded):
         room = (ctypes.c_int32 * (len(raw) + 16))()
         count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), True, special)
         return list(room[:count])
-
-
-def _no_images() -> BitwrightError:
-    return fail(
-        "gguf/images",
-        "llama.cpp",
-        saw="a text with images",
-        wanted="text alone: images are not given to llama.cpp yet",
-        help="compare with --held-out TEXT",
-    )
 
 
 _MESSAGES: list[str] = []
@@ -248,6 +270,8 @@ def _signatures() -> Iterator[tuple[str, object, list[object]]]:
     yield "llama_init_from_model", pointer, [pointer, _ContextParameters]
     yield "llama_model_get_vocab", pointer, [pointer]
     yield "llama_vocab_n_tokens", integer, [pointer]
+    yield "llama_vocab_is_eog", ctypes.c_bool, [pointer, integer]
+    yield "llama_model_n_embd", integer, [pointer]
     yield "llama_set_n_threads", None, [pointer, integer, integer]
     yield "llama_free", None, [pointer]
     yield "llama_model_free", None, [pointer]

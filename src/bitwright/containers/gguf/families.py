@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf import MODEL_ARCH
+from gguf import MODEL_ARCH, VisionProjectorType
 
 
 @dataclass(frozen=True)
@@ -31,4 +31,19 @@ FAMILIES = {
     "Gemma2ForCausalLM": Family(MODEL_ARCH.GEMMA2, norm_offset=1.0),
     "Gemma3ForCausalLM": Family(MODEL_ARCH.GEMMA3, norm_offset=1.0),
 }
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """A class with a vision tower: its text as a family of its own, and what llama.cpp calls the way from one to the other.
+
+    Tower and projector are a second file, ``mmproj``.
+    """
+
+    text: Family
+    projector: str
+
+
+_IDEFICS = Seeing(FAMILIES["LlamaForCausalLM"], VisionProjectorType.IDEFICS3)
+SEEING = {"Idefics3ForConditionalGeneration": _IDEFICS, "SmolVLMForConditionalGeneration": _IDEFICS}
 WINDOWED = (MODEL_ARCH.PHI3, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)  # llama.cpp slides a window for these and no other

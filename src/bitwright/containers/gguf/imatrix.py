@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitwright.checkpoint.gguf_header import read_gguf_header
-from bitwright.containers.gguf.container import gguf_name
+from bitwright.containers.gguf.layout import gguf_name
 from bitwright.errors import BitwrightError, fail
 from bitwright.models.source import Source
 

@@ -1,15 +1,12 @@
-"""python -m benchmarks.vision — peak memory on the shapes of Qwen2-VL-2B, and what an image costs beside text.
+"""Peak memory on the shapes of Qwen2-VL-2B, and what an image costs beside text.
 
 The model has random weights (2.2 billion parameters, bfloat16) and SmolLM2's tokenizer. It is measured in a process of its own,
 whose peak resident set is read when ``--measured`` text blocks are done; those that follow have the same shapes or smaller.
-``--cost`` instead times the forward sweep over questions about pictures and over texts of as many tokens, in turn, and prints
-the ratio of their medians.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -56,6 +53,7 @@ VISION: dict[str, Any] = {
     "mlp_ratio": 4,
     "patch_size": 14,
 }
+SEQUENCES = 12  # of calibration, for the peak
 VISION_MERGE = 4  # patches that become one token
 MEASURE = """
 from bitwright import Settings, measure
@@ -155,19 +153,3 @@ def _parts(subject: Subject) -> dict[str, list[Weight]]:
     for weight in subject.source.spec.weights:
         found.setdefault(weight.group, []).append(weight)
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text-blocks", type=int, default=TEXT["num_hidden_layers"])
-    parser.add_argument("--vision-blocks", type=int, default=VISION["depth"])
-    parser.add_argument("--sequences", type=int, default=12)
-    parser.add_argument("--measured", type=int, default=2)
-    parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    print(json.dumps(cost(options) if options.cost else memory(options), indent=1))
-
-
-if __name__ == "__main__":
-    main()

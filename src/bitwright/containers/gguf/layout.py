@@ -1,0 +1,131 @@
+"""Which tensors a GGUF file holds: their names, types, sizes and order, for the text's file and for that of a tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType
+
+from bitwright.containers.gguf.families import FAMILIES, SEEING, Family
+from bitwright.containers.gguf.metadata import rope_tensors
+from bitwright.errors import fail
+from bitwright.formats.base import SIXTEEN_BIT, Format
+from bitwright.models.source import Source
+from bitwright.models.spec import TEXT, VOCABULARY, ModelSpec
+
+ALIGNMENT = 32  # of tensor data in the file
+MOST_BLOCKS = 128  # of a vision tower, whose tensors have names
+INNER_MODELS = ("text_model", "language_model")  # where classes that see keep their text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    nbytes: int
+
+
+def padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def stored_nbytes(format: Format, shape: tuple[int, ...]) -> int:
+    if format is SIXTEEN_BIT:
+        return 2 * prod(shape)
+    return prod(shape) // format.record * format.record_nbytes  # type: ignore[attr-defined, no-any-return]
+
+
+def _type_of(format: Format, source: Source, name: str) -> GGMLQuantizationType:
+    if format is not SIXTEEN_BIT:
+        return GGMLQuantizationType[format.name.upper()]
+    half = source.written_dtype(name) == torch.float16
+    return GGMLQuantizationType.F16 if half else GGMLQuantizationType.BF16
+
+
+def family_of(spec: ModelSpec) -> Family:
+    return SEEING[spec.architecture].text if spec.architecture in SEEING else FAMILIES[spec.architecture]
+
+
+def files_of(spec: ModelSpec) -> tuple[bool, ...]:
+    """The files of a model: that of its text, and, if it sees, that of its tower."""
+    return (False, True) if spec.architecture in SEEING else (False,)
+
+
+def sees_of(spec: ModelSpec, parameter: str) -> bool:
+    """Whether ``parameter`` belongs to the second file."""
+    return spec.group(parameter) not in (TEXT, VOCABULARY)
+
+
+def all_in_16_bit(source: Source) -> dict[str, Format]:
+    return dict.fromkeys((w.name for w in source.spec.weights), SIXTEEN_BIT)
+
+
+@cache
+def names_of(arch: gguf.MODEL_ARCH, n_blocks: int) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(arch, n_blocks)
+
+
+def text_name(parameter: str) -> str:
+    """``parameter`` as the class of the text alone calls it."""
+    for inner in INNER_MODELS:
+        parameter = parameter.replace(f"model.{inner}.", "model.", 1)
+    return parameter
+
+
+def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
+    """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
+    if spec.architecture not in {**FAMILIES, **SEEING}:
+        return None
+    if sees_of(spec, parameter):
+        found = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS).get_name(parameter, try_suffixes=(".weight", ".bias"))
+    else:
+        names = names_of(family_of(spec).arch, spec.text.n_blocks)
+        found = names.get_name(text_name(parameter), try_suffixes=(".weight", ".bias"))
+    return None if found is None else str(found)
+
+
+def name_of(source: Source, parameter: str) -> str:
+    found = gguf_name(source.spec, parameter)
+    if found is None:
+        raise fail(
+            "gguf/name",
+            parameter,
+            saw=f"no name for it in {family_of(source.spec).arch.name.lower()} files",
+            wanted="every parameter has a place in the file",
+            help="--container bitsandbytes",
+        )
+    return found
+
+
+def parameters_of(source: Source, sees: bool) -> list[str]:
+    """All stored parameters of one file, embedding first, then by block."""
+    kept = [k.name for k in source.spec.kept if k.tied_to is None]
+    weights = [w.name for w in source.spec.weights]
+    order = {name: i for i, name in enumerate(source.tensor_of)}
+    own = [name for name in kept + weights if sees_of(source.spec, name) == sees]
+    return sorted(own, key=lambda name: order[name])
+
+
+def layout(source: Source, formats: dict[str, Format], sees: bool) -> list[Entry]:
+    """The tensors of one file in their order."""
+    entries = []
+    for parameter in parameters_of(source, sees):
+        shape = source.spec.shape(parameter)
+        if parameter in formats:
+            format = formats[parameter]
+            kind, nbytes = _type_of(format, source, parameter), stored_nbytes(format, shape)
+        else:
+            kind, nbytes = GGMLQuantizationType.F32, 4 * prod(shape)
+        entries.append(Entry(name_of(source, parameter), shape, kind, nbytes))
+    if sees:
+        return entries
+    for name, tensor in rope_tensors(family_of(source.spec), source.config).items():
+        entries.append(Entry(name, tuple(tensor.shape), GGMLQuantizationType.F32, 4 * tensor.numel()))
+    return entries

@@ -1,0 +1,147 @@
+"""Two files for a model that sees: llama.cpp asked about the same picture as transformers."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+import bitwright
+from bitwright.checkpoint.open import open_checkpoint
+from bitwright.containers.gguf.container import GGUF
+from bitwright.data.pictures import drawn
+from bitwright.data.samples import Sample
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.data.viewer import Viewer
+from bitwright.errors import BitwrightError
+from bitwright.formats.base import Packed
+from bitwright.host.progress import Reporter
+from bitwright.models.open import open_model
+from bitwright.models.source import Source
+from bitwright.models.spec import Weight
+from bitwright.plan import Choice, Plan, Rounding
+from bitwright.runtimes import llama_cpp
+from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
+from tests.vision import idefics_with_processor
+
+pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return idefics_with_processor(tmp_path_factory.mktemp("seeing") / "idefics")
+
+
+@pytest.fixture(scope="module")
+def source(seeing: Path) -> Source:
+    return open_model(open_checkpoint(seeing), vocabulary=GGUF.vocabulary).source
+
+
+@pytest.fixture(scope="module")
+def samples(seeing: Path) -> list[Sample]:
+    return Viewer.of(seeing, tokenizer_of(seeing)).told(drawn(4, 3))
+
+
+def plan_of(source: Source, format: str) -> Plan:
+    choices = []
+    for w in source.spec.weights:
+        name = "16bit" if GGUF.accepts(w, GGUF.format(format)) else format
+        rounding = Rounding.NONE if name == "16bit" else Rounding.NEAREST
+        choices.append(Choice(w.name, name, rounding, GGUF.nbytes(w, GGUF.format(name), source), 0.0))
+    kept = GGUF.kept_nbytes(source)
+    return Plan("", "gguf", format, "", None, kept + sum(c.nbytes for c in choices), kept, 0, 0, 0, 0, 0, tuple(choices))
+
+
+def packed(source: Source, weight: str, name: str) -> Packed:
+    chosen = GGUF.format(name)
+    return Packed.of(GGUF.rounder(chosen).nearest(source.read(weight), chosen))
+
+
+def written(source: Source, out: Path, format: str) -> Path:
+    def packed_of(weight: Weight, name: str, rounding: Rounding) -> Packed:
+        return packed(source, weight.name, name)
+
+    plan = plan_of(source, format)
+    nbytes = GGUF.write({out: plan}, source, packed_of)[out]
+    assert nbytes == plan.nbytes == out.stat().st_size + mmproj_of(out).stat().st_size
+    return out
+
+
+def in_llama_cpp(path: Path, samples: list[Sample]) -> torch.Tensor:
+    runtime = LlamaCpp(path, max(sample.n_tokens for sample in samples))
+    try:
+        return torch.cat([part for parts in runtime.logits(samples) for part in parts]).log_softmax(-1)
+    finally:
+        runtime.close()
+
+
+def in_transformers(directory: Path, samples: list[Sample]) -> torch.Tensor:
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = [model(input_ids=s.ids[None], **s.media).logits[0][s.positions] for s in samples]
+    return torch.cat(found).log_softmax(-1)
+
+
+def divergence(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def test_llama_cpp_sees_what_transformers_sees(seeing: Path, source: Source, samples: list[Sample], tmp_path: Path) -> None:
+    path = written(source, tmp_path / "model.gguf", "16bit")
+    wanted, found = in_transformers(seeing, samples), in_llama_cpp(path, samples)
+    assert divergence(wanted, found) < 2e-3
+    others = [Sample(s.inputs, s.scored, samples[i - 1].media) for i, s in enumerate(samples)]
+    assert divergence(wanted, in_llama_cpp(path, others)) > 10 * divergence(wanted, found), "the pictures matter"
+    runtime = LlamaCpp(path, 200)
+    prompt = Viewer.of(seeing, tokenizer_of(seeing)).prompt(drawn(1, 3)[0])
+    model = AutoModelForImageTextToText.from_pretrained(seeing, dtype=torch.float32).eval()
+    made = model.generate(input_ids=prompt.ids[None], **prompt.media, do_sample=False, max_new_tokens=4)[0, prompt.n_tokens :]
+    assert runtime.answer(prompt, 4) == [token for token in made.tolist() if token != model.generation_config.eos_token_id]
+
+
+def test_block_formats_in_the_tower(seeing: Path, source: Source, samples: list[Sample], tmp_path: Path) -> None:
+    wide = in_transformers(seeing, samples)
+    assert divergence(wide, in_llama_cpp(written(source, tmp_path / "eight.gguf", "q8_0"), samples)) < 0.02
+    path = written(source, tmp_path / "four.gguf", "iq4_nl")
+    model = AutoModelForImageTextToText.from_pretrained(seeing, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weight in source.spec.weights:
+            parameter = model.get_parameter(weight.name)
+            parameter.copy_(GGUF.codes(packed(source, weight.name, "iq4_nl")).decode())
+        rounded = [model(input_ids=s.ids[None], **s.media).logits[0][s.positions] for s in samples]
+    decoded = torch.cat(rounded).log_softmax(-1)
+    apart = divergence(wide, decoded)
+    assert divergence(decoded, in_llama_cpp(path, samples)) < 0.2 * apart, "the file is what was rounded"
+    back = GGUF.read(path, source.spec.weights)
+    assert set(back) == {weight.name for weight in source.spec.weights}
+    for weight in source.spec.weights:
+        codes = packed(source, weight.name, "iq4_nl")
+        assert all(torch.equal(back[weight.name].tensors[part], tensor) for part, tensor in codes.tensors.items())
+
+
+def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> None:
+    path = written(source, tmp_path / "model.gguf", "q8_0")
+    tensors = {t.name: t.tensor_type.name for t in gguf.GGUFReader(mmproj_of(path)).tensors}
+    assert tensors["v.patch_embd.weight"] == tensors["v.position_embd.weight"] == "F32"
+    assert tensors["v.blk.0.attn_q.weight"] == tensors["mm.model.fc.weight"] == "Q8_0"
+    assert not any(t.name.startswith(("v.", "mm.")) for t in gguf.GGUFReader(path).tensors)
+    text = LlamaCpp(path.rename(tmp_path / "alone.gguf"), 64)
+    with pytest.raises(BitwrightError, match="no vision tower"):
+        text.answer(Sample.of([1, 2]).__class__({"input_ids": torch.tensor([1])}, None, {"pixel_values": torch.zeros(1)}), 1)
+
+
+def test_quantize_to_two_files(seeing: Path, tmp_path: Path) -> None:
+    settings = bitwright.Settings(
+        container="gguf", sequences=24, length=32, held_out_sequences=1, held_out_length=32, dtype="float32", compare=False
+    )
+    out = tmp_path / "small.gguf"
+    report = bitwright.quantize(seeing, out, "+20%", settings=settings, reporter=Reporter(quiet=True))
+    assert report.result.nbytes == out.stat().st_size + mmproj_of(out).stat().st_size
+    stock = next(e for e in report.verdict.entries if e.label == report.verdict.stock)
+    assert report.result.divergence.kl < stock.divergence.kl
+    assert "mmproj.gguf" in out.with_name("small.README.md").read_text()
+    assert out.with_name("small.picture-1.png").is_file()
+    with pytest.raises(BitwrightError, match="already there"):
+        bitwright.quantize(seeing, out, "+20%", settings=settings, reporter=Reporter(quiet=True))
+    bitwright.quantize(seeing, out, "+20%", settings=settings, reporter=Reporter(quiet=True), overwrite=True)
