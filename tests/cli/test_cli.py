@@ -13,6 +13,7 @@ from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from tests.conftest import Build
 
+LIBRARIES_SAY = ("Warning", "site-packages", "Loading weights", "Writing model shards", "kernels-community", "%|")
 SHORT = ["--sequences", "8", "--length", "32", "--dtype", "float32", "--calibration", "documentation"]
 
 
@@ -40,6 +41,8 @@ def test_quantize_measure_allocate_evaluate_from_the_shell(build: Build, tmp_pat
     assert [line["label"] for line in lines] == ["16-bit arithmetic", "out"]
     assert lines[0]["divergence"]["kl"] < lines[1]["divergence"]["kl"]
     assert {p.name for p in tmp_path.iterdir()} == {"s.json", "plan.json", "out"}
+    said = "".join(run.stderr for run in (measured, planned, done, compared))
+    assert not [noise for noise in LIBRARIES_SAY if noise in said], said
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import typer
 
 from bitwright.cli import allocate, doctor, estimate, evaluate, measure, push, quantize, report
+from bitwright.host.quiet import silence_libraries
 
 app = typer.Typer(
     help="Spend a memory budget on a language model's weights where it matters.",
@@ -21,9 +20,7 @@ for verb in (quantize, measure, allocate, evaluate, report, push, doctor, estima
 @app.callback()
 def main() -> None:
     """Silence what libraries print before they are loaded."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings repeat what a model's files say, as they say it
+    silence_libraries()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bitwright.data.samples import samples_in
 from bitwright.evaluate.process import say_at
 from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
+from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 
@@ -41,6 +42,7 @@ def run(job: dict[str, Any]) -> list[dict[str, list[Any]]]:
 def main() -> None:
     end_with_parent()
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
+    silence_libraries()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")

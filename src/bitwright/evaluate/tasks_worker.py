@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bitwright.evaluate.figures import task_scores
 from bitwright.evaluate.process import say_at
 from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
+from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 LONGEST = 2048  # tokens of a question with one of its choices
@@ -79,7 +79,7 @@ def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
 def main() -> None:
     end_with_parent()
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
-    logging.disable(logging.WARNING)
+    silence_libraries()
     out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")
 
 

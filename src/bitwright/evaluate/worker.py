@@ -27,6 +27,7 @@ from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
 from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
+from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
@@ -112,6 +113,7 @@ def prompts_of(texts: list[Tensor]) -> Tensor:
 def main() -> None:
     end_with_parent()
     job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
+    silence_libraries()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     found: list[object] = []
