@@ -292,6 +292,7 @@ def idefics_with_processor(out: Path) -> Path:
     tokenizer = byte_tokenizer()
     special = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
     tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.add_tokens(["\n\n"])  # llama.cpp looks it up
     tokenizer.chat_template = TEMPLATE
     image = tf.Idefics3ImageProcessorPil(
         size={"longest_edge": 64},

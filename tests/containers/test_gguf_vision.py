@@ -1,5 +1,8 @@
 """Two files for a model that sees: llama.cpp asked about the same picture as transformers."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -144,4 +147,35 @@ def test_quantize_to_two_files(seeing: Path, tmp_path: Path) -> None:
     assert out.with_name("small.picture-1.png").is_file()
     with pytest.raises(BitwrightError, match="already there"):
         bitwright.quantize(seeing, out, "+20%", settings=settings, reporter=Reporter(quiet=True))
-    bitwright.quantize(seeing, out, "+20%", settings=settings, reporter=Reporter(quiet=True), overwrite=True)
+
+
+def test_llama_server_is_asked_about_a_picture(source: Source, tmp_path: Path) -> None:
+    """In a process of its own, as people run it: both files, a chat message with an image, an answer."""
+    path = written(source, tmp_path / "model.gguf", "q8_0")
+    drawn(1, 3)[0].image.save(tmp_path / "picture.png")
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, str(path), str(mmproj_of(path)), str(tmp_path / "picture.png")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-600:]
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert "usage" in answer, answer
+    assert answer["usage"]["completion_tokens"] == 4
+    assert answer["usage"]["prompt_tokens"] > 2 * 4, "the image's tokens are among them"
+
+
+SERVE = """
+import base64, json, sys
+import xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.mmproj.path = sys.argv[1:3]
+parameters.n_ctx = 512
+server = xllamacpp.Server(parameters)
+image = "data:image/png;base64," + base64.b64encode(open(sys.argv[3], "rb").read()).decode()
+content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What?"}]
+asked = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 4, "ignore_eos": True}
+print(json.dumps(server.handle_chat_completions(asked)))
+"""
