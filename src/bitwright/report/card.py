@@ -16,6 +16,7 @@ from bitwright.doctor.model import Model
 from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sentences
+from bitwright.report.seen import shown_as
 
 DEMOS = ("demo", "demo-vision")
 TAKEN_OVER = ("license", "license_name", "license_link", "language")  # from the source's own card
@@ -161,7 +162,7 @@ def _seen(report: Report) -> str:
     if not report.seen:
         return ""
     labels = [label for label in report.shown_labels if label in report.seen[0].answers]
-    names = ["**this model**" if label == report.verdict.shipped else label for label in labels]
+    names = ["**this model**" if label == report.verdict.shipped else shown_as(label) for label in labels]
     lines = [f"| picture | question | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for name, seen in zip(picture_files(report), report.seen, strict=True):
         answers = [_plain(seen.answers[label]) or "–" for label in labels]

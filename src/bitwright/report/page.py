@@ -76,9 +76,11 @@ def _contenders(report: Report) -> str:
         rows.append(_row([entry.label, f"{entry.nbytes / 1e6:.1f}", *_cells(entry.divergence, ratio)], kind))
         rows += [_row([f"– {domain.label}", "", *_cells(domain, "")]) for domain in entry.divergence.domains]
     held_out = report.provenance["held_out"]
+    asked = f"{report.result.divergence.n_sequences} texts and questions about pictures"
+    sequences = asked if report.seen else f"{held_out['sequences']} sequences of {held_out['length']} tokens"
     text = (
-        f"Measured in a fresh process on {held_out['source']}: {held_out['sequences']} sequences of {held_out['length']} "
-        "tokens that neither rounding nor choosing saw. KL divergence from the 16-bit model in nats per token; the interval is "
+        f"Measured in a fresh process on {held_out['source']}: {sequences} that neither rounding nor choosing saw. "
+        "KL divergence from the 16-bit model in nats per token; the interval is "
         "a bootstrap over sequences."
     )
     return f"<h2>Against everything else</h2>\n{_table(titles, rows)}\n<p class='quiet'>{escape(text)}</p>"

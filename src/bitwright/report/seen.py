@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from bitwright.errors import printable
+from bitwright.plan import NOISE_FLOOR
 
 SIDE = 200  # pixels of a picture on the page
 
@@ -36,6 +37,11 @@ class Seen:
         return _words(self.answers[label]) == _words(self.right)
 
 
+def shown_as(label: str) -> str:
+    """What a contender is called where words are compared, not figures."""
+    return "16-bit model" if label == NOISE_FLOOR else label
+
+
 def _words(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -47,15 +53,16 @@ def as_html(pictures: Sequence[Seen], labels: Sequence[str]) -> str:
     cards = []
     for seen in pictures:
         image = f'<img src="data:image/png;base64,{seen.png}" alt="picture of the question">'
-        said = "".join(
-            f'<dt>{escape(label)}</dt><dd class="{"" if seen.is_right(label) else "wrong"}">{_text(seen.answers[label])}</dd>'
-            for label in labels
-            if label in seen.answers
-        )
+        said = "".join(_answer(seen, label) for label in labels if label in seen.answers)
         right = f"<dt>right</dt><dd>{_text(seen.right)}</dd>"
         cards.append(f'<div class="seen">{image}<p>{_text(seen.question)}</p><dl>{right}{said}</dl></div>')
     note = "Pictures that calibration did not draw. Each model answers with its likeliest words, one after the other."
     return f'<h2>What it says of pictures</h2>\n<div class="seen-all">{"".join(cards)}</div>\n<p class="quiet">{note}</p>'
+
+
+def _answer(seen: Seen, label: str) -> str:
+    kind = "" if seen.is_right(label) else ' class="wrong"'
+    return f"<dt>{escape(shown_as(label))}</dt><dd{kind}>{_text(seen.answers[label])}</dd>"
 
 
 def _text(words: str) -> str:
