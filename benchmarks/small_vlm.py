@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bitwright.checkpoint import demo_vision
+from bitwright.checkpoint.cached import sha256
 from bitwright.checkpoint.open import local_directory
 from bitwright.data.pictures import COLOURS, KINDS, SHAPES, WORDS, Scene, scenes
 from bitwright.host.places import cache_dir
@@ -222,7 +223,10 @@ def easy_vqa() -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, EASY_VQA]
             subprocess.run(command, check=True)
-            next(Path(scratch).glob("*.whl")).replace(target)
+            wheel = next(Path(scratch).glob("*.whl"))
+            if sha256(wheel) != EASY_VQA_SHA256:
+                raise SystemExit(f"{EASY_VQA}: the wheel has another checksum")
+            wheel.replace(target)
     return target
 
 

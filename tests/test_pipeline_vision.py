@@ -1,5 +1,6 @@
 """The whole job on a model that sees: default calibration, pins by part, and the file in the stock library."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes
@@ -9,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
 import bitwright
+from bitwright.containers.rivals import VISION_MLPS, VISION_WIDE, hand_made_lists
 from bitwright.data.held_out import BLANK, WRONG, held_out
 from bitwright.data.pictures import drawn
 from bitwright.data.tokenizer import tokenizer_of
@@ -16,6 +18,7 @@ from bitwright.data.viewer import Viewer
 from bitwright.doctor.doctor import examine
 from bitwright.formats.base import SIXTEEN_BIT
 from bitwright.host.progress import Reporter
+from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report
 from tests.vision import llava_with_processor
@@ -73,6 +76,21 @@ def test_quantize_a_model_that_sees(tmp_path: Path) -> None:
     written = model.generate(**_prompt(out, report), do_sample=False, max_new_tokens=32)
     tokenizer = tokenizer_of(out)
     assert tokenizer.decode(written[0], skip_special_tokens=True).endswith(report.seen[0].answers[report.verdict.shipped])
+
+
+def test_lists_that_people_keep_in_16_bit(tmp_path: Path) -> None:
+    subject = Subject.open(llava_with_processor(tmp_path / "source"), SMALL)
+    table = subject.blank_table()
+    groups = {weight.name: weight.group for weight in table.weights}
+    lists = {
+        name: {choice.weight for choice in plan.choices if choice.format == SIXTEEN_BIT.name}
+        for name, plan in hand_made_lists(table).items()
+    }
+    stock_wide = {weight.name for weight in table.weights if weight.stock == SIXTEEN_BIT.name}
+    tower = {name for name, group in groups.items() if group == "vision"}
+    assert lists[VISION_WIDE] - stock_wide == tower
+    assert lists[VISION_MLPS] - stock_wide == {name for name in tower if ".mlp.fc" in name}
+    assert hand_made_lists(replace(table, weights=tuple(w for w in table.weights if w.group == "text"))) == {}
 
 
 def _prompt(out: Path, report: Report) -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer
 from bitwright.doctor.doctor import examine
 from bitwright.errors import Severity
+from bitwright.evaluate.evaluate import Candidate
+from bitwright.evaluate.tasks import score
 
 MOST_BYTES = 12_000_000
 UNSEEN_SEED = 7_000  # training draws from 10,000 on
@@ -43,7 +45,8 @@ def test_the_text_is_the_demos_but_for_a_change_of_low_rank(demo: Path) -> None:
 
 
 @torch.no_grad()
-def test_it_sees(demo: Path) -> None:
+def test_it_sees(demo: Path, tmp_path: Path) -> None:
+    """Word for word, by hand; and the same questions as a task."""
     model = AutoModelForImageTextToText.from_pretrained(demo, dtype=torch.float32).eval()
     viewer = Viewer.of(demo, tokenizer_of(demo))
     drawn = list(scenes(40, UNSEEN_SEED))
@@ -55,6 +58,16 @@ def test_it_sees(demo: Path) -> None:
             logits = model(input_ids=sample.ids[None], **sample.media).logits[0][sample.positions]
             hit = bool((logits.argmax(-1) == sample.following).all())
             right, blind = right + (hit and other is scene), blind + (hit and other is not scene)
+    rows = []
+    for i, scene in enumerate(drawn):
+        scene.image.save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "question": scene.questions[0][1], "answer": scene.questions[0][2]})
+    (tmp_path / "seen.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ((scored,),) = score(
+        [Candidate("demo", str(demo), dtype="float32")], [str(tmp_path / "seen.jsonl")], quiet=True, viewer=viewer
+    )
+    assert (scored.metric, scored.n_questions) == ("exact_match", 40)
+    assert scored.value == right / 40
     assert right >= 24, "it answers most questions about pictures that it never saw"
     assert blind <= right // 2, "and not without the picture"
 

@@ -26,6 +26,7 @@ from bitwright.models.spec import Weight
 from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
+from bitwright.runtimes.mtmd import IMAGE
 from tests.vision import idefics_with_processor
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
@@ -132,6 +133,27 @@ def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> 
     text = LlamaCpp(path.rename(tmp_path / "alone.gguf"), 64)
     with pytest.raises(BitwrightError, match="no vision tower"):
         text.answer(Sample.of([1, 2]).__class__({"input_ids": torch.tensor([1])}, None, {"pixel_values": torch.zeros(1)}), 1)
+
+
+def test_nothing_but_the_image_is_given_to_the_tower(source: Source, samples: list[Sample], tmp_path: Path) -> None:
+    """A structure laid out otherwise than the library's would have it read on behind the marker, as text."""
+    runtime = LlamaCpp(written(source, tmp_path / "model.gguf", "16bit"), 200)
+    tower = runtime._tower
+    assert tower is not None
+    library, kinds = tower._library, []
+    of_kind = library.mtmd_input_chunk_get_type
+
+    def watched(chunk: int) -> int:
+        kinds.append((of_kind(chunk), library.mtmd_input_chunk_get_n_tokens(chunk)))
+        return int(of_kind(chunk))
+
+    library.mtmd_input_chunk_get_type = watched
+    try:
+        tower.embeddings(samples[0])
+    finally:
+        library.mtmd_input_chunk_get_type = of_kind
+    assert {n for kind, n in kinds if kind == IMAGE} == {4}
+    assert sum(n for kind, n in kinds if kind != IMAGE) < 40, "marks around the image, and tokens of its tile's name"
 
 
 def test_quantize_to_two_files(seeing: Path, tmp_path: Path) -> None:

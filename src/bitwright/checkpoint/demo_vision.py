@@ -6,14 +6,17 @@ rank for the text's query and value projections.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitwright.checkpoint.cached import kept_folder, sha256
+from bitwright.errors import fail
 
 EYES = Path(__file__).with_name("eyes.safetensors")
+LAYOUT = 1  # of what is put together: another number makes kept ones unknown
 SIDE, PATCH = 128, 16  # pixels
 TOWER = {
     "hidden_size": 256,
@@ -39,8 +42,19 @@ TEMPLATE = (
 
 
 def demo_vision(text: Path, cache: Path) -> Path:
-    """Directory in ``cache`` with the demo model that sees; ``text`` is the demo model's."""
-    target = cache / "demo-vision" / f"{text.name}-{sha256(EYES)[:16]}"
+    """Directory in ``cache`` with the demo model that sees; ``text`` is the demo model's.
+
+    Raises BitwrightError without Pillow.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise fail(
+            "images/package",
+            "demo-vision",
+            saw="Pillow is not installed",
+            wanted="Pillow opens and draws pictures",
+            help="pip install 'bitwright[vision]'",
+        )
+    target = cache / "demo-vision" / f"{text.name}-{sha256(EYES)[:16]}-{LAYOUT}"
     return kept_folder(target, partial(_assemble, text))
 
 

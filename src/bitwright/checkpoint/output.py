@@ -22,8 +22,9 @@ MARK = ".bitwright"  # in a folder that we made and may remove; locked while a r
 PLACING = ".placing"  # beside the mark: the names that were being put in place
 MADE, REPLACED = "made", "replaced"  # inside a scratch folder
 PROOF = "bitwright.json"  # says that a checkpoint is ours
-PICTURES = tuple(f"picture-{i}.png" for i in range(1, 7))  # that a card shows
-BESIDE = (PROOF, "report.json", "report.html", "README.md", "Modelfile", "mmproj.gguf", *PICTURES)  # that go with a model
+SHOWN = 6  # pictures that a card shows
+CARD_PICTURES = tuple(f"picture-{i}.png" for i in range(1, SHOWN + 1))
+BESIDE = (PROOF, "report.json", "report.html", "README.md", "Modelfile", "mmproj.gguf", *CARD_PICTURES)  # that go with a model
 
 
 def beside(out: Path, name: str) -> Path:

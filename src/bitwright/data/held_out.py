@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from bitwright.checkpoint.output import SHOWN
 from bitwright.data.calibration import PICTURES, SHARES_OF, WORDS
 from bitwright.data.documentation import DOCUMENTATION, documentation, passages
 from bitwright.data.image_rows import is_folder, pictures_in
@@ -24,7 +25,6 @@ LEAST_OF_DOMAIN = 2  # what an interval needs
 WRONG, BLANK = "pictures, wrong image", "pictures, blank image"  # controls: does the model look?
 CONTROLS = 16  # pictures of each
 PAPER = (128, 128, 128)  # of a blank image
-ANSWERED = 6  # pictures that people are shown with the models' answers
 MOST_SHARED = 0.02  # of the passages of a text may be in another
 
 
@@ -52,8 +52,8 @@ def held_out(tokenizer: Any, source: str, count: int, length: int, viewer: Viewe
         tuple(sample for own in samples.values() for sample in own),
         tuple(domain for domain, own in samples.items() for _ in own),
         tuple(domain for domain in asked if domain != PICTURES),
-        tuple(pictures[:ANSWERED]),
-        tuple(viewer.prompt(picture) for picture in pictures[:ANSWERED]),
+        tuple(pictures[:SHOWN]),
+        tuple(viewer.prompt(picture) for picture in pictures[:SHOWN]),
     )
 
 

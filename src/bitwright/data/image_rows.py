@@ -19,7 +19,7 @@ MOST_IMAGES = 8  # of a row
 LONGEST_SIDE = 1024  # pixels: larger pictures are scaled down
 MOST_PIXELS = 100_000_000  # of a file: more are refused before they are decoded
 SMALLEST_SIDE = 8
-KINDS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 WANTED = f"at most {MOST_IMAGES} images a row, in a list"
 DESCRIBE = "Describe the picture."
 
@@ -40,7 +40,7 @@ def read_pictures(source: str) -> list[Picture]:
     if is_folder(source):
         found = list(_of_folder(path))
         if not found:
-            raise _bad(source, "no picture in this folder", f"files that end in {', '.join(KINDS)}")
+            raise _bad(source, "no picture in this folder", f"files that end in {', '.join(SUFFIXES)}")
         return found
     return [picture_of(row, path.parent, f"{source}, row {i}") for i, row in enumerate(read_rows(source), 1) if has_image(row)]
 
@@ -52,7 +52,7 @@ def pictures_in(source: str) -> list[Picture]:
 
 def _of_folder(folder: Path) -> Iterator[Picture]:
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in KINDS:
+        if path.suffix.lower() in SUFFIXES:
             caption = path.with_suffix(".txt")
             yield Picture(
                 opened(path, str(path)), DESCRIBE, caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""

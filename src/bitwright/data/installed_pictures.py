@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from bitwright.data.image_rows import KINDS, opened
+from bitwright.data.image_rows import SUFFIXES, opened
 from bitwright.data.pictures import Picture
 from bitwright.errors import BitwrightError
 
@@ -66,7 +66,7 @@ def _files() -> Iterator[Path]:
     """Files of the installed packages, in the order of their names."""
     packages = {package.metadata["Name"]: package for package in distributions() if package.metadata["Name"]}
     for _, package in sorted(packages.items()):
-        own = sorted((file for file in package.files or () if file.suffix.lower() in KINDS), key=str)
+        own = sorted((file for file in package.files or () if file.suffix.lower() in SUFFIXES), key=str)
         places = [Path(str(package.locate_file(file))) for file in own]
         sizes = [(place, place.stat().st_size) for place in places if place.is_file()]
         fitting = [place for place, size in sizes if LEAST_BYTES <= size <= MOST_BYTES]

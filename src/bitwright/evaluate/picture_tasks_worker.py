@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers.utils import logging
 
 from bitwright.data.samples import samples_in
-from bitwright.evaluate.process import say_at
-from bitwright.host.parent import end_with_parent
+from bitwright.evaluate.process import begin, say_at
 from bitwright.host.progress import Reporter
-from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 
@@ -40,12 +35,8 @@ def run(job: dict[str, Any]) -> list[dict[str, list[Any]]]:
 
 
 def main() -> None:
-    end_with_parent()
-    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
-    silence_libraries()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")
+    job, out_path = begin()
+    out_path.write_text(json.dumps(run(job)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 
 from bitwright.checkpoint.output import write_failed
 from bitwright.errors import BitwrightError, Finding, fail
+from bitwright.host.parent import end_with_parent
+from bitwright.host.quiet import QUIET, silence_libraries
 
 ANSWER = "out.json"
 
@@ -34,9 +36,10 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
     job_path, out_path, errors, at = (folder / name for name in ("job.json", ANSWER, "errors.txt", "at.txt"))
     job_path.write_text(json.dumps(job | {"at": str(at)}), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_path), str(out_path)]
-    environment = {**os.environ, "TQDM_DISABLE": "1"}  # bars of libraries; ours tell what there is to tell
     with open(errors, "w", encoding="utf-8") as log:
-        done = subprocess.run(command, stderr=log if job["quiet"] else None, stdout=log, check=False, env=environment)
+        done = subprocess.run(
+            command, stderr=log if job["quiet"] else None, stdout=log, check=False, env={**os.environ, **QUIET}
+        )
     if done.returncode:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         if os.strerror(errno.ENOSPC) in lines[-1]:  # libraries say it in exceptions of their own
@@ -45,12 +48,26 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
         finding = fail(
             "evaluate/process",
             where,
-            saw=f"{_end(done.returncode)}: {lines[-1][:300]}",
+            saw=f"{_end(done.returncode)}: {_said(lines)[:300]}",
             wanted="the stock runtime loads and runs every model",
             help="load the model by hand to see the whole message",
         ).finding
         raise WorkerError(finding, json.loads(out_path.read_text(encoding="utf-8")) if out_path.exists() else None)
     return json.loads(out_path.read_text(encoding="utf-8"))
+
+
+def _said(lines: list[str]) -> str:
+    """What of the last words says what was wrong: the headline of an error of ours, else the last line."""
+    headlines = [line.partition(": ")[2] for line in lines if line.startswith("bitwright.") and "error[" in line]
+    return headlines[-1] if headlines else lines[-1]
+
+
+def begin() -> tuple[dict[str, Any], Path]:
+    """In a worker, at its start: the job, and where the answer goes. It ends with the process that started it."""
+    end_with_parent()
+    silence_libraries()
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    return job, Path(sys.argv[2])
 
 
 def say_at(job: dict[str, Any], candidate: dict[str, Any]) -> None:

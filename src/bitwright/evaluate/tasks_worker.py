@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from lm_eval.tasks import TaskManager
 
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.figures import task_scores
-from bitwright.evaluate.process import say_at
-from bitwright.host.parent import end_with_parent
+from bitwright.evaluate.process import begin, say_at
 from bitwright.host.progress import Reporter
-from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 LONGEST = 2048  # tokens of a question with one of its choices
@@ -77,10 +74,8 @@ def _figure(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    end_with_parent()
-    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
-    silence_libraries()
-    out_path.write_text(json.dumps(run(json.loads(job_path.read_text(encoding="utf-8")))), encoding="utf-8")
+    job, out_path = begin()
+    out_path.write_text(json.dumps(run(job)), encoding="utf-8")
 
 
 if __name__ == "__main__":

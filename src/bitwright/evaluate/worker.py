@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import logging
 
 from bitwright.checkpoint.cached import alone
 from bitwright.checkpoint.output import write_json
@@ -21,13 +18,11 @@ from bitwright.data.samples import Sample, samples_in
 from bitwright.data.viewer import ANSWER
 from bitwright.evaluate.divergence import TokenFigures, agreed, summarize, token_figures
 from bitwright.evaluate.figures import Divergence
-from bitwright.evaluate.process import say_at
+from bitwright.evaluate.process import begin, say_at
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
-from bitwright.host.parent import end_with_parent
 from bitwright.host.progress import Reporter
-from bitwright.host.quiet import silence_libraries
 from bitwright.runtimes.registry import load
 
 WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
@@ -111,13 +106,9 @@ def prompts_of(texts: list[Tensor]) -> Tensor:
 
 
 def main() -> None:
-    end_with_parent()
-    job_path, out_path = Path(sys.argv[1]), Path(sys.argv[2])
-    silence_libraries()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    job, out_path = begin()
     found: list[object] = []
-    for line in run(json.loads(job_path.read_text(encoding="utf-8"))):
+    for line in run(job):
         found.append(finite(asdict(line)))
         write_json(out_path, found)  # what is done stays when a later one ends the process
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from bitwright.checkpoint.output import atomic_outputs
@@ -63,7 +64,7 @@ class Proof:
 
         ``may_replace``: whether a uniform choice that measures better takes the result's place.
         """
-        probe = self._held_out()
+        probe = self._probe
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
         rivals = [self._contender(rival) for rival in self.rivals]
         contenders, notes = [result, *rivals], tuple[str, ...]()
@@ -78,7 +79,8 @@ class Proof:
         verdict = judge(contenders[0], contenders[1:], divergences, self.measured.sensitivity.stock, may_replace)
         return replace(verdict, notes=notes)
 
-    def _held_out(self) -> Probe:
+    @cached_property
+    def _probe(self) -> Probe:
         subject = self.measured.subject
         settings = subject.settings
         return held_out(
@@ -99,7 +101,7 @@ class Proof:
                     if entry.divergence.answers
                 },
             )
-            for i, picture in enumerate(self._held_out().pictures)
+            for i, picture in enumerate(self._probe.pictures)
         )
 
     def check(self, path: Path) -> Divergence:

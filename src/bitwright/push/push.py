@@ -18,7 +18,7 @@ from bitwright.checkpoint.output import BESIDE
 from bitwright.errors import BitwrightError, fail
 
 TEXTS = (".json", ".jinja", ".md", ".html", ".txt", ".Modelfile")
-PICTURES = (".png",)  # that the card shows
+IMAGES = (".png",)  # that the card shows
 WEIGHTS = (".safetensors", ".gguf", ".model")
 TERMS = ("LICENSE", "NOTICE", "USE_POLICY")  # files that begin like this go along
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the hub's access tokens look like
@@ -92,7 +92,7 @@ def files_of(out: Path) -> list[Sent]:
 
 
 def _is_known(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.suffix in (*TEXTS, *PICTURES, *WEIGHTS) or path.name.startswith(TERMS))
+    return not path.name.startswith(".") and (path.suffix in (*TEXTS, *IMAGES, *WEIGHTS) or path.name.startswith(TERMS))
 
 
 def _require_name(repo: str) -> None:

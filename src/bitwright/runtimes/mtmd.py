@@ -28,7 +28,13 @@ class _Parameters(ctypes.Structure):
 
 
 class _Text(ctypes.Structure):
-    _fields_ = [("text", ctypes.c_char_p), ("add_special", ctypes.c_bool), ("parse_special", ctypes.c_bool)]
+    _fields_ = [
+        ("text", ctypes.c_char_p),
+        ("length", ctypes.c_size_t),  # since 2026: before, the two flags stood here, and what of it they read does no harm
+        ("add_special", ctypes.c_bool),
+        ("parse_special", ctypes.c_bool),
+        ("opaque", ctypes.c_byte * STRUCTURE_BYTES),
+    ]
 
 
 class VisionTower:
@@ -74,7 +80,8 @@ class VisionTower:
         bitmap = library.mtmd_bitmap_init(image.shape[2], image.shape[1], raw)
         chunks = library.mtmd_input_chunks_init()
         try:
-            text = _Text(library.mtmd_default_marker(), False, True)
+            marker = library.mtmd_default_marker()
+            text = _Text(marker, len(marker), False, True)
             bitmaps = (ctypes.c_void_p * 1)(bitmap)
             if status := library.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1):
                 raise unseen(f"status {status} of mtmd_tokenize")

@@ -24,11 +24,12 @@ from bitwright.containers.gguf.layout import (
     all_in_16_bit,
     files_of,
     gguf_name,
+    is_tower,
     layout,
     name_of,
     names_of,
+    of_tower,
     padded,
-    sees_of,
     stored_nbytes,
     text_name,
 )
@@ -38,7 +39,7 @@ from bitwright.containers.gguf.rotary import Heads, rotated_as_halves, rotated_h
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format, Packed
 from bitwright.models.source import Source
-from bitwright.models.spec import TEXT, VOCABULARY, Kind, ModelSpec, Weight
+from bitwright.models.spec import Kind, ModelSpec, Weight
 from bitwright.plan import Plan
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.ggml import GGML
@@ -103,9 +104,9 @@ In LM Studio: `lms import {name}`."""
     def kept_nbytes(self, source: Source) -> int:
         weights = {name_of(source, w.name) for w in source.spec.weights}
         total = 0
-        for sees in files_of(source.spec):
-            entries = layout(source, all_in_16_bit(source), sees)
-            total += header_nbytes(source, sees) + sum(padded(e.nbytes) for e in entries if e.name not in weights)
+        for tower in files_of(source.spec):
+            entries = layout(source, all_in_16_bit(source), tower)
+            total += header_nbytes(source, tower) + sum(padded(e.nbytes) for e in entries if e.name not in weights)
         return total
 
     def require(self, source: Source) -> None:
@@ -130,21 +131,21 @@ In LM Studio: `lms import {name}`."""
     def read(self, out: Path, weights: Iterable[Weight]) -> dict[str, Packed]:
         found: dict[str, Packed] = {}
         path_of = {False: out, True: llama_cpp.mmproj_of(out)}
-        headers = {sees: read_gguf_header(path) for sees, path in path_of.items() if path.exists()}
+        headers = {tower: read_gguf_header(path) for tower, path in path_of.items() if path.exists()}
         metadata = headers[False].metadata
         arch = str(metadata["general.architecture"])
         family = next(f for f in FAMILIES.values() if gguf.MODEL_ARCH_NAMES[f.arch] == arch)
         names = names_of(family.arch, int(metadata[f"{arch}.block_count"]))
         for weight in weights:
-            sees = weight.group not in (TEXT, VOCABULARY)
-            known = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS) if sees else names
+            tower = is_tower(weight.group)
+            known = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS) if tower else names
             name = known.get_name(text_name(weight.name), try_suffixes=(".weight", ".bias"))
-            tensor = headers[sees].tensors[str(name)]
+            tensor = headers[tower].tensors[str(name)]
             if tensor.type not in self.formats:
                 continue
-            rows = torch.frombuffer(read_bytes(path_of[sees], tensor.start, tensor.nbytes), dtype=torch.uint8)
+            rows = torch.frombuffer(read_bytes(path_of[tower], tensor.start, tensor.nbytes), dtype=torch.uint8)
             rows = rows.reshape(weight.n_rows, -1)
-            heads = rotated_heads(weight.name, Heads.of(metadata, arch)) if family.pairs_rotated and not sees else None
+            heads = rotated_heads(weight.name, Heads.of(metadata, arch)) if family.pairs_rotated and not tower else None
             if heads:
                 rows = rotated_as_halves(rows, heads)
             records = rows.reshape(-1, self.formats[tensor.type].record_nbytes)  # type: ignore[attr-defined]
@@ -157,7 +158,7 @@ GGUF = Gguf()
 
 def recipe_of(spec: ModelSpec, name: str) -> dict[str, str]:
     """Weight -> format under llama.cpp's recipe ``name``. A vision tower stays in 16 bit: its converter makes it so."""
-    of_text = [w for w in spec.weights if not sees_of(spec, w.name)]
+    of_text = [w for w in spec.weights if not of_tower(spec, w.name)]
     names = {w.name: "" for w in spec.weights} | {w.name: gguf_name(spec, w.name) or "" for w in of_text}
     matrices = [Matrix(names[w.name], w.n_cols) for w in of_text if names[w.name]]
     queries = next((w.n_rows for w in of_text if w.role == "q_proj"), 1)

@@ -22,9 +22,9 @@ from bitwright.containers.gguf.layout import (
     files_of,
     layout,
     name_of,
+    of_tower,
     padded,
     parameters_of,
-    sees_of,
 )
 from bitwright.containers.gguf.metadata import rope_tensors, write_config
 from bitwright.containers.gguf.mmproj import vision_writer
@@ -55,26 +55,26 @@ class GgufFile(Writer):
         self.weights = {w.name: w for w in source.spec.weights}
         chosen = {name: formats[choice.format] for name, choice in choices.items()}
         self.files = {}
-        for sees in files_of(source.spec):
-            path = llama_cpp.mmproj_of(out) if sees else out
-            self.files[sees] = OneFile(path, source, layout(source, chosen, sees), file_type_of(plan), sees)
+        for tower in files_of(source.spec):
+            path = llama_cpp.mmproj_of(out) if tower else out
+            self.files[tower] = OneFile(path, source, layout(source, chosen, tower), file_type_of(plan), tower)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        return tuple(name for sees in self.files for name in parameters_of(self.source, sees))
+        return tuple(name for tower in self.files for name in parameters_of(self.source, tower))
 
     def put(self, parameter: str, value: Tensor | Packed) -> None:
         family, config = family_of(self.source.spec), self.source.config
-        sees = sees_of(self.source.spec, parameter)
+        tower = of_tower(self.source.spec, parameter)
         if isinstance(value, Packed):
             values = value.tensors["records"].reshape(self.weights[parameter].n_rows, -1)
         else:
             values = value.to(self.source.written_dtype(parameter)) if parameter in self.weights else value.float()
-            if values.dim() == 1 and parameter.endswith("norm.weight") and not sees:
+            if values.dim() == 1 and parameter.endswith("norm.weight") and not tower:
                 values = values + family.norm_offset
-        if family.pairs_rotated and not sees and (heads := rotated_heads(parameter, config)):
+        if family.pairs_rotated and not tower and (heads := rotated_heads(parameter, config)):
             values = rotated_as_pairs(values, heads)
-        self.files[sees].put(name_of(self.source, parameter), values)
+        self.files[tower].put(name_of(self.source, parameter), values)
 
     def close(self) -> int:
         for name, tensor in rope_tensors(family_of(self.source.spec), self.source.config).items():
@@ -93,10 +93,10 @@ class GgufFile(Writer):
 class OneFile:
     """One GGUF file being written, tensor by tensor."""
 
-    def __init__(self, path: Path, source: Source, entries: list[Entry], file_type: int, sees: bool) -> None:
+    def __init__(self, path: Path, source: Source, entries: list[Entry], file_type: int, tower: bool) -> None:
         self.path = path
         self._left = list(reversed(entries))
-        self._writer = _writer(source, entries, file_type, sees)
+        self._writer = _writer(source, entries, file_type, tower)
         _write_header(self._writer, path)
 
     def put(self, name: str, values: Tensor) -> None:
@@ -124,10 +124,10 @@ def file_type_of(plan: Plan) -> int:
     return int(getattr(LlamaFileType, name, LlamaFileType.GUESSED))
 
 
-def _writer(source: Source, entries: list[Entry], file_type: int, sees: bool) -> GGUFWriter:
+def _writer(source: Source, entries: list[Entry], file_type: int, tower: bool) -> GGUFWriter:
     family, config, directory = family_of(source.spec), source.config, source.checkpoint.directory
     name = Path(source.checkpoint.config.get("_name_or_path") or directory.name).name
-    if sees:
+    if tower:
         writer = vision_writer(source, SEEING[source.spec.architecture], name, file_type)
     else:
         writer = GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[family.arch])
@@ -145,12 +145,12 @@ def _write_header(writer: GGUFWriter, path: Path) -> None:
     writer.write_ti_data_to_file()
 
 
-def header_nbytes(source: Source, sees: bool) -> int:
+def header_nbytes(source: Source, tower: bool) -> int:
     """Bytes before the first tensor: the header is written for once, with the longest that never changes its length."""
-    entries = layout(source, all_in_16_bit(source), sees)
+    entries = layout(source, all_in_16_bit(source), tower)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "header.gguf"
-        writer = _writer(source, entries, int(LlamaFileType.GUESSED), sees)
+        writer = _writer(source, entries, int(LlamaFileType.GUESSED), tower)
         _write_header(writer, path)
         writer.close()
         return padded(path.stat().st_size)

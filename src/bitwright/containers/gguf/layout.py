@@ -58,9 +58,14 @@ def files_of(spec: ModelSpec) -> tuple[bool, ...]:
     return (False, True) if spec.architecture in SEEING else (False,)
 
 
-def sees_of(spec: ModelSpec, parameter: str) -> bool:
+def of_tower(spec: ModelSpec, parameter: str) -> bool:
     """Whether ``parameter`` belongs to the second file."""
-    return spec.group(parameter) not in (TEXT, VOCABULARY)
+    return is_tower(spec.group(parameter))
+
+
+def is_tower(group: str) -> bool:
+    """Whether that part of a model is in the second file."""
+    return group not in (TEXT, VOCABULARY)
 
 
 def all_in_16_bit(source: Source) -> dict[str, Format]:
@@ -83,7 +88,7 @@ def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
     """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
     if spec.architecture not in {**FAMILIES, **SEEING}:
         return None
-    if sees_of(spec, parameter):
+    if of_tower(spec, parameter):
         found = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS).get_name(parameter, try_suffixes=(".weight", ".bias"))
     else:
         names = names_of(family_of(spec).arch, spec.text.n_blocks)
@@ -104,19 +109,19 @@ def name_of(source: Source, parameter: str) -> str:
     return found
 
 
-def parameters_of(source: Source, sees: bool) -> list[str]:
+def parameters_of(source: Source, tower: bool) -> list[str]:
     """All stored parameters of one file, embedding first, then by block."""
     kept = [k.name for k in source.spec.kept if k.tied_to is None]
     weights = [w.name for w in source.spec.weights]
     order = {name: i for i, name in enumerate(source.tensor_of)}
-    own = [name for name in kept + weights if sees_of(source.spec, name) == sees]
+    own = [name for name in kept + weights if of_tower(source.spec, name) == tower]
     return sorted(own, key=lambda name: order[name])
 
 
-def layout(source: Source, formats: dict[str, Format], sees: bool) -> list[Entry]:
+def layout(source: Source, formats: dict[str, Format], tower: bool) -> list[Entry]:
     """The tensors of one file in their order."""
     entries = []
-    for parameter in parameters_of(source, sees):
+    for parameter in parameters_of(source, tower):
         shape = source.spec.shape(parameter)
         if parameter in formats:
             format = formats[parameter]
@@ -124,7 +129,7 @@ def layout(source: Source, formats: dict[str, Format], sees: bool) -> list[Entry
         else:
             kind, nbytes = GGMLQuantizationType.F32, 4 * prod(shape)
         entries.append(Entry(name_of(source, parameter), shape, kind, nbytes))
-    if sees:
+    if tower:
         return entries
     for name, tensor in rope_tensors(family_of(source.spec), source.config).items():
         entries.append(Entry(name, tuple(tensor.shape), GGMLQuantizationType.F32, 4 * tensor.numel()))
