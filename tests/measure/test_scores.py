@@ -32,7 +32,7 @@ with open(sys.argv[1], "rb") as jobs, open(sys.argv[2], "wb") as out:
 
 def jobs_of(source: Path, work: Path, copies: int = 1) -> list[WeightJob]:
     """The jobs of the last block on two kinds of random text."""
-    subject = Subject.open(source, Settings(container="compressed-tensors", dtype="float32"))
+    subject = Subject.open(source, Settings(container="compressed-tensors", device="cpu", dtype="float32"))
     generator = torch.Generator().manual_seed(0)
     lengths = (24, 9, 24, 17, 24, 24, 30, 24, 24, 24, 12, 24, 24, 24, 24, 24) * copies
     samples = [Sample.of(torch.randint(3, 500, (length,), generator=generator)) for length in lengths]

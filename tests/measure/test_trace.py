@@ -129,7 +129,7 @@ def test_only_one_block_is_resident(build: Build) -> None:
 
 
 def sweep_of(path: Path, folds: Folds, work: Path, batch_tokens: int = 2048) -> Sweep:
-    subject = Subject.open(path, Settings(dtype="float32", seed=3))
+    subject = Subject.open(path, Settings(device="cpu", dtype="float32", seed=3))
     subject = replace(subject, method=replace(subject.method, batch_tokens=batch_tokens))
     return Sweep(subject, folds, WorkDir(work, "key"), QUIET)
 

@@ -56,7 +56,7 @@ def samples_of(family: Family) -> list[Sample]:
 
 
 def swept(path: Path, folds: Folds, work: Path) -> tuple[Sweep, dict[str, WeightJob]]:
-    subject = Subject.open(path, Settings(dtype="float32", seed=3))
+    subject = Subject.open(path, Settings(device="cpu", dtype="float32", seed=3))
     sweep = Sweep(subject, folds, WorkDir(work, "key"), QUIET)
     sweep.prepare()
     jobs = {}
@@ -200,7 +200,7 @@ def test_another_order_of_the_samples_changes_nothing(written: Any, tmp_path: Pa
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_model_answers_as_before(written: Any, tmp_path: Path, name: str) -> None:
     path, samples = written(name), samples_of(FAMILIES[name])
-    subject = Subject.open(path, Settings(dtype="float32", seed=3))
+    subject = Subject.open(path, Settings(device="cpu", dtype="float32", seed=3))
     sweep = Sweep(subject, folds_of(samples), WorkDir(tmp_path, "key"), QUIET)
     before = {id(m): {k: v for k, v in vars(m).items() if not k.startswith("_")} for m in subject.skeleton.model.modules()}
     sweep.prepare()
@@ -231,7 +231,7 @@ def test_a_killed_measurement_goes_on_at_the_same_numbers(written: Any, tmp_path
         found: dict[str, WeightJob] = {}
         work = WorkDir(tmp_path / name / "pieces", "key")
         while True:  # a new process for every unit
-            sweep = Sweep(Subject.open(path, Settings(dtype="float32", seed=3)), folds, work, QUIET)
+            sweep = Sweep(Subject.open(path, Settings(device="cpu", dtype="float32", seed=3)), folds, work, QUIET)
             sweep.prepare()
             left = sweep.unfinished()
             if not left:

@@ -299,7 +299,8 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Block
     if args:
         return args[0], BlockCall(args[1:], kwargs)
     others = dict(kwargs)
-    return others.pop("hidden_states"), BlockCall((), others)
+    name = "hidden_states" if "hidden_states" in others else "hidden_state"  # Mllama's towers, in transformers before 5.24
+    return others.pop(name), BlockCall((), others)
 
 
 def backward_through(

@@ -7,6 +7,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.grid import Grid, reciprocal
+from bitwright.rounding.kernels.replay import replay
 
 
 def sweep_columns(
@@ -17,11 +18,15 @@ def sweep_columns(
     inner: Float32[Tensor, "B B"],
     scale: Float32[Tensor, " N"],
 ) -> UInt8[Tensor, "B N"]:
-    """Codes [B, N] of one block, each column at its best given all others; ``error`` and ``pull`` follow in place.
+    """Codes [B, N] of one block, each column at its best given all others; ``error`` follows in place.
 
     ``target`` [B, N] is what scale * level has to meet, ``error`` what it misses so far, ``pull`` = S e at these columns, and
     ``inner`` [B, B] the block's own part of S.
     """
+    return replay(_sweep, grid, 1, error, target, pull, inner, scale)
+
+
+def _sweep(grid: Grid, error: Tensor, target: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
     inverse, pivot = reciprocal(scale), inner.diagonal()
     cells = torch.empty(target.shape, dtype=grid.cell_dtype, device=target.device)
     for j in range(len(target)):

@@ -12,6 +12,7 @@ from torch import Tensor
 from bitwright.rounding.kernels.damping import Unseen, choose_damping
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 from bitwright.rounding.kernels.inverse_factor import inverse_factor
+from bitwright.rounding.kernels.replay import replay
 
 DAMPING = 0.01  # share of the mean diagonal added to a second moment of which nothing more is known; GPTQ's default
 _ESCALATION = 10.0
@@ -64,19 +65,31 @@ def feed_back(
     for start in range(0, n_cols, step):
         stop = min(start + step, n_cols)
         scale, minimum = enter(start)
-        inverse = reciprocal(scale)
         block = w[start:stop]
-        cells = torch.empty(block.shape, dtype=grid.cell_dtype, device=w.device)
         follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
-        for j in range(stop - start):
-            row = block[j]
-            if minimum is not None:
-                row -= minimum
-            cell = grid.cell(row * inverse)
-            cells[j] = cell
-            row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
-            block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
-        codes[start:stop] = grid.code(cells)
+        minima = () if minimum is None else (minimum,)
+        codes[start:stop] = replay(feed_back_within, grid, 1, block, follow, scale, *minima)
         block.mul_(inverse_pivot[start:stop, None])
         w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
     return codes
+
+
+def feed_back_within(
+    grid: Grid,
+    block: Float32[Tensor, "B R"],
+    follow: Float32[Tensor, "B B"],
+    scale: Float32[Tensor, " R"],
+    minimum: Float32[Tensor, " R"] | None = None,
+) -> UInt8[Tensor, "B R"]:
+    """Codes of one block of columns, which turn into their errors; ``follow`` [j, k] is what column k takes of that of j."""
+    inverse = reciprocal(scale)
+    cells = torch.empty(block.shape, dtype=grid.cell_dtype, device=block.device)
+    for j in range(len(block)):
+        row = block[j]
+        if minimum is not None:
+            row -= minimum
+        cell = grid.cell(row * inverse)
+        cells[j] = cell
+        row.addcmul_(grid.level(cell), scale, value=-1)  # the row now holds its error
+        block[j + 1 :].addr_(follow[j, j + 1 :], row, alpha=-1)
+    return grid.code(cells)

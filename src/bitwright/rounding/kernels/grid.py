@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -54,7 +55,7 @@ class UniformGrid:
         return cell.to(torch.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two of the same levels are one object: see ``of``
 class TableGrid:
     """Any levels within [-1, 1], in ascending order, with the bounds between them and the code of each."""
 
@@ -67,7 +68,9 @@ class TableGrid:
     symmetric: bool
 
     @classmethod
+    @cache
     def of(cls, levels_by_code: tuple[float, ...], device: torch.device) -> TableGrid:
+        """The grid of ``levels_by_code``, made once for each device."""
         levels = torch.tensor(levels_by_code, dtype=torch.float32, device=device)
         order = torch.argsort(levels)
         ascending = levels[order]

@@ -13,6 +13,8 @@ from bitwright.rounding.kernels.grid import Grid, reciprocal
 # Ratios of the trial scale to the block's largest magnitude. Measured on SmolLM2-135M (docs/LOG.md, scale search).
 RATIOS = (1.06, 1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 
+CHUNK_ENTRIES = (1, 1 << 24)  # weights times trials at once: one trial in the cache of a processor, all of them on a GPU
+
 Snap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -35,28 +37,38 @@ def search_scale(
     weighted least-squares refit. Returns (stored [R], value [R]).
     """
     absmax = weight.abs().amax(0)
-    positive = weight.amax(0) >= -weight.amin(0)
-    best_cost: Tensor | None = None
-    best: tuple[Tensor, Tensor] = (absmax, absmax)
-
-    def consider(wanted: Tensor) -> None:
-        nonlocal best_cost, best
-        stored, value = snap(wanted)
-        decoded = grid.level(grid.cell(weight * reciprocal(value))).mul_(value)
-        cost = decoded.sub_(weight).square_().mul_(importance).sum(0)
-        if best_cost is None:
-            best_cost, best = cost, (stored, value)
-            return
-        better = cost < best_cost
-        best_cost = torch.where(better, cost, best_cost)
-        best = (torch.where(better, stored, best[0]), torch.where(better, value, best[1]))
-
+    toward = torch.where(weight.amax(0) >= -weight.amin(0), absmax, -absmax)
     signs = (1.0,) if grid.symmetric else (1.0, -1.0)
-    toward = torch.where(positive, absmax, -absmax)
-    for sign in signs:
-        for ratio in ratios:
-            consider(toward * (sign * ratio))
-    level = grid.level(grid.cell(weight * reciprocal(best[1])))
+    trials = [toward * (sign * ratio) for sign in signs for ratio in ratios]
+    best = _Best(weight, importance, grid, snap)
+    at_once = max(1, CHUNK_ENTRIES[weight.device.type == "cuda"] // weight.numel())
+    for first in range(0, len(trials), at_once):
+        best.consider(torch.stack(trials[first : first + at_once]))
+    level = grid.level(grid.cell(weight * reciprocal(best.value)))
     norm = (importance * level.square()).sum(0)
-    consider(torch.where(norm > 0, (importance * weight * level).sum(0) / norm.clamp(min=1e-38), best[1]))
-    return best
+    best.consider(torch.where(norm > 0, (importance * weight * level).sum(0) / norm.clamp(min=1e-38), best.value)[None])
+    return best.stored, best.value
+
+
+class _Best:
+    """The best scale of each row so far."""
+
+    cost: Tensor | None = None
+    stored: Tensor
+    value: Tensor
+
+    def __init__(self, weight: Tensor, importance: Tensor, grid: Grid, snap: Snap) -> None:
+        self.weight, self.importance, self.grid, self.snap = weight, importance, grid, snap
+
+    def consider(self, wanted: Tensor) -> None:
+        """Try scales [T, R], T of them for each row."""
+        stored, value = self.snap(wanted)
+        decoded = self.grid.level(self.grid.cell(self.weight * reciprocal(value)[:, None])).mul_(value[:, None])
+        costs = decoded.sub_(self.weight).square_().mul_(self.importance).sum(1)
+        cost, at = costs.min(0, keepdim=True)
+        cost, stored, value = cost[0], stored.gather(0, at)[0], value.gather(0, at)[0]
+        if self.cost is not None:
+            better = cost < self.cost
+            cost = torch.where(better, cost, self.cost)
+            stored, value = torch.where(better, stored, self.stored), torch.where(better, value, self.value)
+        self.cost, self.stored, self.value = cost, stored, value
