@@ -112,7 +112,7 @@ def quantize(
             if verdict.shipped != RESULT:
                 chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
                 remove(place)
-                write(measured, {place: chosen})
+                write(measured, {place: chosen}, reporter)
             check = proof.check(place)
             clock.lap("prove")
             report = proof.report(chosen, verdict, check, out, clock.stages, tuple(map(without_place, command)))
@@ -232,7 +232,7 @@ def evaluate(
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     if tasks:
-        score([], list(tasks), quiet=reporter.quiet, viewer=viewer)  # what cannot be run is said before hours of comparing
+        score([], list(tasks), viewer=viewer)  # what cannot be run is said before hours of comparing
     failures: tuple[Finding, ...] = ()
     try:
         divergences = compare(
@@ -240,7 +240,7 @@ def evaluate(
             models,
             probe,
             device=str(where),
-            quiet=reporter.quiet,
+            reporter=reporter,
             greedy=greedy,
             references=cache_dir() / "references",
             fingerprint=checkpoint.fingerprint,
@@ -252,7 +252,7 @@ def evaluate(
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:
-        scores = score(models, list(tasks), limit=task_limit, device=str(where), quiet=reporter.quiet, viewer=viewer)
+        scores = score(models, list(tasks), limit=task_limit, device=str(where), reporter=reporter, viewer=viewer)
     entries = tuple(
         Entry(m.label, size, d, None, 8 * size / n_parameters, found)
         for m, size, d, found in zip(models, sizes, divergences, scores, strict=True)

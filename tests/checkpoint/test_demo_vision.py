@@ -63,9 +63,7 @@ def test_it_sees(demo: Path, tmp_path: Path) -> None:
         scene.image.save(tmp_path / f"{i}.png")
         rows.append({"image": f"{i}.png", "question": scene.questions[0][1], "answer": scene.questions[0][2]})
     (tmp_path / "seen.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    ((scored,),) = score(
-        [Candidate("demo", str(demo), dtype="float32")], [str(tmp_path / "seen.jsonl")], quiet=True, viewer=viewer
-    )
+    ((scored,),) = score([Candidate("demo", str(demo), dtype="float32")], [str(tmp_path / "seen.jsonl")], viewer=viewer)
     assert (scored.metric, scored.n_questions) == ("exact_match", 40)
     assert scored.value == right / 40
     assert right >= 24, "it answers most questions about pictures that it never saw"

@@ -59,7 +59,7 @@ def test_the_likeliest_choice_is_the_answer(seeing: Path, tmp_path: Path) -> Non
     model = AutoModelForImageTextToText.from_pretrained(seeing, dtype=torch.float32).eval()
     best = likeliest(model, viewer, path)
     candidates = [Candidate("a", str(seeing), dtype="float32"), Candidate("b", str(seeing), dtype="bfloat16")]
-    (first,), (second,) = score(candidates, [str(path)], quiet=True, viewer=viewer)
+    (first,), (second,) = score(candidates, [str(path)], viewer=viewer)
     assert (first.task, first.metric, first.n_questions) == ("seen", "acc", 9)
     assert first.value == pytest.approx(sum(b == i % 3 for i, b in enumerate(best)) / 9)
     assert second.difference == pytest.approx(second.value - first.value)
@@ -84,10 +84,10 @@ def test_rows_with_choices_and_rows_with_words_are_two_metrics() -> None:
 def test_odd_rows_are_named(seeing: Path, tmp_path: Path, row: dict[str, Any], says: str) -> None:
     path = rows_in(tmp_path, [{"question": "What?", "answer": "Red."}, row])
     with pytest.raises(BitwrightError, match=says) as caught:
-        score([], [str(path)], quiet=True, viewer=Viewer.of(seeing, tokenizer_of(seeing)))
+        score([], [str(path)], viewer=Viewer.of(seeing, tokenizer_of(seeing)))
     assert "row 2" in caught.value.finding.where
     with pytest.raises(BitwrightError, match="cannot be shown any"):
-        score([], [str(path)], quiet=True)
+        score([], [str(path)])
 
 
 def test_evaluate_answers_tasks_with_images(seeing: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_p
     candidates = [Candidate("good", str(source)), Candidate("guilty", str(broken)), Candidate("later", str(source))]
     text = Probe.of([Sample.of(torch.arange(3, 40))] * 2)
     with pytest.raises(PartlyComparedError, match="evaluate/process") as caught:
-        compare(Candidate("16 bit", str(source)), candidates, text, quiet=True, references=tmp_path / "kept")
+        compare(Candidate("16 bit", str(source)), candidates, text, references=tmp_path / "kept")
     assert {i: found.where for i, found in caught.value.failures.items()} == {1: f"guilty ({broken})"}
     assert sorted(caught.value.divergences) == [0, 2]
     assert caught.value.divergences[0] == replace(caught.value.divergences[2], label="good")

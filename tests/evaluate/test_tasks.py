@@ -64,7 +64,7 @@ def own_accuracies(directory: Path, questions: Path) -> tuple[list[bool], list[b
 def test_a_score_is_the_share_of_right_answers_with_its_error(build: Build, questions: Path) -> None:
     directory = build("llama")
     candidates = [Candidate("a", str(directory), dtype="float32"), Candidate("b", str(build("llama", intermediate_size=96)))]
-    (first,), (second,) = score(candidates, [str(questions)], quiet=True)
+    (first,), (second,) = score(candidates, [str(questions)])
     _, right = own_accuracies(directory, questions)
     assert (first.task, first.metric, first.n_questions) == ("sense", "acc_norm", 24)
     assert first.value == pytest.approx(sum(right) / 24)
@@ -82,7 +82,7 @@ def test_llama_cpp_answers_as_transformers_does(build: Build, questions: Path, t
     plan = Plan("x", "gguf", "16bit", "all", None, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, choices)
     GGUF.write({tmp_path / "model.gguf": plan}, source, lambda *_: pytest.fail("nothing is quantized"))
     both = [Candidate("hf", str(directory), dtype="float32"), Candidate("gguf", str(tmp_path / "model.gguf"))]
-    (one,), (other,) = score(both, [str(questions)], quiet=True)
+    (one,), (other,) = score(both, [str(questions)])
     assert abs(one.value - other.value) <= 1 / 24 + 1e-9, "at most one close call goes the other way"
 
 

@@ -19,6 +19,7 @@ from bitwright import Settings
 from bitwright.data.calibration import INSTALLED, MIXED, calibration_of, sequences_of
 from bitwright.host.device import Precision, precision_of
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import ROUND
 from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
 from bitwright.measure.subject import Subject
 from bitwright.settings import Effort
@@ -39,7 +40,7 @@ class Diary(Reporter):
     def say(self, text: str) -> None:
         self.events.append(text)
 
-    def track(self, items: Iterable[Any], stage: str, total: int) -> Iterator[Any]:
+    def track(self, items: Iterable[Any], stage: str, total: int, done: int = 0) -> Iterator[Any]:
         self.events.append(stage)
         yield from items
 
@@ -53,7 +54,7 @@ def test_the_doctor_speaks_before_anything_slow(build: Build, tmp_path: Path) ->
     bitwright.quantize(source, tmp_path / "out", "+40%", settings=SMALL, reporter=diary)
     assert diary.events[0].startswith("note: config.json")
     assert "config/dtype" in diary.events[0]
-    assert "measure and round blocks" in diary.events[1:]
+    assert ROUND in diary.events[1:]
 
 
 def test_the_batch_follows_from_model_and_ceiling_alone(build: Build) -> None:

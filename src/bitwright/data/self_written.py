@@ -17,6 +17,7 @@ from bitwright.data.openings import openings
 from bitwright.data.tokenizer import bos_prefix, token_ids
 from bitwright.errors import fail
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import WRITE_TEXT
 
 GENERATION_BATCH = 128
 PAGE = 128  # tokens of a text: two in a sequence of 256 are written side by side in half the time of a longer one
@@ -44,7 +45,7 @@ def _texts(model: Any, tokenizer: Any, count: int, length: int, seed: int, repor
     turn = cycle(prompts)
     written = []
     sizes = [min(GENERATION_BATCH, count - start) for start in range(0, count, GENERATION_BATCH)]
-    ticks = reporter.track(range(length * len(sizes)), "model writes calibration text", length * len(sizes))
+    ticks = reporter.track(range(length * len(sizes)), WRITE_TEXT, length * len(sizes))
     steps = iter(ticks)
     for size in sizes:
         pages = _Pages.open(size, length, turn, ends)

@@ -16,6 +16,7 @@ from bitwright.data.pictures import Picture, drawn
 from bitwright.data.samples import IDS, Sample
 from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import ANSWER as ASKED
 
 BACKEND = "pil"  # of image processors; torchvision's makes other pixels
 ANSWER = 32  # tokens that a model answers at most
@@ -143,7 +144,7 @@ class Viewer:
         found = []
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                for i, picture in enumerate(reporter.track(pictures, "model answers about pictures", len(pictures))):
+                for i, picture in enumerate(reporter.track(pictures, ASKED, len(pictures))):
                     torch.manual_seed(seed * 1_000_003 + i)
                     prompt = self.prompt(picture)
                     inputs = {name: t[None].to(device) for name, t in prompt.inputs.items()}

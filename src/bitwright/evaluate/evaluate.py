@@ -15,6 +15,8 @@ from bitwright.data.samples import tensors_of
 from bitwright.errors import BitwrightError, Finding
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.process import ANSWER, WorkerError, run_worker
+from bitwright.host.progress import QUIET, Reporter
+from bitwright.host.schedule import COMPARE
 from bitwright.host.versions import versions
 
 LAYOUT = 5  # of the kept references; another number makes the old ones unknown
@@ -45,7 +47,8 @@ def compare(
     probe: Probe,
     *,
     device: str = "cpu",
-    quiet: bool = False,
+    reporter: Reporter = QUIET,
+    stage: str = COMPARE,
     greedy: int = 0,
     scratch: Path | None = None,
     references: Path | None = None,
@@ -70,7 +73,6 @@ def compare(
         job = {
             "reference": asdict(reference),
             "device": device,
-            "quiet": quiet,
             "greedy": greedy,
             "reference_file": str(kept),
             "samples_file": str(folder / "samples.safetensors"),
@@ -78,17 +80,19 @@ def compare(
             "domains": probe.domains,
             "controls": probe.controls,
         }
-        while left := [i for i in range(len(candidates)) if i not in done and i not in failures]:
-            part = job | {"candidates": [asdict(candidates[i]) for i in left]}
-            try:
-                rows = run_worker("bitwright.evaluate.worker", part, folder, [candidates[i].path for i in left])
-            except WorkerError as error:
-                rows = error.answered or []
-                if not kept.exists():  # no candidate was reached
-                    raise
-                failures |= dict.fromkeys(left[len(rows) :][:1], error.finding)
-            done |= {i: Divergence.from_dict(row) for i, row in zip(left, rows, strict=False)}
-            (folder / ANSWER).unlink(missing_ok=True)
+        with reporter.stage(stage, len(candidates) + 1) as advance:
+            while left := [i for i in range(len(candidates)) if i not in done and i not in failures]:
+                paths = [candidates[i].path for i in left]
+                part = job | {"candidates": [asdict(candidates[i]) for i in left]}
+                try:
+                    rows = run_worker("bitwright.evaluate.worker", part, folder, paths, reporter, advance)
+                except WorkerError as error:
+                    rows = error.answered or []
+                    if not kept.exists():  # no candidate was reached
+                        raise
+                    failures |= dict.fromkeys(left[len(rows) :][:1], error.finding)
+                done |= {i: Divergence.from_dict(row) for i, row in zip(left, rows, strict=False)}
+                (folder / ANSWER).unlink(missing_ok=True)
     if failures:
         raise PartlyComparedError(failures, done)
     return [done[i] for i in range(len(candidates))]

@@ -18,6 +18,8 @@ from bitwright.errors import BitwrightError, fail
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import TaskScore, task_scores
 from bitwright.evaluate.process import run_worker
+from bitwright.host.progress import QUIET, Reporter
+from bitwright.host.schedule import TASKS
 
 CHOSEN, WORD_FOR_WORD = "acc", "exact_match"  # metrics of rows with choices and of those without
 
@@ -78,7 +80,7 @@ def has_pictures(name: str) -> bool:
 
 
 def score_pictures(
-    candidates: list[Candidate], tasks: list[PictureTask], *, device: str = "cpu", quiet: bool = False
+    candidates: list[Candidate], tasks: list[PictureTask], *, device: str = "cpu", reporter: Reporter = QUIET
 ) -> list[tuple[TaskScore, ...]]:
     """The scores of each candidate, differences taken from the first."""
     if not candidates or not tasks:
@@ -91,9 +93,10 @@ def score_pictures(
             "candidates": [asdict(c) for c in candidates],
             "samples_file": str(folder / "samples.safetensors"),
             "device": device,
-            "quiet": quiet,
         }
-        rows = run_worker("bitwright.evaluate.picture_tasks_worker", job, folder, [c.path for c in candidates])
+        paths = [candidate.path for candidate in candidates]
+        with reporter.stage(f"{TASKS} about pictures", len(paths)) as advance:
+            rows = run_worker("bitwright.evaluate.picture_tasks_worker", job, folder, paths, reporter, advance)
     found = [_by_task(tasks, row["likelihoods"], row["greedy"]) for row in rows]
     return [tuple(task_scores(figures, found[0])) for figures in found]
 

@@ -10,19 +10,19 @@ from safetensors.torch import load_file
 
 from bitwright.data.samples import samples_in
 from bitwright.evaluate.process import begin, say_at
-from bitwright.host.progress import Reporter
+from bitwright.host.progress import Relay
 from bitwright.runtimes.registry import load
 
 
 def run(job: dict[str, Any]) -> list[dict[str, list[Any]]]:
     """For every candidate, of each sample: its answer's log-likelihood, and whether every token is the likeliest."""
-    reporter = Reporter(quiet=job["quiet"])
+    reporter = Relay(len(job["candidates"]))
     samples = samples_in(load_file(job["samples_file"]))
     found = []
     for candidate in job["candidates"]:
         say_at(job, candidate)
         model = load(candidate, job["device"], max(sample.n_tokens for sample in samples))
-        stream = reporter.track(model.logits(samples), f"pictures, {candidate['label']}", len(samples))
+        stream = reporter.track(model.logits(samples), candidate["label"], len(samples))
         row: dict[str, list[Any]] = {"likelihoods": [], "greedy": []}
         for parts, sample in zip(stream, samples, strict=True):
             logits = torch.cat([part.float().cpu() for part in parts])

@@ -14,6 +14,7 @@ from typing import Any
 from bitwright.checkpoint.output import write_failed
 from bitwright.errors import BitwrightError, Finding, fail
 from bitwright.host.parent import end_with_parent
+from bitwright.host.progress import Advance, Reporter, relayed
 from bitwright.host.quiet import QUIET, silence_libraries
 
 ANSWER = "out.json"
@@ -27,20 +28,18 @@ class WorkerError(BitwrightError):
         self.answered = answered
 
 
-def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str]) -> Any:
+def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str], reporter: Reporter, advance: Advance) -> Any:
     """What ``python -m module`` answers to ``job``, both through files in ``folder``.
 
-    ``paths`` are the models of the job. Raises WorkerError when the process fails, with the last line it wrote; it names
+    ``paths`` are the models of the job. ``advance`` is told how far it is; what it and its libraries write is kept, and shown
+    at once only by a verbose ``reporter``. Raises WorkerError when the process fails, with the last line it wrote; it names
     the model that was at work, which the process says by ``say_at``. An answer may be written part by part.
     """
     job_path, out_path, errors, at = (folder / name for name in ("job.json", ANSWER, "errors.txt", "at.txt"))
     job_path.write_text(json.dumps(job | {"at": str(at)}), encoding="utf-8")
     command = [sys.executable, "-m", module, str(job_path), str(out_path)]
-    with open(errors, "w", encoding="utf-8") as log:
-        done = subprocess.run(
-            command, stderr=log if job["quiet"] else None, stdout=log, check=False, env={**os.environ, **QUIET}
-        )
-    if done.returncode:
+    code = _run(command, errors, reporter, advance)
+    if code:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]
         if os.strerror(errno.ENOSPC) in lines[-1]:  # libraries say it in exceptions of their own
             raise write_failed(folder.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -48,12 +47,33 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str])
         finding = fail(
             "evaluate/process",
             where,
-            saw=f"{_end(done.returncode)}: {_said(lines)[:300]}",
+            saw=f"{_end(code)}: {_said(lines)[:300]}",
             wanted="the stock runtime loads and runs every model",
             help="load the model by hand to see the whole message",
         ).finding
         raise WorkerError(finding, json.loads(out_path.read_text(encoding="utf-8")) if out_path.exists() else None)
     return json.loads(out_path.read_text(encoding="utf-8"))
+
+
+def _run(command: list[str], errors: Path, reporter: Reporter, advance: Advance) -> int:
+    """The exit code of ``command``, whose words are kept in the file ``errors``."""
+    environment = {**os.environ, **QUIET}
+    with (
+        open(errors, "w", encoding="utf-8") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, encoding="utf-8", errors="replace"
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in relayed(process.stdout, advance):
+                log.write(line)
+                if reporter.verbose:
+                    reporter.say(line.rstrip("\n"))
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _said(lines: list[str]) -> str:

@@ -14,6 +14,8 @@ from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.picture_tasks import PictureTask, has_pictures, score_pictures
 from bitwright.evaluate.process import run_worker
+from bitwright.host.progress import QUIET, Reporter
+from bitwright.host.schedule import TASKS
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 
@@ -23,7 +25,7 @@ def score(
     *,
     limit: int | None = None,
     device: str = "cpu",
-    quiet: bool = False,
+    reporter: Reporter = QUIET,
     viewer: Viewer | None = None,
 ) -> list[tuple[TaskScore, ...]]:
     """The scores of each candidate in the tasks ``names``, differences taken from the first candidate.
@@ -41,15 +43,15 @@ def score(
     of_pictures = [name for name in names if has_pictures(name)]
     pictures = [PictureTask.read(Path(name), viewer, limit) for name in of_pictures]
     texts = [name for name in names if name not in of_pictures]
-    scores = _of_texts(candidates, texts, limit, device, quiet) if texts else [()] * len(candidates)
+    scores = _of_texts(candidates, texts, limit, device, reporter) if texts else [()] * len(candidates)
     if not candidates:
         return []
-    seen = score_pictures(candidates, pictures, device=device, quiet=quiet)
+    seen = score_pictures(candidates, pictures, device=device, reporter=reporter)
     return [text + own for text, own in zip(scores, seen, strict=True)]
 
 
 def _of_texts(
-    candidates: list[Candidate], names: list[str], limit: int | None, device: str, quiet: bool
+    candidates: list[Candidate], names: list[str], limit: int | None, device: str, reporter: Reporter
 ) -> list[tuple[TaskScore, ...]]:
     if importlib.util.find_spec("lm_eval") is None:
         raise fail(
@@ -62,9 +64,10 @@ def _of_texts(
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
     if not candidates and all(task["questions"] for task in tasks):
         return []  # nothing that only the harness knows
-    job = {"candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device, "quiet": quiet}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = run_worker("bitwright.evaluate.tasks_worker", job, Path(folder), [c.path for c in candidates])
+    job = {"candidates": [asdict(c) for c in candidates], "tasks": tasks, "limit": limit, "device": device}
+    paths = [candidate.path for candidate in candidates]
+    with tempfile.TemporaryDirectory() as folder, reporter.stage(TASKS, len(paths)) as advance:
+        answer = run_worker("bitwright.evaluate.tasks_worker", job, Path(folder), paths, reporter, advance)
     if "unknown" in answer:
         raise fail(
             "tasks/unknown",

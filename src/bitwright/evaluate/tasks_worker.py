@@ -14,7 +14,8 @@ from lm_eval.tasks import TaskManager
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.figures import task_scores
 from bitwright.evaluate.process import begin, say_at
-from bitwright.host.progress import Reporter
+from bitwright.host.progress import Relay
+from bitwright.host.schedule import TASKS
 from bitwright.runtimes.registry import load
 
 LONGEST = 2048  # tokens of a question with one of its choices
@@ -47,7 +48,7 @@ def local_task(name: str, questions: list[dict[str, Any]]) -> ConfigurableTask:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Scores of every candidate; or the name of a task that the harness does not know, or that has no figure of ours."""
-    reporter, manager = Reporter(quiet=job["quiet"]), TaskManager()
+    reporter, manager = Relay(1), TaskManager()
     names = [task["name"] for task in job["tasks"] if task["questions"] is None]
     if unknown := [name for name in names if name not in manager.all_tasks]:
         return {"unknown": unknown[0]}
@@ -56,7 +57,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         return {"unknown": f"{other[0]}, which has none of {', '.join(METRICS)}"}
     tasks = [*names, *(local_task(t["name"], t["questions"]) for t in job["tasks"] if t["questions"] is not None)]
     found: list[dict[str, dict[str, list[float]]]] = []
-    for candidate in reporter.track(job["candidates"], "tasks", len(job["candidates"])):
+    for candidate in reporter.track(job["candidates"], TASKS, len(job["candidates"])):
         say_at(job, candidate)
         model = wrapped(candidate, job["device"])
         results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)

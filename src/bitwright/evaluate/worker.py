@@ -22,7 +22,7 @@ from bitwright.evaluate.process import begin, say_at
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
-from bitwright.host.progress import Reporter
+from bitwright.host.progress import Relay, Reporter
 from bitwright.runtimes.registry import load
 
 WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
@@ -55,7 +55,7 @@ def _pieces(parts: Iterable[Tensor], sample: Sample) -> Iterator[tuple[Tensor, s
 
 def run(job: dict[str, Any]) -> Iterator[Divergence]:
     """Compare every candidate of ``job`` with its reference, which is loaded only where its kept file is not there yet."""
-    reporter = Reporter(quiet=job["quiet"])
+    reporter = Relay(len(job["candidates"]) + 1)
     texts, questions = (samples_in(load_file(job[name])) for name in ("samples_file", "prompts_file"))
     device, count = job["device"], job["greedy"]
     prompts = prompts_of([sample.ids for sample in texts if not sample.media] or [sample.ids for sample in texts])
@@ -67,16 +67,17 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
         if known is None:
             say_at(job, job["reference"])
             model = load(job["reference"], device, longest)
-            stream = reporter.track(model.logits(texts), "evaluate reference", len(texts))
+            stream = reporter.track(model.logits(texts), "16 bit", len(texts))
             found = [condense_text(parts, text) for parts, text in zip(stream, texts, strict=True)]
             save_reference(kept, found, model.greedy(prompts, count) if count else None)
             del model, stream, found
             known = load_reference(kept)
+    reporter.finished = 1
     references, wanted = known
     for candidate in job["candidates"]:
         say_at(job, candidate)
         model = load(candidate, device, longest)
-        stream = reporter.track(model.logits(texts), f"evaluate {candidate['label']}", len(texts))
+        stream = reporter.track(model.logits(texts), candidate["label"], len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))
         if wanted is not None:

@@ -15,6 +15,7 @@ from bitwright.data.samples import Batch
 from bitwright.errors import fail
 from bitwright.host.device import Precision
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import FORWARD, RECORD
 from bitwright.measure import store
 from bitwright.measure.overflow import largest_outputs
 from bitwright.measure.trace import Outputs, Trace
@@ -43,7 +44,7 @@ class Boundaries:
     def forward(self, blocks: Sequence[BlockId], compute: bool) -> None:
         """Record the calls of ``blocks``; with ``compute`` also keep the boundary behind each that is not there yet."""
         hidden: list[Tensor | None] | None = None
-        for block in self.reporter.track(blocks, "forward" if compute else "record", len(blocks)):
+        for block in self.reporter.track(blocks, FORWARD if compute else RECORD, len(blocks)):
             if block.index == 0:
                 hidden = self.record(block.stack)
             after = BlockId(block.stack, block.index + 1)

@@ -18,6 +18,7 @@ from bitwright.data.viewer import BACKEND
 from bitwright.formats.base import Packed
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import ROUND
 from bitwright.host.versions import versions
 from bitwright.measure import store
 from bitwright.measure.overflow import float16_notes
@@ -72,7 +73,10 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     sweep = Sweep(subject, folds, WorkDir(work_root, _key(subject, folds)), reporter)
     sweep.prepare()
     left = sweep.unfinished()
-    for block in reporter.track(left, "measure and round blocks", len(left)):
+    kept = len(sweep.units) - len(left)
+    if kept:
+        reporter.say(f"{kept} of {len(sweep.units)} blocks are measured already, and kept")
+    for block in reporter.track(left, ROUND, len(sweep.units), kept):
         found: list[Scored] = []
         means: dict[str, Tensor] = {}
         for job, mean_square in sweep.jobs(block):

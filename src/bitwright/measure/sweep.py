@@ -17,6 +17,7 @@ from bitwright.errors import fail
 from bitwright.host.device import Precision
 from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import LABELS
 from bitwright.measure import store
 from bitwright.measure.boundaries import Boundaries
 from bitwright.measure.collected import BlockMoments, Collected
@@ -128,7 +129,7 @@ class Sweep:
         places = {s: (b, i) for b, batch in enumerate(self.batches) for i, s in enumerate(batch.at)}
         seen: list[HeadState] = []
         samples = self.folds.all
-        for s in self.reporter.track(range(len(samples)), "sample labels", len(samples)):
+        for s in self.reporter.track(range(len(samples)), LABELS, len(samples)):
             b, i = places[s]
             generator = torch.Generator().manual_seed(self.method.seed * 1_000_003 + s)
             given = self.boundaries.at_work(hidden[b][i : i + 1])

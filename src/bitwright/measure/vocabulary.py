@@ -20,6 +20,7 @@ from bitwright.data.samples import Batch, Sample
 from bitwright.errors import fail
 from bitwright.formats.base import Format, Packed
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import ROUND
 from bitwright.measure import store
 from bitwright.measure.curvature import Errors, fisher_scores
 from bitwright.measure.moments import SecondMoment
@@ -113,7 +114,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     kept: list[list[Packed]] = [[] for _ in formats]
     rows = _rows_at_once((*stock, *formats), spec.n_cols, len(scoring.ids))
     starts = range(0, spec.n_rows, rows)
-    for start in reporter.track(starts, f"measure and round {spec.role}", len(starts)):
+    for start in reporter.track(starts, f"{ROUND} {spec.role}", len(starts)):
         part = value[start : start + rows].to(device)
         matrix = part.float()
         made = [r.calibrated(matrix, feedback, own) for r, own in by_rounder(formats, method.rounders)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +16,15 @@ from bitwright.data.probe import Probe
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Contender, Verdict, judge
+from bitwright.formats.base import Packed
 from bitwright.host.clock import Stage
 from bitwright.host.device import reference_dtype
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import CHECK, COMPARE, WRITE
 from bitwright.measure.measure import Measurement
-from bitwright.plan import Plan
+from bitwright.models.spec import Weight
+from bitwright.plan import Plan, Rounding
 from bitwright.report.report import Report
 from bitwright.report.seen import Seen
 
@@ -52,7 +56,7 @@ class Proof:
         for path in rivals:
             path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_outputs(list(rivals), bool(self.measured.subject.container.suffix)) as places:
-            write(self.measured, {place: plan, **dict(zip(places, rivals.values(), strict=True))})
+            write(self.measured, {place: plan, **dict(zip(places, rivals.values(), strict=True))}, self.reporter)
 
     def missing(self) -> dict[Path, Plan]:
         """Rivals that have to be written."""
@@ -69,7 +73,7 @@ class Proof:
         rivals = [self._contender(rival) for rival in self.rivals]
         contenders, notes = [result, *rivals], tuple[str, ...]()
         try:
-            divergences = self._on(probe, [contender.candidate for contender in contenders])
+            divergences = self._on(probe, [contender.candidate for contender in contenders], COMPARE)
         except PartlyComparedError as error:
             kept, stock = sorted(error.divergences), self.measured.sensitivity.stock
             if not {RESULT, stock} <= {contenders[i].label for i in kept}:  # without these two there is no verdict
@@ -106,9 +110,8 @@ class Proof:
 
     def check(self, path: Path) -> Divergence:
         """The files at ``path`` on the predicting fold: the text that the prediction is about."""
-        return self._on(
-            Probe.of(self.measured.folds.predicting, self.measured.folds.kinds), [Candidate("predicting fold", str(path))]
-        )[0]
+        probe = Probe.of(self.measured.folds.predicting, self.measured.folds.kinds)
+        return self._on(probe, [Candidate("predicting fold", str(path))], CHECK)[0]
 
     def report(
         self, plan: Plan, verdict: Verdict, check: Divergence, out: Path, stages: dict[str, Stage], command: tuple[str, ...]
@@ -149,7 +152,7 @@ class Proof:
     def _source(self) -> str:
         return str(self.measured.subject.source.checkpoint.directory)
 
-    def _on(self, probe: Probe, candidates: list[Candidate]) -> list[Divergence]:
+    def _on(self, probe: Probe, candidates: list[Candidate], stage: str) -> list[Divergence]:
         subject = self.measured.subject
         wide, trust = reference_dtype(subject.device), subject.settings.trust_remote_code
         return compare(
@@ -157,17 +160,26 @@ class Proof:
             candidates,
             probe,
             device=str(subject.device),
-            quiet=self.reporter.quiet,
+            reporter=self.reporter,
+            stage=stage,
             scratch=self.work_root,
             references=self.work_root / "references",
             fingerprint=subject.source.checkpoint.fingerprint,
         )
 
 
-def write(measured: Measurement, outputs: Mapping[Path, Plan]) -> None:
+def write(measured: Measurement, outputs: Mapping[Path, Plan], reporter: Reporter) -> None:
     """Write every plan of ``outputs`` at its place and hold the files to the bytes that were planned."""
     subject = measured.subject
-    written = subject.container.write(outputs, subject.source, measured.packed_of)
+    total = len(outputs) * len(subject.source.spec.weights)
+    with reporter.stage(WRITE, total) as advance:
+        count = itertools.count(1)
+
+        def packed_of(weight: Weight, format: str, rounding: Rounding) -> Packed:
+            advance(next(count), total)
+            return measured.packed_of(weight, format, rounding)
+
+        written = subject.container.write(outputs, subject.source, packed_of)
     for path, plan in outputs.items():
         if written[path] != plan.nbytes:
             raise AssertionError(f"the plan counts {plan.nbytes} bytes, the files hold {written[path]}")
