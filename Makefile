@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check fuzz clean
+.PHONY: demo test check fuzz site clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed check
 	$(BIN)/python -m pytest
+
+site: $(VENV)/installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz --seconds 600

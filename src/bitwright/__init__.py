@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.errors import BitwrightError, Finding
-    from bitwright.pipeline import evaluate, measure, quantize, report
+    from bitwright.forecast.forecast import Forecast
+    from bitwright.pipeline import evaluate, forecast, measure, quantize, report
     from bitwright.plan import Plan
     from bitwright.push.push import push
     from bitwright.report.report import Report
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 _HOME = {
     "BitwrightError": "bitwright.errors",
     "Finding": "bitwright.errors",
+    "Forecast": "bitwright.forecast.forecast",
     "Plan": "bitwright.plan",
     "Report": "bitwright.report.report",
     "Sensitivity": "bitwright.sensitivity",
     "Settings": "bitwright.settings",
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
+    "forecast": "bitwright.pipeline",
     "measure": "bitwright.pipeline",
     "push": "bitwright.push.push",
     "quantize": "bitwright.pipeline",
@@ -38,12 +41,14 @@ _HOME = {
 __all__ = [
     "BitwrightError",
     "Finding",
+    "Forecast",
     "Plan",
     "Report",
     "Sensitivity",
     "Settings",
     "allocate",
     "evaluate",
+    "forecast",
     "measure",
     "push",
     "quantize",

@@ -35,6 +35,8 @@ from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.tasks import score
 from bitwright.evaluate.verdict import Entry, PartlyEvaluatedError
+from bitwright.forecast.forecast import Forecast, forecast_of, measuring_seconds
+from bitwright.forecast.speed import Speed
 from bitwright.host.clock import Clock
 from bitwright.host.device import device_of, reference_dtype
 from bitwright.host.places import cache_dir, without_place
@@ -97,6 +99,9 @@ def quantize(
         require_space(out, blank.nbytes, "OUT")
         for note in subject.notes:
             reporter.say(f"note: {note}")
+        reporter.kept = work_root
+        if not reporter.quiet:
+            reporter.plan(forecast_of(subject, Speed.of(subject), blank).seconds, seconds=True)
         measured = measure_subject(subject, work_root, reporter)
         clock.lap("measure")
         chosen = choose(measured.sensitivity, frontier=True)
@@ -123,6 +128,39 @@ def quantize(
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return report
+
+
+def forecast(
+    source: str | Path,
+    out: str | Path,
+    budget: str = "+10%",
+    *,
+    max_damage: float | None = None,
+    pins: tuple[str, ...] = (),
+    workdir: str | Path | None = None,
+    settings: Settings | None = None,
+) -> Forecast:
+    """What ``quantize`` with these arguments would take on this machine: time by stage, memory, disk, the size of the result.
+
+    Two small trials tell how fast the machine is. Where ``workdir`` holds a finished measurement, the predicted damage is told
+    too. Nothing is written. Raises BitwrightError as ``quantize`` would before it begins.
+    """
+    settings, out = settings or Settings(), Path(out)
+    require_suffix(out, container_of(settings.container))
+    subject = Subject.open(source, settings, to_write=True)
+    _preflight(subject)
+    table = Path(workdir) / "sensitivity.json" if workdir else None
+    known = Sensitivity.load(table) if table and table.exists() else None
+    plan = allocate(
+        known or subject.blank_table(),
+        budget,
+        max_damage=max_damage,
+        pins=pins,
+        frontier=False,
+        fused_groups=settings.fused_groups,
+    )
+    found = forecast_of(subject, Speed.of(subject), plan)
+    return replace(found, damage_nats=plan.check_nats) if known else found
 
 
 def _preflight(subject: Subject) -> None:
@@ -155,6 +193,14 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
     """
     root = Path(workdir)
     output = Path(output) if output else root / "report.html"
+    if (root / PROOF).exists() and not (root / "sensitivity.json").exists():
+        raise fail(
+            "report/result",
+            root,
+            saw="a finished checkpoint, which has its page already",
+            wanted="the work directory of a run, which holds sensitivity.json and report.json",
+            help=f"open {beside(root, 'report.html')}; to draw it anew: bitwright quantize SOURCE OUT --workdir DIR",
+        )
     found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
     require_text_place(output)
     if found.plan.provenance != sensitivity.provenance:
@@ -192,6 +238,9 @@ def measure(
         subject = Subject.open(source, settings or Settings())
         for note in subject.notes:
             reporter.say(f"note: {note}")
+        reporter.kept = root
+        if not reporter.quiet:
+            reporter.plan(measuring_seconds(subject, Speed.of(subject)), seconds=True)
         measured = measure_subject(subject, root, reporter)
         if imatrix_output:
             measured.write_imatrix(Path(imatrix_output))

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.checkpoint.headers import TensorRef, read_headers, require_plain
 from bitwright.checkpoint.limits import require_limits
-from bitwright.errors import fail
+from bitwright.errors import BitwrightError, fail
 from bitwright.host.texts import UnreadableError, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ADAPTER = "adapter_config.json"  # of PEFT
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Checkpoint:
     def of_directory(cls, directory: Path, source: str | None = None) -> Checkpoint:
         """Read config and headers. Raises BitwrightError when they are missing, broken or already quantized."""
         path = directory / "config.json"
+        if not path.exists() and (directory / ADAPTER).exists():
+            raise _is_adapter(directory)
         try:
             config = read_object(path)
         except UnreadableError as error:
@@ -68,3 +73,19 @@ class Checkpoint:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+
+def _is_adapter(directory: Path) -> BitwrightError:
+    """The error for a LoRA adapter that was named where a model is wanted."""
+    try:
+        base = str(read_object(directory / ADAPTER).get("base_model_name_or_path") or "BASE")[:200]
+    except UnreadableError:
+        base = "BASE"
+    return fail(
+        "checkpoint/adapter",
+        directory,
+        saw="a LoRA adapter, which is only the change of a model",
+        wanted=f"a whole model: the adapter merged into {base}",
+        help=f"in Python: peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "
+        f"{str(directory)!r}).merge_and_unload().save_pretrained('MERGED')",
+    )

@@ -19,6 +19,7 @@ from bitwright.settings import Effort
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LEAST_NBYTES = 10**6  # of a size without a unit; nobody has so little memory
 INTERNAL = 70  # exit code of a mistake of ours: EX_SOFTWARE of sysexits.h
 
 Calibration = Annotated[
@@ -51,6 +52,7 @@ FusedGroups = Annotated[
 Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix: its scales replace those of the text.")]
 Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what libraries and worker processes print.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and no progress.")]
 
 
@@ -69,7 +71,7 @@ def guarded(run: Callable[P, R]) -> Callable[P, R]:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            print("\nstopped; what is finished is kept, and the same command goes on from it", file=sys.stderr)
+            print(f"\n{_stopped()}", file=sys.stderr)
             raise typer.Exit(130) from None
         except SystemExit:
             raise
@@ -92,6 +94,16 @@ def _said_by_the_system(run: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
             wanted="files and folders that the system lets us use",
             help="check the name and its permissions, or name another",
         ) from error
+
+
+def _stopped() -> str:
+    """What to say after Ctrl-C: how far it was, how to go on, how to throw away what is kept."""
+    progress = sys.modules.get("bitwright.host.progress")
+    reporter = progress.Reporter.current if progress else None
+    where = f" at {reporter.where()}" if reporter and reporter.where() else ""
+    if not reporter or not reporter.kept:
+        return f"stopped{where}; nothing was written"
+    return f"stopped{where}. The same command goes on from there; to discard what is finished: rm -r {reporter.kept}"
 
 
 def _unexpected(error: BaseException) -> Finding:
@@ -130,8 +142,17 @@ def size_nbytes(text: str) -> int | None:
     units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)b?", text.strip().lower())
     if not match or match[2] not in units:
-        raise fail("memory/syntax", text[:40], saw=repr(text[:40]), wanted="a size such as 8GB", help="8GB")
-    return int(float(match[1]) * units[match[2]])
+        raise fail("memory/syntax", text[:40], saw="not a size", wanted="a number and its unit, such as 8GB", help="8GB")
+    nbytes = int(float(match[1]) * units[match[2]])
+    if not match[2] and nbytes < LEAST_NBYTES:
+        raise fail(
+            "memory/unit",
+            text[:40],
+            saw=f"{nbytes} bytes: the unit is missing",
+            wanted="a number and its unit, such as 8GB, 500MB or 8GiB",
+            help=f"{match[1]}GB",
+        )
+    return nbytes
 
 
 def settings_of(**options: Any) -> Any:

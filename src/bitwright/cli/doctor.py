@@ -16,6 +16,7 @@ from bitwright.cli.common import guarded
 
 @guarded
 def run(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A model directory, a .gguf file, demo, or a hub id (of which texts and headers are fetched).")
     ] = "",
@@ -28,7 +29,10 @@ def run(
     from bitwright.checkpoint.hub import is_hub_id
     from bitwright.doctor.doctor import examine, examine_on_hub, exit_code, rules
 
-    if explain or not model:
+    if not model and not explain:
+        print(context.get_help())
+        raise typer.Exit(2)
+    if explain:
         print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
         return
     from bitwright.checkpoint.open import local_directory

@@ -52,7 +52,7 @@ def run(
     from bitwright.estimate.estimate import estimate
     from bitwright.estimate.families import parts
     from bitwright.estimate.sketch import sketch
-    from bitwright.estimate.source import Source, read_source
+    from bitwright.estimate.source import Source, read_source, require_same_model
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
     from bitwright.models.settings import text_config
     from bitwright.plan import Plan
@@ -83,7 +83,11 @@ def run(
     else:
         config = sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
         source = Source(config, parts(config))
-    plans = {str(path): Plan.load(path).nbytes for path in plan or ()}
+    plans = {}
+    for path in plan or ():
+        known = Plan.load(path)
+        require_same_model(known, source, path)
+        plans[str(path)] = known.nbytes
     found = estimate(
         source,
         memory=size_nbytes(memory),

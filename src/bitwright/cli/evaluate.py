@@ -28,6 +28,7 @@ def run(
     task_limit: Annotated[int | None, typer.Option(min=2, help="Questions of each task. Default: all.")] = None,
     device: common.Device = "auto",
     trust_remote_code: common.Trust = False,
+    verbose: common.Verbose = False,
     json_: common.Json = False,
 ) -> None:
     """Measure how far CANDIDATES are from REFERENCE: KL divergence, top-1 agreement, perplexity."""
@@ -50,7 +51,7 @@ def run(
             task_limit=task_limit,
             device=device,
             trust_remote_code=trust_remote_code,
-            reporter=Reporter(quiet=json_),
+            reporter=Reporter(quiet=json_, verbose=verbose),
         )
     except PartlyEvaluatedError as error:
         entries, failures = error.entries, error.failures

@@ -30,6 +30,7 @@ def run(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     trust_remote_code: common.Trust = False,
+    verbose: common.Verbose = False,
     json_: common.Json = False,
 ) -> None:
     """Measure what every weight of SOURCE loses in every format, in nats per token."""
@@ -50,7 +51,7 @@ def run(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    reporter = Reporter(quiet=json_)
+    reporter = Reporter(quiet=json_, verbose=verbose)
     sensitivity = measure(
         source, output, imatrix_output=imatrix_output or None, workdir=workdir or None, settings=settings, reporter=reporter
     )

@@ -95,6 +95,10 @@ class Container(ABC):
         ``sees``: whether it takes images."""
 
     @abstractmethod
+    def loading(self, path: str, sees: bool = False) -> tuple[str, ...]:
+        """Up to three lines that load the checkpoint at ``path``, for the end of a run."""
+
+    @abstractmethod
     def menu(self, weight: Weight) -> tuple[str, ...]:
         """Formats in which ``weight`` is measured unless the user asks for others."""
 

@@ -78,6 +78,14 @@ model = AutoModelForCausalLM.from_pretrained(path, device_map="auto")
 print(tokenizer.decode(model.generate(**ids.to(model.device), max_new_tokens=100)[0]))
 ```"""
 
+    def loading(self, path: str, sees: bool = False) -> tuple[str, ...]:
+        model, words = ("AutoModelForImageTextToText", "AutoProcessor") if sees else ("AutoModelForCausalLM", "AutoTokenizer")
+        return (
+            f"from transformers import {model}, {words}",
+            f"model = {model}.from_pretrained({path!r})",
+            f"{'processor' if sees else 'tokenizer'} = {words}.from_pretrained({path!r})",
+        )
+
     def nbytes(self, weight: Weight, format: Format, source: Source) -> int:
         if format is SIXTEEN_BIT:
             return 2 * weight.n_rows * weight.n_cols

@@ -21,7 +21,9 @@ from bitwright.estimate.parts import Part
 from bitwright.host.places import cache_dir
 from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.settings import Config, text_config
+from bitwright.plan import Plan
 
+TOWERS = ("visual", "vision_tower", "vision_model")  # in names of weights that are no blocks of the text
 FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
 
 
@@ -57,6 +59,24 @@ def read_source(model: str) -> Source:
     held = path.is_dir() and any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
     config = _json(path / "config.json" if path.is_dir() else path, model)
     return _of_headers(config, read_headers(path) if held else None)
+
+
+def require_same_model(plan: Plan, source: Source, path: Path) -> None:
+    """Raise BitwrightError where ``plan``, read from ``path``, is of a model with another number of blocks, or of one that has
+    more bytes than this one could take."""
+    text, most = text_config(source.config), 4 * sum(part.n_parameters for part in source.parts)
+    wanted = next((text[name] for name in ("num_hidden_layers", "n_layer") if name in text), None)
+    names = [choice.weight.split(".") for choice in plan.choices if not set(choice.weight.split(".")) & set(TOWERS)]
+    found = len({next(part for part in name if part.isdigit()) for name in names if any(map(str.isdigit, name))})
+    if plan.nbytes <= most and (wanted is None or found in (0, wanted)):
+        return
+    raise fail(
+        "estimate/plan",
+        path,
+        saw=f"a plan for {plan.source}: {found} blocks, {plan.nbytes / 1e9:.2f} GB",
+        wanted=f"a plan for this model: {wanted or 'as many'} blocks, at most {most / 1e9:.2f} GB",
+        help="bitwright allocate sensitivity.json -o plan.json, with the table of this model",
+    )
 
 
 def _of_headers(config: Config, refs: dict[str, TensorRef] | None) -> Source:

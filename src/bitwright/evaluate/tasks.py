@@ -18,6 +18,8 @@ from bitwright.host.progress import QUIET, Reporter
 from bitwright.host.schedule import TASKS
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
+OTHER_FILES = (".json", ".csv", ".txt", ".parquet", ".yaml")
+
 
 def score(
     candidates: list[Candidate],
@@ -40,6 +42,8 @@ def score(
         raise fail(
             "tasks/names", "--tasks", saw=", ".join(names), wanted="tasks and files of different names", help="rename a file"
         )
+    for name in names:
+        _require_questions(name)
     of_pictures = [name for name in names if has_pictures(name)]
     pictures = [PictureTask.read(Path(name), viewer, limit) for name in of_pictures]
     texts = [name for name in names if name not in of_pictures]
@@ -48,6 +52,24 @@ def score(
         return []
     seen = score_pictures(candidates, pictures, device=device, reporter=reporter)
     return [text + own for text, own in zip(scores, seen, strict=True)]
+
+
+def _require_questions(name: str) -> None:
+    """Raise BitwrightError for a file that is not there, or of a kind that holds no questions."""
+    path = Path(name)
+    if path.suffix == ".jsonl" and not path.is_file():
+        saw = "a directory" if path.is_dir() else "no such file"
+    elif path.suffix != ".jsonl" and (path.exists() or path.suffix in OTHER_FILES):
+        saw = "not a .jsonl file"
+    else:
+        return
+    raise fail(
+        "tasks/file",
+        name,
+        saw=saw,
+        wanted="a .jsonl file with one question a line, or the name of a task of lm-evaluation-harness",
+        help='a line such as {"question": "Is fire hot?", "choices": ["yes", "no"], "answer": 0}',
+    )
 
 
 def _of_texts(

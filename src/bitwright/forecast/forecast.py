@@ -12,18 +12,21 @@ from bitwright.measure.memory import LIBRARIES_BYTES, peak
 from bitwright.measure.scores import SHORT, UNSEEN
 from bitwright.measure.subject import Subject
 from bitwright.models.spec import Kind, Role, Weight
+from bitwright.plan import Plan
 
 # Seconds over those that bare products at full speed would take, fitted to runs of the demo model and checked on random llamas
 # of other sizes (docs/LOG.md, 2026-11-26, forecasts).
-WRITING, RUNNING, DRAWING, BACKWARD, SUMMING, FACTORING, COMPARING = 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0
+WRITING, RUNNING, DRAWING, BACKWARD, COMPARING = 2.4, 1.7, 2.4, 1.7, 2.1
+HEAP = 1.2  # resident memory over what is used, unless --max-memory keeps freed memory from staying
 START_SECONDS = 8.0  # of a process that loads the libraries
 DISK_NBYTES = 300e6  # a second, decoded and packed on the way
+RIVALS = 5  # that a result is compared with; two of them are ablations
 ANSWER_TOKENS = 24  # that a model answers about a picture
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """``seconds`` by stage in order. ``peak_nbytes`` of the process, ``disk_nbytes`` while it runs, ``nbytes`` of the result."""
+    """``seconds`` by stage; ``peak_nbytes`` of the process, ``disk_nbytes`` while it runs, ``nbytes`` of the result."""
 
     seconds: dict[str, float]
     peak_nbytes: int
@@ -36,22 +39,28 @@ class Forecast:
         return sum(self.seconds.values())
 
 
-def forecast_of(subject: Subject, speed: Speed, nbytes: int, n_rivals: int) -> Forecast:
-    """What quantizing ``subject`` to ``nbytes`` and comparing it with ``n_rivals`` others takes at ``speed``."""
-    calibration, _ = calibration_of(subject.settings, subject.skeleton)
+def forecast_of(subject: Subject, speed: Speed, plan: Plan) -> Forecast:
+    """What quantizing ``subject`` to something of the size of ``plan``, and the proof, take at ``speed``."""
+    nbytes, n_rivals = plan.nbytes, RIVALS if subject.settings.compare else RIVALS - 2
     spec, settings = subject.source.spec, subject.settings
     patches = subject.viewer.patches() if subject.viewer else 0
     weights = nbytes_of_16bit(subject)
+    costs = _Costs(subject, speed)
     held = peak(spec, subject.method, settings, subject.precision, patches).nbytes
-    resident = int(RESIDENT_SHARE * weights) if SELF in calibration or calibration in ("mixed", "") else 0
+    resident = int(RESIDENT_SHARE * weights / 2 * subject.precision.work.itemsize) if costs.own or costs.pictures else 0
     codes = sum(subject.container.nbytes(w, f, subject.source) for w in spec.weights for f in subject.method.formats[w.name])
     states = sum((stack.n_blocks + 2) * stack.width for stack in spec.stacks) * settings.sequences * settings.length
     return Forecast(
-        _Costs(subject, speed, calibration, patches).seconds(nbytes, n_rivals),
-        LIBRARIES_BYTES + max(held, resident),
+        costs.measuring() | costs.proving(nbytes, n_rivals),
+        int(LIBRARIES_BYTES + (1.0 if settings.max_memory else HEAP) * max(held, resident)),
         codes + states * subject.precision.kept.itemsize + nbytes * 3,
         nbytes,
     )
+
+
+def measuring_seconds(subject: Subject, speed: Speed) -> dict[str, float]:
+    """Seconds of each stage of a measurement."""
+    return _Costs(subject, speed).measuring()
 
 
 def nbytes_of_16bit(subject: Subject) -> int:
@@ -63,8 +72,10 @@ def nbytes_of_16bit(subject: Subject) -> int:
 class _Costs:
     """Arithmetic of each stage, over the machine's speed."""
 
-    def __init__(self, subject: Subject, speed: Speed, calibration: str, patches: int) -> None:
+    def __init__(self, subject: Subject, speed: Speed) -> None:
         self.subject, self.speed = subject, speed
+        calibration, _ = calibration_of(subject.settings, subject.skeleton)
+        patches = subject.viewer.patches() if subject.viewer else 0
         spec, settings = subject.source.spec, subject.settings
         counts = counts_of(calibration, settings.sequences, seeing=subject.viewer is not None)
         pictures = counts.get(PICTURES, 0)
@@ -74,32 +85,42 @@ class _Costs:
         linear = [w for w in spec.weights if w.kind == Kind.LINEAR]
         self.blocks = [w for w in linear if w.at.stack in self.rows]
         self.head = spec.text.width * self._vocabulary()
-        self.body = sum(w.n_rows * w.n_cols for w in self.blocks if w.at.stack == spec.text.name)
+        body = sum(w.n_rows * w.n_cols for w in self.blocks if w.at.stack == spec.text.name)
+        self.whole = 2 * (body + self.head)  # operations for one token
 
     def _vocabulary(self) -> int:
         spec = self.subject.source.spec
         kept = [k.shape[0] for k in spec.kept if k.role in (Role.EMBEDDING, Role.HEAD) and len(k.shape) == 2]
         return max([*kept, *(w.n_rows for w in spec.vocabulary)], default=0)
 
-    def seconds(self, nbytes: int, n_rivals: int) -> dict[str, float]:
-        settings, products = self.subject.settings, self.speed.products
-        tokens = settings.sequences * settings.length
+    def measuring(self) -> dict[str, float]:
+        """Seconds of each stage up to the table of damages."""
+        tokens, products = self.rows[self.subject.source.spec.text.name], self.speed.products
         through = sum(2 * self.rows[w.at.stack] * w.n_rows * w.n_cols for w in self.blocks)
-        whole = 2 * (self.body + self.head)
-        held = settings.held_out_sequences * settings.held_out_length
-        load = nbytes_of_16bit(self.subject) / DISK_NBYTES
         stages = {
-            WRITE_TEXT: WRITING * self.own * whole / products if self.own else 0.0,
-            ANSWER: WRITING * self.pictures * ANSWER_TOKENS * whole / products,
+            WRITE_TEXT: WRITING * self.own * self.whole / products,
+            ANSWER: WRITING * self.pictures * ANSWER_TOKENS * self.whole / products,
             FORWARD: RUNNING * through / products,
             LABELS: DRAWING * tokens * 4 * self.head / products,
             ROUND: sum(map(self._of_weight, self.blocks)) + BACKWARD * 2 * through / products,
             **{f"{ROUND} {w.role}": self._of_weight(w) for w in self.subject.source.spec.vocabulary},
-            WRITE: (n_rivals + 1) * nbytes / DISK_NBYTES,
-            COMPARE: START_SECONDS + (n_rivals + 2) * (load + COMPARING * held * whole / products),
-            CHECK: START_SECONDS + 2 * (load + COMPARING * tokens * SHARES[1] * whole / products),
         }
         return {stage: seconds for stage, seconds in stages.items() if seconds > 0}
+
+    def proving(self, nbytes: int, n_rivals: int) -> dict[str, float]:
+        """Seconds of writing and comparing."""
+        settings = self.subject.settings
+        held = settings.held_out_sequences * settings.held_out_length
+        predicting = SHARES[1] * settings.sequences * settings.length
+        load = nbytes_of_16bit(self.subject) / DISK_NBYTES
+        return {
+            WRITE: (n_rivals + 1) * nbytes / DISK_NBYTES,
+            COMPARE: START_SECONDS + (n_rivals + 2) * (load + self._compared(held)),
+            CHECK: START_SECONDS + 2 * (load + self._compared(predicting)),
+        }
+
+    def _compared(self, tokens: float) -> float:
+        return COMPARING * tokens * self.whole / self.speed.products
 
     def _of_weight(self, w: Weight) -> float:
         """Second moments, their factors, the scores of all formats, and rounding."""
@@ -112,5 +133,4 @@ class _Costs:
         scores = 2 * scored * n * k + 2 * self.subject.settings.sequences * sum(SHARES) * formats * n * k
         outputs = 2 * UNSEEN * (formats + 1) * n * k
         factors = (6 + 2 * short) * k**3
-        work = SUMMING * (moments + scores + outputs) + FACTORING * factors
-        return work / self.speed.products + (1 + short) * n * k * self.speed.rounding
+        return (moments + scores + outputs + factors) / self.speed.products + (1 + short) * n * k * self.speed.rounding

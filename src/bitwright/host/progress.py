@@ -36,8 +36,10 @@ class Reporter:
         self.quiet, self.verbose = quiet, verbose
         self.schedule = Schedule()
         self.kept: Path | None = None  # where finished pieces stay when the run is stopped
+        self.stopped_at = 0.0  # how much of the last stage was done when it ended
         self._clock, self._active, self._said = clock, False, float("-inf")
-        Reporter.current = self
+        if not quiet:
+            Reporter.current = self
 
     def plan(self, costs: Mapping[str, float], seconds: bool = False) -> None:
         """The stages to come, with what each costs: in seconds, or relative to each other."""
@@ -67,8 +69,9 @@ class Reporter:
                     show(at, of)
 
                 yield advance
-            self.schedule.finish(self._clock())
         finally:
+            self.stopped_at = self.schedule.fraction
+            self.schedule.finish(self._clock())
             self._active = False
 
     @contextmanager
@@ -111,7 +114,7 @@ class Reporter:
         """How far the run is, for a person who stopped it; empty before its first stage."""
         if not self.schedule.stage:
             return ""
-        return f"{self._words(0, 0)}, {100 * self.schedule.fraction:.0f} % of it done"
+        return f"{self._words(0, 0)}, {100 * self.stopped_at:.0f} % of it done"
 
     def say(self, text: str) -> None:
         self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)

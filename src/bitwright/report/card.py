@@ -15,7 +15,7 @@ from bitwright.containers.registry import container_of
 from bitwright.doctor.model import Model
 from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
-from bitwright.report.report import Report, sentences
+from bitwright.report.report import Report, sees, sentences
 from bitwright.report.seen import shown_as
 
 DEMOS = ("demo", "demo-vision")
@@ -40,7 +40,7 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
         known["base_model"] = source
     found, held_out = report.result.divergence, report.provenance["held_out"]
     name = Path(report.out).name
-    task = "image-text-to-text" if _sees(report) else "text-generation"
+    task = "image-text-to-text" if sees(report) else "text-generation"
     text: dict[str, Any] = {"task_type": task, "dataset_type": "text", "dataset_name": Path(held_out["source"]).name}
     figures = [
         ("kl_divergence", "KL divergence from the 16-bit model, nats per token", found.kl),
@@ -89,10 +89,6 @@ def _is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
-def _sees(report: Report) -> bool:
-    return any(part["group"].startswith("vision") for part in report.coverage)
-
-
 def _is_chat(directory: Path) -> bool:
     return Model(directory).template is not None
 
@@ -113,7 +109,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 {_seen(report)}
 ## Use
 
-{container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat, _sees(report))}
+{container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat, sees(report))}
 
 ## What is in it
 

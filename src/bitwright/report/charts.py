@@ -7,11 +7,14 @@ screen readers, and the page shows it where the pointer is.
 from __future__ import annotations
 
 from collections import Counter
-from math import ceil, floor, inf, log10
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, exp, floor, inf, log, log10
 from typing import Any
 
 from bitwright.allocate.allocate import uniform
 from bitwright.plan import NOISE_FLOOR, Choice, Rounding
+from bitwright.report.labels import Named, place
 from bitwright.report.report import Report
 from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
@@ -22,6 +25,7 @@ MORE, LESS, USUAL = "more bits", "fewer bits", "usual format"
 DIVERGENCE = "KL divergence, nats per token"
 WIDER, MARGIN = 1.25, 1.3  # how far the axes go beyond what was measured
 FEWEST_TICKS = 3
+HALO = {"color": "var(--panel)", "stroke": "var(--panel)", "strokeWidth": 5, "strokeJoin": "round"}  # behind a label
 INK, MUTED, ACCENT, SECOND = "var(--ink)", "var(--muted)", "var(--accent)", "var(--second)"
 
 
@@ -62,8 +66,14 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
         for e in entries
         if e.label == NOISE_FLOOR
     ]
-    nats = [point["nats"] for point in (*line, *single, *measured, *noise)] + [point["low"] for point in measured]
-    x, y = _linear("mb", "megabytes"), _log("nats", DIVERGENCE, nats)
+    nats = [point["nats"] for point in (*line, *single, *measured, *noise)]
+    nats += [point[end] for point in measured for end in ("low", "high")]
+    sizes = [point["mb"] for point in (*line, *single, *measured)]
+    low, high = min(sizes, default=0.0), max(sizes, default=1.0)
+    beside = 0.04 * (high - low) or 1.0
+    x, y = _linear("mb", "megabytes", (low - beside, high + beside)), _log("nats", DIVERGENCE, nats)
+    across = _Axis("mb", tuple(x["scale"]["domain"]), WIDTH)
+    _put_names(measured, across, _Axis("nats", tuple(y["scale"]["domain"]), HEIGHT, log=True, upward=True), single)
     label = {"field": "text", "type": "nominal"}
     colour = {"condition": {"test": "datum.kind == 'result'", "value": ACCENT}, "value": INK}
     layers: list[Spec] = [
@@ -84,9 +94,17 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
         },
         {
             "data": {"values": measured},
-            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "mark": {"type": "rule", "strokeWidth": 2},
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
         },
+        *[
+            {
+                "data": {"values": measured},
+                "mark": {"type": "tick", "orient": "horizontal", "size": 11, "thickness": 2},
+                "encoding": {"x": x, "y": {**y, "field": end}, "color": colour},
+            }
+            for end in ("low", "high")
+        ],
         {
             "data": {"values": measured},
             "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
@@ -94,14 +112,48 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
         },
         *[
             {
-                "data": {"values": measured[start::2]},
-                "mark": {"type": "text", "align": "left", "dx": 8, "dy": dy, "fontSize": 12, "limit": 190},
-                "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}},
+                "data": {"values": measured},
+                "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 12} | halo,
+                "encoding": {"x": {**x, "field": "name_x"}, "y": {**y, "field": "name_y"}, "text": {"field": "name"}}
+                | ({} if halo else {"color": colour}),
             }
-            for start, dy in ((0, -9), (1, 10))
+            for halo in (HALO, {})
         ],
     ]
     return _framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """How values of a field lie along ``pixels``; ``upward`` where they count from the bottom."""
+
+    field: str
+    domain: tuple[float, float]
+    pixels: float
+    log: bool = False
+    upward: bool = False
+
+    def at(self, value: float) -> float:
+        low, high, value = (log(v) if self.log else v for v in (*self.domain, value))
+        share = (value - low) / (high - low)
+        return self.pixels * (1 - share if self.upward else share)
+
+    def value(self, at: float) -> float:
+        low, high = (log(v) if self.log else v for v in self.domain)
+        share = 1 - at / self.pixels if self.upward else at / self.pixels
+        found = low + share * (high - low)
+        return exp(found) if self.log else found
+
+
+def _put_names(points: list[Spec], x: _Axis, y: _Axis, others: Sequence[Spec] = ()) -> None:
+    """Give each of ``points`` the place of its name, ``name_x`` and ``name_y``, in the units of the axes."""
+    named = []
+    for p in points:
+        top, bottom = (y.at(p[end] if end in p else p[y.field]) for end in ("high", "low"))
+        named.append(Named(x.at(p[x.field]), y.at(p[y.field]), top, bottom, p["name"]))
+    beside = [(x.at(point[x.field]), y.at(point[y.field])) for point in others]
+    for point, (left, middle) in zip(points, place(named, x.pixels, y.pixels, beside), strict=True):
+        point["name_x"], point["name_y"] = x.value(left), y.value(middle)
 
 
 def weight_errors(report: Report, sensitivity: Sensitivity) -> Spec:
@@ -121,7 +173,7 @@ def damages(report: Report, sensitivity: Sensitivity) -> Spec:
 
 def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
     """Which format each weight got: roles by blocks."""
-    bits, names = _bits_of(sensitivity), _roles(sensitivity)
+    bits, names = _bits_of(sensitivity), roles_of(sensitivity)
     order = sorted({choice.format for choice in report.plan.choices}, key=lambda name: (bits[name], name))
     cells = [
         {
@@ -183,15 +235,15 @@ def predictions(report: Report) -> Spec:
         points.append({"predicted": report.plan.check_nats, "measured": measured, "name": name, "text": text, "label": words})
     points = [point for point in points if _shows(point["predicted"], point["measured"])]
     values = [float(point[key]) for point in points for key in ("predicted", "measured")]
-    low, high = _around(values)
-    for point in points:  # its name stands where there is room
-        point["side"] = "left" if point["predicted"] ** 2 < low * high else "right"
+    low, high = span = _around(values)
+    side = 360
+    _put_names(points, _Axis("predicted", span, side, log=True), _Axis("measured", span, side, log=True, upward=True))
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
     return _framed(
         {
-            "width": 360,
-            "height": 360,
+            "width": side,
+            "height": side,
             "layer": [
                 {
                     "data": {"values": [{"predicted": low, "measured": low}, {"predicted": high, "measured": high}]},
@@ -205,11 +257,16 @@ def predictions(report: Report) -> Spec:
                 },
                 *[
                     {
-                        "data": {"values": [point for point in points if point["side"] == side]},
-                        "mark": {"type": "text", "align": side, "dx": dx, "dy": dy, "fontSize": 12},
-                        "encoding": {"x": x, "y": y, "color": colour, "text": {"field": "name"}},
+                        "data": {"values": points},
+                        "mark": {"type": "text", "align": "left", "baseline": "middle", "fontSize": 12} | halo,
+                        "encoding": {
+                            "x": {**x, "field": "name_x"},
+                            "y": {**y, "field": "name_y"},
+                            "text": {"field": "name"},
+                            **({} if halo else {"color": colour}),
+                        },
                     }
-                    for side, dx, dy in (("left", 9, 0), ("right", -9, 0))
+                    for halo in (HALO, {})
                 ],
             ],
         }
@@ -219,10 +276,10 @@ def predictions(report: Report) -> Spec:
 def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) -> Spec:
     """Small multiples: one panel a role, blocks along, the figure up, in the plan's usual format."""
     usual, bits = report.plan.default_format, _bits_of(sensitivity)
-    names = _roles(sensitivity)
+    names = roles_of(sensitivity)
     points: list[Spec] = []
     for weight, choice in _pairs(report, sensitivity):
-        row = _usual_row(weight, usual)
+        row = usual_row(weight, usual)
         value = getattr(row, figure) if row else 0
         if row and _shows(value):
             kept = _compared(choice, row, bits)
@@ -277,7 +334,7 @@ def _pairs(report: Report, sensitivity: Sensitivity) -> list[tuple[WeightRows, C
     return [(weight, choices[weight.name]) for weight in sensitivity.weights]
 
 
-def _usual_row(weight: WeightRows, usual: str) -> Row | None:
+def usual_row(weight: WeightRows, usual: str) -> Row | None:
     """The plan's usual format, or where it cannot store this weight the smallest calibrated one."""
     rows = [row for row in weight.rows if row.rounding == Rounding.CALIBRATED]
     return next((row for row in rows if row.format == usual), min(rows, key=lambda row: row.nbytes, default=None))
@@ -304,7 +361,7 @@ def _between(share: float) -> str:
     return f"color-mix(in oklab, var(--{high}) {100 * part:.0f}%, var(--{low}))"
 
 
-def _roles(sensitivity: Sensitivity) -> dict[str, str]:
+def roles_of(sensitivity: Sensitivity) -> dict[str, str]:
     """Weight -> role; where two weights of a block share one, with the module before it (GPT-2's attn.c_proj, mlp.c_proj)."""
     counts = Counter((weight.block, weight.role) for weight in sensitivity.weights)
     shared = {role for (_, role), count in counts.items() if count > 1}
@@ -315,8 +372,8 @@ def _roles(sensitivity: Sensitivity) -> dict[str, str]:
     return names
 
 
-def _linear(field: str, title: str) -> Spec:
-    scale = {"zero": False, "nice": False, "padding": 24}
+def _linear(field: str, title: str, domain: tuple[float, float]) -> Spec:
+    scale = {"zero": False, "nice": False, "domain": list(domain)}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": {"tickCount": 8}}
 
 
@@ -361,7 +418,12 @@ def _framed(spec: Spec) -> Spec:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "background": None,
-        "padding": 4,
+        "padding": {
+            "left": 16,
+            "right": 6,
+            "top": 4,
+            "bottom": 4,
+        },  # a browser's letters may be wider than those it was drawn with
         **spec,
         "config": {
             "font": "system-ui, sans-serif",

@@ -118,26 +118,29 @@ class Report:
             ) from error
 
 
+def sees(report: Report) -> bool:
+    """Whether the model takes images."""
+    return any(str(part["group"]).startswith("vision") for part in report.coverage)
+
+
 def sentences(report: Report) -> tuple[str, str, str]:
     """What was gained for what, what was done, and how far to trust it."""
     result, stock, plan = report.result, report.verdict.entry(report.verdict.stock), report.plan
     change = 100 * (result.nbytes / stock.nbytes - 1)
-    size = f"{result.nbytes / 1e6:.1f} MB, {abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label} and "
-    share = f"{100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model"
+    same = f"Its most likely next token is that of the 16-bit model in {100 * result.divergence.top1:.0f} of 100 places; with "
+    same += f"{stock.label} in {100 * stock.divergence.top1:.0f}. "
+    size = f"It takes {result.nbytes / 1e6:.1f} MB: {100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model, "
+    size += f"{abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label}. "
     figures = f"({result.divergence.kl:.4f} against {stock.divergence.kl:.4f} nats per token)"
-    gained = f"{size}{share}; its divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}."
+    gained = f"{same}{size}Its KL divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}."
     formats = Counter(choice.format for choice in plan.choices)
     shares = ", ".join(f"{n} in {f}" for f, n in formats.most_common())
-    done = (
-        f"Of {len(plan.choices)} weights {shares}; the choice is within {100 * plan.gap:.2f} % of the best possible, and one "
-    )
-    done += f"more megabyte would save {plan.price_nats_per_mb:.1g} nats."
-    trust = f"On calibration text that no choice saw, predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f}"
-    trust += f"{_by_kind(report)}; "
-    trust += (
-        f"on held-out text {result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}); "
-    )
-    trust += f"{report.verdict.gate}."
+    done = f"Of {len(plan.choices)} weights, {shares}. The choice is within {100 * plan.gap:.2f} % of the best possible. "
+    done += f"One more megabyte would save {plan.price_nats_per_mb:.1g} nats."
+    trust = f"Predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f} on calibration text that no choice saw"
+    trust += f"{_by_kind(report)}. Measured on held-out text: "
+    trust += f"{result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}). "
+    trust += f"{report.verdict.gate[:1].upper()}{report.verdict.gate[1:]}."
     return gained, done, trust
 
 

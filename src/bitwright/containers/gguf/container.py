@@ -82,6 +82,11 @@ ollama create {stem} -f {stem}.Modelfile && ollama run {stem}
 
 In LM Studio: `lms import {name}`."""
 
+    def loading(self, path: str, sees: bool = False) -> tuple[str, ...]:
+        stem, eyes = Path(path).with_suffix(""), f" --mmproj {llama_cpp.mmproj_of(Path(path))}" if sees else ""
+        lines = (f"llama-cli -m {path}{eyes}", f"llama-server -m {path}{eyes}")
+        return lines if sees else (*lines, f"ollama create {stem.name} -f {stem}.Modelfile && ollama run {stem.name}")
+
     def menu(self, weight: Weight) -> tuple[str, ...]:
         if weight.n_cols % 256 == 0:
             return WIDE

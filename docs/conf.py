@@ -1,0 +1,9 @@
+"""Settings of the documentation's pages: make site. Every link and every anchor is checked (-W)."""
+
+project = "Bitwright"
+extensions = ["myst_parser"]
+root_doc = "contents"
+html_theme = "furo"
+html_title = "Bitwright"
+html_show_copyright = False
+myst_heading_anchors = 3
