@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 DEMO_OUT ?= demo-out
 
-.PHONY: demo test check fuzz site clean
+.PHONY: demo test check fuzz site notebook clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,10 +19,14 @@ demo: $(VENV)/installed
 	$(BIN)/bitwright quantize demo $(DEMO_OUT) --overwrite
 
 test: $(VENV)/installed check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 site: $(VENV)/installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site
+
+notebook: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/jupyter execute --inplace examples/quantize.ipynb
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz --seconds 600
@@ -34,4 +38,4 @@ check: $(VENV)/installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) .$(DEMO_OUT).work
+	rm -rf $(VENV) $(DEMO_OUT) .$(DEMO_OUT).work site examples/notebook-out
