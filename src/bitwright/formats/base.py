@@ -85,3 +85,13 @@ class Packed:
     @classmethod
     def of(cls, codes: Codes) -> Packed:
         return cls(codes.format, codes.shape, codes.tensors())
+
+    def rows(self, start: int, stop: int, common: tuple[str, ...] = ()) -> Packed:
+        """The rows from ``start`` to ``stop`` of a matrix, as views. Both are multiples of ``rows_together``, or the end.
+        ``common``: tensors that are the same for any rows."""
+        n_rows = self.shape[0]
+        parts = {
+            name: tensor if name in common else tensor[len(tensor) * start // n_rows : len(tensor) * stop // n_rows]
+            for name, tensor in self.tensors.items()
+        }
+        return Packed(self.format, (stop - start, *self.shape[1:]), parts)

@@ -1,0 +1,100 @@
+"""bitwright finetune MODEL DATA OUT"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded, print_plain, wide_console
+
+
+@guarded
+def run(
+    model: Annotated[str, typer.Argument(help="A bitsandbytes checkpoint in 4 bits, or a 16-bit model, or demo.")],
+    data: Annotated[str, typer.Argument(help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")],
+    out: Annotated[Path, typer.Argument(help="The directory to create for the adapter.")] = Path("adapter"),
+    template: Annotated[str, typer.Option(help="The question, such as '{instruction}[[ Context: {context}]]'.")] = "",
+    answer: Annotated[str, typer.Option(help="The column with the answer, together with --template.")] = "",
+    sheet: Annotated[str, typer.Option(help="Of an .xlsx file with rows in several sheets.")] = "",
+    rows_together: Annotated[int, typer.Option(min=1, help="Rows that make one conversation.")] = 1,
+    targets: Annotated[str, typer.Option(help="Linears that are trained, by patterns separated by commas.")] = "*",
+    rank: Annotated[int, typer.Option(min=1, help="Of the change that is trained.")] = 16,
+    alpha: Annotated[float, typer.Option(min=0.0, help="The change is scaled by alpha / rank.")] = 16.0,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank) instead.")] = False,
+    length: Annotated[int, typer.Option(min=16, help="Tokens of a text at most.")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Texts of one pass.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Passes of one step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
+    epochs: Annotated[float, typer.Option(min=0.0, help="How often all texts are read.")] = 1.0,
+    max_steps: Annotated[int, typer.Option(min=0, help="Stop after so many steps. 0: by epochs.")] = 0,
+    held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the texts that are kept apart.")] = 0.05,
+    seed: common.Seed = 0,
+    workdir: common.Workdir = "",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    preview: Annotated[int, typer.Option(min=0, help="Only show so many texts, with what carries loss in colour.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter at OUT that Bitwright wrote.")] = False,
+    verbose: common.Verbose = False,
+    json_: common.Json = False,
+) -> None:
+    """Train a small addition (LoRA) to MODEL on DATA. The weights of MODEL stay as they are stored."""
+    from bitwright.finetune.finetune import Training, finetune
+    from bitwright.host.progress import Reporter
+
+    training = Training(
+        targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
+        rank=rank,
+        alpha=alpha,
+        rslora=rslora,
+        length=length,
+        batch=batch,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        max_steps=max_steps,
+        held_out=held_out,
+        template=template,
+        answer=answer,
+        sheet=sheet,
+        rows_together=rows_together,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    if preview:
+        _preview(model, data, training, preview)
+        return
+    reporter = Reporter(quiet=json_, verbose=verbose)
+    found = finetune(model, data, out, training=training, workdir=workdir or None, overwrite=overwrite, reporter=reporter)
+    if json_:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    console = wide_console()
+    print_plain(console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after")
+    print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
+    print_plain(console, "from peft import PeftModel")
+    print_plain(console, f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), {str(out)!r})")
+
+
+def _preview(model: str, data: str, training: object, count: int) -> None:
+    """Show what training would see."""
+    from bitwright.checkpoint.open import local_directory
+    from bitwright.data.tokenizer import tokenizer_of
+    from bitwright.finetune.finetune import Training, texts_of
+    from bitwright.finetune.preview import coloured, summary
+
+    assert isinstance(training, Training)
+    tokenizer = tokenizer_of(local_directory(model))
+    texts = texts_of(data, tokenizer, training)
+    console = wide_console()
+    print_plain(console, f"read as {texts.words}")
+    for line in summary(texts.learnt + texts.kept, training.length):
+        print_plain(console, line)
+    for example in sorted(texts.learnt + texts.kept, key=lambda example: example.row)[:count]:
+        print_plain(console, f"\n--- row {example.row}: {len(example.ids)} tokens, {example.n_labels} carry loss")
+        console.print(coloured(example, tokenizer), soft_wrap=True)

@@ -1,0 +1,188 @@
+"""Fine-tuning on one page: read, tokenize, check, adapt, train, hold against texts that were kept apart, write."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.checkpoint.open import local_directory
+from bitwright.checkpoint.output import PROOF, Output, owned, write_json
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.errors import fail
+from bitwright.finetune.conversations import conversations
+from bitwright.finetune.model import adapt, ends_of, load, require_quantized_or_plain
+from bitwright.finetune.preview import require_sound, summary
+from bitwright.finetune.tables import read_table
+from bitwright.finetune.tokens import Example, examples
+from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, write_adapter
+from bitwright.host.device import device_of, precision_of
+from bitwright.host.progress import Reporter
+
+TRAIN, HOLD = "train", "hold against kept texts"
+STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a fine-tuning is asked for. Names and defaults are those of the command line."""
+
+    targets: tuple[str, ...] = ("*",)
+    rank: int = 16
+    alpha: float = 16.0
+    rslora: bool = False
+    length: int = 1024  # tokens of a text
+    batch: int = 4  # texts of a pass
+    accumulate: int = 1  # passes of a step
+    learning_rate: float = 2e-4
+    epochs: float = 1.0
+    max_steps: int = 0  # 0: by epochs
+    held_out: float = 0.05  # share of the texts that are kept apart
+    template: str = ""
+    answer: str = ""
+    sheet: str = ""
+    rows_together: int = 1
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. Losses in nats per answer token, on texts that were kept apart."""
+
+    loss_before: float
+    loss_after: float
+    steps: int
+    losses: tuple[tuple[int, float], ...]  # of the texts that were learnt from, by step
+    n_trained: int  # parameters
+    n_texts: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Examples to learn from and those that are kept apart, and how the columns were read."""
+
+    learnt: list[Example]
+    kept: list[Example]
+    words: str
+    n_doubles: int  # rows of the kept texts that were among the others, and were left out there
+
+
+def texts_of(data: str, tokenizer: Any, training: Training) -> Texts:
+    """Read ``data`` and cut it by rows, the same way for the same seed; doubles across the cut stay on one side."""
+    talks, words = conversations(read_table(data, training.sheet), training.template, training.answer, training.rows_together)
+    found = examples(talks, tokenizer, training.length)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(training.seed)).tolist()
+    n_kept = min(len(found) - 1, max(1, math.ceil(training.held_out * len(found)))) if training.held_out else 0
+    kept = [found[i] for i in order[:n_kept] if found[i].n_labels]
+    known = {tuple(example.ids.tolist()) for example in kept}
+    rest = [found[i] for i in order[n_kept:]]
+    learnt = [example for example in rest if example.n_labels and tuple(example.ids.tolist()) not in known]
+    doubles = sum(tuple(example.ids.tolist()) in known for example in rest)
+    return Texts(learnt, kept, words, doubles)
+
+
+def finetune(
+    model: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    training: Training | None = None,
+    workdir: str | Path | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Train a low-rank adapter for ``model`` on ``data`` and write it to the directory ``out``, as stock PEFT reads it.
+
+    ``model``: a 16-bit model, or a bitsandbytes checkpoint in 4 bits, whose weights stay packed. A killed run goes on from its
+    last checkpoint in ``workdir``. Raises BitwrightError, before anything slow, for data that nothing can be learnt from.
+    """
+    training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
+    started = time.monotonic()
+    path = local_directory(model)
+    require_quantized_or_plain(path)
+    work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
+    with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
+        tokenizer = tokenizer_of(path)
+        texts = texts_of(data, tokenizer, training)
+        device = device_of(training.device)
+        work = precision_of(training.dtype, device).work
+        torch.manual_seed(training.seed)
+        ready = load(path, device, work)
+        require_sound(texts.learnt + texts.kept, tokenizer, ends_of(ready, tokenizer), training.length)
+        for line in (f"read as {texts.words}", *summary(texts.learnt + texts.kept, training.length)):
+            reporter.say(line)
+        if texts.n_doubles:
+            reporter.say(f"{texts.n_doubles} texts are equal to kept ones and are not learnt from")
+        names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora)
+        reporter.kept = work_root
+        reporter.plan({HOLD: 1.0, TRAIN: 20.0})
+        before = _held(ready, texts.kept, training.batch, reporter)
+        told = _train(ready, texts.learnt, training, work_root, reporter)
+        after = _held(ready, texts.kept, training.batch, reporter)
+        outcome = Outcome(
+            before,
+            after,
+            len(told.losses),
+            tuple(told.losses),
+            sum(p.numel() for p in ready.parameters() if p.requires_grad),
+            len(texts.learnt),
+            round(time.monotonic() - started, 1),
+        )
+        with claim.made() as place:
+            write_adapter(place, ready, str(model), names, training.rank, training.alpha, training.rslora)
+            write_json(place / PROOF, {"adapter_of": str(model), "training": asdict(training), "outcome": asdict(outcome)})
+            tokenizer.save_pretrained(str(place))
+        return outcome
+
+
+def _train(model: Any, learnt: list[Example], training: Training, work_root: Path, reporter: Reporter) -> Told:
+    settings = arguments(
+        work_root / "checkpoints",
+        per_device_train_batch_size=training.batch,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        weight_decay=0.0,
+        save_steps=STEPS_BETWEEN,
+        seed=training.seed,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+    )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with reporter.stage(TRAIN) as advance:
+        told = Told(advance)
+        trainer = AdapterTrainer(model, settings, data_collator=packed, train_dataset=learnt, callbacks=[told])
+        trainer.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
+        left = sorted((work_root / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        whole = [path for path in left if (path / ADAPTER).exists() and (path / "trainer_state.json").exists()]
+        if whole:
+            reporter.say(f"goes on from step {whole[-1].name.rpartition('-')[2]}")
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    if not told.losses:
+        raise fail(
+            "finetune/no-steps", "the training", saw="no step", wanted="at least one", help="more --epochs or --max-steps 10"
+        )
+    return told
+
+
+def _held(model: Any, kept: list[Example], batch: int, reporter: Reporter) -> float:
+    """Mean loss of the kept texts, in nats per answer token; NaN where none were kept."""
+    total, count, device = 0.0, 0, next(model.parameters()).device
+    model.eval()
+    parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
+    for part in reporter.track(parts, HOLD, len(parts)):
+        inputs = {name: tensor.to(device) for name, tensor in packed(part).items()}
+        labels = sum(example.n_labels for example in part)
+        with torch.no_grad():
+            total += float(loss_of(model, inputs, 1))
+        count += labels
+    return total / count if count else math.nan

@@ -1,0 +1,85 @@
+"""Frozen weights that a product can be taken with: packed ones, of which some rows are decoded at a time, and plain ones."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.formats.base import Packed
+from bitwright.formats.families import CODES, unpacked
+
+TILE_ENTRIES = 1 << 22  # weights that are decoded at once: 16 MiB in float32
+
+
+class FrozenWeight(nn.Module):
+    """A matrix W [N, K] without a gradient."""
+
+    n_rows: int
+    n_cols: int
+
+    @abstractmethod
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows at a time: which, and their values [rows, K] in ``dtype``."""
+
+    def times(self, x: Tensor) -> Tensor:
+        """x W^T [T, N] for ``x`` [T, K], in the type of ``x``."""
+        y = x.new_empty(len(x), self.n_rows)
+        for rows, tile in self.tiles(x.dtype):
+            y[:, rows] = x @ tile.t()
+        return y
+
+    def back(self, g: Tensor) -> Tensor:
+        """g W [T, K] for ``g`` [T, N]; several tiles are summed in float32."""
+        tiles = self.tiles(g.dtype)
+        rows, tile = next(tiles)
+        first = g[:, rows] @ tile
+        if rows.stop == self.n_rows:
+            return first
+        total = first.float()
+        for rows, tile in tiles:
+            total += g[:, rows] @ tile
+        return total.to(g.dtype)
+
+
+class PackedWeight(FrozenWeight):
+    """Codes and scales as files keep them, and nothing else."""
+
+    def __init__(self, packed: Packed) -> None:
+        super().__init__()
+        self.format, (self.n_rows, self.n_cols) = packed.format, packed.shape
+        self.common = CODES[type(packed.format)].common
+        for name, tensor in packed.tensors.items():
+            self.register_buffer(f"packed_{name}", tensor, persistent=False)
+        self._names = tuple(packed.tensors)
+        together = packed.format.rows_together(self.n_cols)
+        self.rows_at_once = max(1, TILE_ENTRIES // (self.n_cols * together)) * together
+
+    @property
+    def packed(self) -> Packed:
+        tensors = {name: getattr(self, f"packed_{name}") for name in self._names}
+        return Packed(self.format, (self.n_rows, self.n_cols), tensors)
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        whole = self.packed
+        for start in range(0, self.n_rows, self.rows_at_once):
+            stop = min(start + self.rows_at_once, self.n_rows)
+            yield slice(start, stop), unpacked(whole.rows(start, stop, self.common)).decode(dtype)
+
+
+class PlainWeight(FrozenWeight):
+    """A weight in 16 or 32 bit, cast some rows at a time where it is multiplied in another type."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.n_rows, self.n_cols = value.shape
+        self.register_buffer("value", value, persistent=False)
+        self.value: Tensor
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        rows = self.n_rows if self.value.dtype is dtype else max(1, TILE_ENTRIES // self.n_cols)
+        for start in range(0, self.n_rows, rows):
+            part = slice(start, min(start + rows, self.n_rows))
+            yield part, self.value[part].to(dtype)

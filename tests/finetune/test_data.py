@@ -1,0 +1,147 @@
+"""Rows of every kind of file become the same conversations; what cannot be read is said in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openpyxl import Workbook
+
+from bitwright.errors import BitwrightError
+from bitwright.finetune.conversations import Talk, conversations, filled
+from bitwright.finetune.preview import coloured, require_sound, summary
+from bitwright.finetune.tables import read_table
+from bitwright.finetune.tokens import IGNORED, examples
+from tests.conftest import byte_tokenizer
+
+ROWS = [{"question": "What is 2 + 2?", "answer": "4"}, {"question": 'Say "hi", please', "answer": "hi"}]
+
+
+def rule_of(call: Any) -> str:
+    with pytest.raises(BitwrightError) as caught:
+        call()
+    return caught.value.finding.rule
+
+
+def write_xlsx(path: Path, sheets: dict[str, list[list[Any]]]) -> None:
+    book = Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+
+
+def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
+    table = [list(ROWS[0]), *(list(row.values()) for row in ROWS)]
+    texts = {
+        "a.csv": 'question,answer\nWhat is 2 + 2?,4\n"Say ""hi"", please",hi\n',
+        "b.csv": 'question;answer\nWhat is 2 + 2?;4\n"Say ""hi"", please";hi\n',
+        "c.tsv": "question\tanswer\nWhat is 2 + 2?\t4\n" + '"Say ""hi"", please"\thi\n',
+        "d.jsonl": "\n".join(map(json.dumps, ROWS)),
+        "e.json": json.dumps(ROWS),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "f.csv").write_text(texts["a.csv"], encoding="utf-8-sig")
+    (tmp_path / "g.csv").write_text(texts["a.csv"], encoding="utf-16")
+    write_xlsx(tmp_path / "h.xlsx", {"empty": [], "rows": table})
+    for name in (*texts, "f.csv", "g.csv", "h.xlsx"):
+        assert read_table(str(tmp_path / name)) == ROWS, name
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    for name, content in (
+        ("empty.csv", b""),
+        ("names.csv", b"a,b\n"),
+        ("double.csv", b"a,a\n1,2\n"),
+        ("short.csv", b"a,b\n1\n"),
+        ("quote.csv", b'a,b\n"1,2\n'),
+        ("latin.csv", "a,b\nä,ö\n".encode("latin-1")),
+        ("broken.xlsx", b"PK\x03\x04 not a zip"),
+        ("row.jsonl", b"[1]\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert rule_of(lambda name=name: read_table(str(tmp_path / name))) == "data/table", name
+    for name in ("nothing.csv", "."):
+        assert rule_of(lambda name=name: read_table(str(tmp_path / name))) == "data/file"
+    write_xlsx(tmp_path / "two.xlsx", {"one": [["a"], ["x"]], "other": [["a"], ["y"]]})
+    assert rule_of(lambda: read_table(str(tmp_path / "two.xlsx"))) == "data/sheets"
+    assert read_table(str(tmp_path / "two.xlsx"), "other") == [{"a": "y"}]
+    assert rule_of(lambda: read_table(str(tmp_path / "two.xlsx"), "third")) == "data/table"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, "messages"),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, "ShareGPT"),
+        ({"instruction": "Q", "input": "", "output": "A"}, "Alpaca"),
+        ({"prompt": "Q", "completion": "A"}, "'prompt'"),
+        ({"Question": "Q", "Answer": "A"}, "'Question'"),
+    ],
+)
+def test_columns_are_found_by_their_names(row: dict[str, Any], words: str) -> None:
+    (talk,), told = conversations([row])
+    assert [(turn["role"], turn["content"]) for turn in talk.messages] == [("user", "Q"), ("assistant", "A")]
+    assert words in told
+
+
+def test_a_template_puts_columns_together_and_rows_may_make_one_conversation() -> None:
+    rows = [{"a": "one", "b": "", "c": "A"}, {"a": "two", "b": "more", "c": "B"}]
+    talks, _ = conversations(rows, "{a}[[\n\nContext: {b}]]", "c")
+    assert [talk.messages[0]["content"] for talk in talks] == ["one", "two\n\nContext: more"]
+    (whole,), _ = conversations(rows, "{a}", "c", together=2)
+    assert [turn["content"] for turn in whole.messages] == ["one", "A", "two", "B"]
+    assert filled("{a}[[ ({b})]]", {"a": 1, "b": None}) == "1"
+
+
+def test_columns_that_are_not_there_are_named() -> None:
+    assert rule_of(lambda: conversations([{"x": "1", "y": "2"}])) == "data/columns"
+    assert rule_of(lambda: conversations(ROWS, "{nothing}", "answer")) == "data/columns"
+    assert rule_of(lambda: conversations(ROWS, "{question}")) == "data/template"
+    assert rule_of(lambda: conversations([{"messages": [{"role": "robot", "content": "x"}]}])) == "data/row"
+    assert rule_of(lambda: conversations([{"prompt": {"a": 1}, "completion": "x"}])) == "data/row"
+
+
+def test_only_answers_and_their_ends_carry_loss() -> None:
+    tokenizer = byte_tokenizer()
+    talk = Talk(
+        (
+            {"role": "user", "content": "first question"},
+            {"role": "assistant", "content": "first answer"},
+            {"role": "user", "content": "second question"},
+            {"role": "assistant", "content": "second answer"},
+        )
+    )
+    (example,) = examples([talk], tokenizer, 500)
+    learnt = [int(label) for label in example.labels if label != IGNORED]
+    assert tokenizer.decode(learnt).count("answer") == 2
+    assert "question" not in tokenizer.decode(learnt)
+    assert tokenizer.eos_token_id in learnt
+    after = [int(example.ids[i + 1]) for i in range(len(example.ids) - 1) if example.labels[i] != IGNORED]
+    assert learnt == after  # each label is the token that follows
+    (cut,) = examples([talk], tokenizer, 10)
+    assert len(cut.ids) == 10
+    assert cut.n_cut == len(example.ids) - 10
+    (text,) = examples([Talk(text="as it stands")], tokenizer, 500)
+    assert text.n_labels == len(text.ids) - 1
+    shown = coloured(example, tokenizer)
+    assert "first answer" in "".join(shown.plain[s.start : s.end] for s in shown.spans if "green" in str(s.style))
+
+
+def test_silent_mistakes_stop_before_training() -> None:
+    tokenizer = byte_tokenizer()
+    ends = {int(tokenizer.eos_token_id)}
+    talks, _ = conversations(ROWS)
+    good = examples(talks, tokenizer, 500)
+    require_sound(good, tokenizer, ends, 500)
+    assert "carry loss" in summary(good, 500)[0]
+    assert rule_of(lambda: require_sound(good[:1], tokenizer, ends, 500)) == "finetune/one-row"
+    assert rule_of(lambda: require_sound(examples(talks, tokenizer, 4), tokenizer, ends, 4)) == "finetune/nothing-learnt"
+    assert rule_of(lambda: require_sound(good, tokenizer, {7}, 500)) == "finetune/end-never-trained"
+    long = examples([Talk(text="word " * 100), Talk(text="word " * 100)], tokenizer, 20)
+    assert rule_of(lambda: require_sound(long, tokenizer, ends, 20)) == "finetune/most-are-cut"

@@ -1,0 +1,169 @@
+"""The whole fine-tuning on small models: learns, packs, accumulates, resumes, and stock PEFT loads what it wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import bitwright
+from bitwright import Settings
+from bitwright.errors import BitwrightError
+from bitwright.finetune.finetune import Training, finetune, texts_of
+from bitwright.finetune.model import adapt, load
+from bitwright.finetune.tokens import Example
+from bitwright.finetune.train import AdapterTrainer, adapter_of, loss_of, packed, put_adapter
+from bitwright.host.progress import Reporter
+from tests.conftest import Build, byte_tokenizer
+
+QUIET = Reporter(quiet=True)
+TRAINING = Training(rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25)
+MODEL = {"hidden_size": 64, "intermediate_size": 128}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "sums.csv"
+    rows = [f"What is {a} + {b}?,It is {a + b}." for a in range(6) for b in range(5)]
+    path.write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    settings = Settings(
+        sequences=8,
+        length=32,
+        held_out_sequences=2,
+        held_out_length=32,
+        dtype="float32",
+        compare=False,
+        calibration="documentation",
+    )
+    bitwright.quantize(build("llama", **MODEL), out, "+30%", settings=settings, reporter=QUIET)
+    return out
+
+
+def random_examples(count: int) -> list[Example]:
+    torch.manual_seed(4)
+    found = []
+    for i in range(count):
+        ids = torch.randint(5, 500, (9 + 3 * i,))
+        labels = torch.cat([ids[1:], torch.tensor([-100])])
+        labels[: 2 + i] = -100
+        found.append(Example(ids, labels, 0, i + 1))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_packed_texts_lose_what_they_lose_alone(build: Build, architecture: str) -> None:
+    model = load(build(architecture), torch.device("cpu"), torch.float32)
+    adapt(model, ("*",), 4, 8.0, False)
+    texts = random_examples(4)
+    with torch.no_grad():
+        alone = sum(float(loss_of(model, packed([text]), 1)) for text in texts)
+        together = float(loss_of(model, packed(texts), 1))
+        logits = model(input_ids=texts[0].ids[None]).logits[0].float()
+    assert together == pytest.approx(alone, rel=1e-5)
+    own = torch.nn.functional.cross_entropy(logits, texts[0].labels, reduction="sum")
+    assert float(loss_of(model, packed(texts[:1]), 1)) == pytest.approx(float(own), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-6), (torch.float32, 5e-6)])
+def test_a_step_of_several_parts_has_the_gradient_of_the_whole(quantized: Path, dtype: torch.dtype, most: float) -> None:
+    model = load(quantized, torch.device("cpu"), dtype)
+    adapt(model, ("*",), 4, 8.0, False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_b"):
+            parameter.data.normal_(generator=torch.Generator().manual_seed(5))
+    texts = random_examples(8)
+    total = sum(text.n_labels for text in texts)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def gradient(parts: list[list[Example]]) -> list[torch.Tensor]:
+        model.zero_grad()
+        for part in parts:
+            loss_of(model, packed(part), total).backward()
+        return [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
+
+    whole, single = gradient([texts]), gradient([[text] for text in texts])
+    difference = torch.stack([(a - b).norm() for a, b in zip(whole, single, strict=True)]).norm()
+    assert difference <= most * torch.stack([a.norm() for a in whole]).norm()
+
+
+def test_it_learns_and_stock_peft_loads_it(quantized: Path, data: str, tmp_path: Path) -> None:
+    outcome = finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
+    assert outcome.steps == 6
+    assert outcome.loss_after < outcome.loss_before - 0.3
+    base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        theirs = stock(input_ids=ids).logits
+    before = load(quantized, torch.device("cpu"), torch.float32)
+    adapt(before, ("*",), TRAINING.rank, TRAINING.alpha, False)
+    ours = load(quantized, torch.device("cpu"), torch.float32)
+    adapt(ours, ("*",), TRAINING.rank, TRAINING.alpha, False)
+    put_adapter(ours, load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    with torch.no_grad():
+        mine = ours(input_ids=ids).logits
+        plain = before(input_ids=ids).logits
+    change, difference = theirs.float() - plain.float(), mine - theirs.float()
+    assert change.abs().max() > 0.1
+    assert difference.norm() < 0.05 * change.norm()  # bitsandbytes multiplies in the 16 bits that its config names
+
+
+def test_a_stopped_training_goes_on_at_its_last_checkpoint(
+    quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitwright.finetune.finetune.STEPS_BETWEEN", 2)
+    whole = tmp_path / "whole"
+    finetune(quantized, data, whole, training=TRAINING, reporter=QUIET)
+    steps = []
+    real = AdapterTrainer.training_step
+
+    def stops(self: AdapterTrainer, *args: Any, **kwargs: Any) -> Any:
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", stops)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(quantized, data, tmp_path / "stopped", training=TRAINING, reporter=QUIET)
+    assert not (tmp_path / "stopped").exists()
+    finetune(quantized, data, tmp_path / "stopped", training=TRAINING, reporter=QUIET)
+    assert steps[4] == 2  # not from the start
+    one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert one == other
+
+
+def test_rows_are_kept_apart_and_doubles_are_not_learnt(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i % 10}", "completion": f"answer {i % 10}"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = texts_of(str(tmp_path / "rows.jsonl"), byte_tokenizer(), replace(TRAINING, held_out=0.2))
+    kept = {tuple(example.ids.tolist()) for example in texts.kept}
+    assert len(texts.kept) == 4
+    assert texts.n_doubles >= 2
+    assert not any(tuple(example.ids.tolist()) in kept for example in texts.learnt)
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_slow(
+    build: Build, quantized: Path, data: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BitwrightError) as caught:
+        finetune(quantized, data, tmp_path / "a", training=replace(TRAINING, targets=("nothing",)), reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/targets"
+    assert "q_proj" in caught.value.finding.wanted
+    assert not (tmp_path / "a").exists()
+    model = load(build("llama", **MODEL), torch.device("cpu"), torch.float32)
+    assert len(adapt(model, ("q_proj", "v_proj"), 4, 8.0, False)) == 4
+    assert len(adapter_of(model)) == 8

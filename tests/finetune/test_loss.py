@@ -1,0 +1,51 @@
+"""The loss without logits is the loss with them, and so is its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from bitwright.finetune import loss
+from bitwright.finetune.loss import summed_loss
+from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
+from bitwright.formats.base import Packed
+from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.formats.families import unpacked
+from bitwright.rounding.bnb4 import BNB4
+
+VOCABULARY, WIDTH, TOKENS = 300, 64, 37
+
+
+def head(kind: str) -> tuple[FrozenWeight, torch.Tensor]:
+    torch.manual_seed(3)
+    value = torch.randn(VOCABULARY, WIDTH) / 4
+    if kind == "plain":
+        return PlainWeight(value), value
+    packed = Packed.of(BNB4.nearest(value, BLOCK_FORMATS["nf4-b64"]))
+    return PackedWeight(packed), unpacked(packed).decode()
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 0.0), (1.0, 5.0), (2.0, 30.0)])
+def test_the_loss_and_its_gradient(kind: str, scale: float, cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks that do not divide the tokens
+    weight, value = head(kind)
+    states = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    labels = torch.randint(0, VOCABULARY, (TOKENS,))
+    logits = scale * states @ value.t()
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    wanted = cross_entropy(logits, labels, reduction="sum") / 10
+    (wanted_gradient,) = torch.autograd.grad(wanted, states)
+    found = summed_loss(states, weight, labels, scale, cap) / 10
+    (gradient,) = torch.autograd.grad(found, states)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert (gradient - wanted_gradient).norm() <= 2e-6 * wanted_gradient.norm()
+
+
+def test_without_a_gradient_none_is_made() -> None:
+    weight, value = head("plain")
+    states, labels = torch.randn(TOKENS, WIDTH), torch.randint(0, VOCABULARY, (TOKENS,))
+    found = summed_loss(states, weight, labels)
+    assert not found.requires_grad
+    assert found.item() == pytest.approx(cross_entropy(states @ value.t(), labels, reduction="sum").item(), rel=1e-6)
