@@ -38,11 +38,12 @@ def main() -> None:
         shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "demo-out*", "site", "__pycache__", "*.egg-info"))
         commands = steps()
         shutil.move(ROOT / SHOWN, place / SHOWN)
-        with Terminal(place) as terminal:
+        quiet = {"PIP_QUIET": "2", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # what pip says of this machine's own settings
+        with Terminal(place, **quiet) as terminal:
             for command in commands:
                 if code := terminal.run(command, seconds=3600):
                     raise SystemExit(f"{command}: exit code {code}\n{terminal.text()}")
-            text = terminal.text().rstrip().removesuffix("$").rstrip()
+            text = terminal.text().rstrip().removesuffix("$").rstrip().removesuffix("(.venv)").rstrip()
     if noise := [word for word in NOISE if word in text]:
         sys.exit(f"libraries speak: {noise}\n{text}")
     TRANSCRIPT.write_text(f"{HEAD}{text}\n```\n", encoding="utf-8")

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.errors import BitwrightError, Finding
+    from bitwright.finetune.finetune import Training, finetune
+    from bitwright.finetune.merge import merge
     from bitwright.forecast.forecast import Forecast
+    from bitwright.host.quiet import silence_libraries
     from bitwright.pipeline import evaluate, forecast, measure, quantize, report
     from bitwright.plan import Plan
     from bitwright.push.push import push
@@ -29,13 +32,17 @@ _HOME = {
     "Report": "bitwright.report.report",
     "Sensitivity": "bitwright.sensitivity",
     "Settings": "bitwright.settings",
+    "Training": "bitwright.finetune.finetune",
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
+    "finetune": "bitwright.finetune.finetune",
     "forecast": "bitwright.pipeline",
     "measure": "bitwright.pipeline",
+    "merge": "bitwright.finetune.merge",
     "push": "bitwright.push.push",
     "quantize": "bitwright.pipeline",
     "report": "bitwright.pipeline",
+    "silence_libraries": "bitwright.host.quiet",
 }
 
 __all__ = [
@@ -46,13 +53,17 @@ __all__ = [
     "Report",
     "Sensitivity",
     "Settings",
+    "Training",
     "allocate",
     "evaluate",
+    "finetune",
     "forecast",
     "measure",
+    "merge",
     "push",
     "quantize",
     "report",
+    "silence_libraries",
 ]
 
 

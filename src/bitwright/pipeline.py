@@ -88,13 +88,7 @@ def quantize(
         if not given:
             require_unedited(work_root)
 
-        def choose(table: Sensitivity, frontier: bool) -> Plan:
-            if given:
-                return edited(table, given, Path(plan or ""), settings.fused_groups)
-            return allocate(
-                table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups
-            )
-
+        choose = partial(_choice, given=given, plan=plan, budget=budget, max_damage=max_damage, pins=pins, settings=settings)
         blank = choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
         require_space(out, blank.nbytes, "OUT")
         for note in subject.notes:
@@ -137,6 +131,7 @@ def forecast(
     *,
     max_damage: float | None = None,
     pins: tuple[str, ...] = (),
+    plan: str | Path | None = None,
     workdir: str | Path | None = None,
     settings: Settings | None = None,
 ) -> Forecast:
@@ -147,20 +142,32 @@ def forecast(
     """
     settings, out = settings or Settings(), Path(out)
     require_suffix(out, container_of(settings.container))
-    subject = Subject.open(source, settings, to_write=True)
+    given = Plan.load(Path(plan)) if plan else None
+    subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
     _preflight(subject)
     table = Path(workdir) / "sensitivity.json" if workdir else None
     known = Sensitivity.load(table) if table and table.exists() else None
-    plan = allocate(
-        known or subject.blank_table(),
-        budget,
-        max_damage=max_damage,
-        pins=pins,
-        frontier=False,
-        fused_groups=settings.fused_groups,
-    )
-    found = forecast_of(subject, Speed.of(subject), plan)
-    return replace(found, damage_nats=plan.check_nats) if known else found
+    chosen = _choice(known or subject.blank_table(), given, plan, budget, max_damage, pins, settings, frontier=False)
+    found = forecast_of(subject, Speed.of(subject), chosen)
+    if known or given:
+        return replace(found, damage_nats=chosen.check_nats if known else None)
+    return replace(found, nbytes=chosen.budget_nbytes or chosen.nbytes)  # without damages the choice is the smallest
+
+
+def _choice(
+    table: Sensitivity,
+    given: Plan | None,
+    plan: str | Path | None,
+    budget: str,
+    max_damage: float | None,
+    pins: tuple[str, ...],
+    settings: Settings,
+    frontier: bool,
+) -> Plan:
+    """The plan that was ``given``, read from ``plan``, counted anew; or the best one within the budget."""
+    if given:
+        return edited(table, given, Path(plan or ""), settings.fused_groups)
+    return allocate(table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups)
 
 
 def _preflight(subject: Subject) -> None:

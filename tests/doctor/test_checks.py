@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitwright.checkpoint.headers import INDEX_NAME
+from bitwright.doctor import doctor
 from bitwright.doctor.checks.mistral_split import RIGHT, WRONG
 from bitwright.doctor.doctor import ODD, examine, exit_code, rules
 from bitwright.errors import Finding
@@ -314,6 +315,8 @@ def test_each_mistake_is_found_and_nothing_else(tmp_path: Path, rule: str, broke
 
 def test_every_check_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    folders = [Path(doctor.__file__).parent / name for name in ("checks", "weight_checks", "gguf_checks")]
+    assert len(rules()) == sum(path.name != "__init__.py" for folder in folders for path in folder.glob("*.py"))
     for name, text in rules().items():
         assert f"## {name}\n\n{text}\n" in page, name
         assert "Source:" in text, name

@@ -17,6 +17,7 @@ import bitwright
 from bitwright import Settings
 from bitwright.errors import BitwrightError
 from bitwright.finetune.finetune import Training, finetune, texts_of
+from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import AdapterTrainer, adapter_of, loss_of, packed, put_adapter
@@ -167,3 +168,35 @@ def test_what_cannot_be_trained_is_refused_before_anything_slow(
     model = load(build("llama", **MODEL), torch.device("cpu"), torch.float32)
     assert len(adapt(model, ("q_proj", "v_proj"), 4, 8.0, False)) == 4
     assert len(adapter_of(model)) == 8
+
+
+def test_merged_into_a_quantized_file_the_gain_survives(build: Build, data: str, tmp_path: Path) -> None:
+    source = build("llama", **MODEL)
+    training = replace(TRAINING, max_steps=30, rank=8)
+    trained = finetune(source, data, tmp_path / "adapter", training=training, reporter=QUIET)
+    settings = Settings(
+        sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
+    )
+    found = merge(tmp_path / "adapter", source, data, tmp_path / "tuned", "+40%", settings=settings, reporter=QUIET)
+    assert found.loss_adapter == trained.loss_after
+    assert found.kept >= 0.9
+    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    with pytest.raises(BitwrightError) as caught:
+        merge(tmp_path / "tuned", source, data, tmp_path / "again", reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/adapter"
+
+
+def test_a_merge_that_loses_the_gain_is_refused(build: Build, data: str, tmp_path: Path) -> None:
+    source = build("llama", **MODEL)
+    finetune(source, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
+    told = json.loads((tmp_path / "adapter" / "bitwright.json").read_text())
+    told["outcome"]["loss_after"] = told["outcome"]["loss_before"] - 100.0  # no file can keep that
+    (tmp_path / "adapter" / "bitwright.json").write_text(json.dumps(told))
+    settings = Settings(
+        sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
+    )
+    with pytest.raises(BitwrightError) as caught:
+        merge(tmp_path / "adapter", source, data, tmp_path / "tuned", "+40%", settings=settings, reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/merge-loses"
+    assert not (tmp_path / "tuned").exists()
+    assert not (tmp_path / ".tuned.merge").exists()

@@ -5,16 +5,14 @@ Sinha and Zoltners, Operations Research 27 (1979); solved as a mixed-integer pro
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
+
+from bitwright.host.quiet import no_words_of_c
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     rows = [g for g, _ in options]
     one_each = csr_matrix((np.ones(len(options)), (rows, range(len(options)))), shape=(len(groups), len(options)))
     constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(csr_matrix(nbytes / unit), -np.inf, budget_nbytes / unit)]
-    with _quiet_stdout():
+    with no_words_of_c():  # HiGHS 1.12 prints debugging lines, where --json belongs
         result = milp(
             damage / scale,
             constraints=constraints,
@@ -71,20 +69,6 @@ def solve(groups: list[list[Option]], budget_nbytes: int, seconds: float = 20.0)
     used = sum(groups[g][o].nbytes for g, o in enumerate(choice))
     bound = result.mip_dual_bound if result.mip_dual_bound is not None else 0.0
     return Solution(tuple(choice), used, total, min(float(bound) * scale, total))
-
-
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """HiGHS 1.12 prints debugging lines to the process's standard output, where --json belongs."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def efficient(group: list[Option]) -> list[int]:

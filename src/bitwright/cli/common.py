@@ -31,7 +31,9 @@ Calibration = Annotated[
 ]
 HeldOut = Annotated[
     str,
-    typer.Option(help="Text for the verdict: documentation, or a file or folder as for --calibration, images with answers."),
+    typer.Option(
+        help="Text for the comparison, other than --calibration: documentation, a file, a folder of images with answers."
+    ),
 ]
 EffortOption = Annotated[
     Effort, typer.Option(help="How much calibration text: quick reads a quarter of normal, thorough three times as much.")
@@ -39,18 +41,20 @@ EffortOption = Annotated[
 Sequences = Annotated[int | None, typer.Option(min=6, help="Calibration sequences, instead of what --effort gives.")]
 Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed on the same machine gives the same bytes.")]
-Workdir = Annotated[str, typer.Option(help="Where finished pieces are kept; a killed run goes on from them.")]
+Workdir = Annotated[
+    str, typer.Option(help="Folder for finished pieces, which stays. Default: a hidden one beside OUT, removed at the end.")
+]
 MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
 ContainerName = Annotated[
-    str, typer.Option("--container", help=f"What to write: {', '.join(CONTAINERS)}. Default: by the name of OUT.")
+    str, typer.Option("--container", help=f"What to write: {', '.join(CONTAINERS)}. quantize also goes by the name of OUT.")
 ]
 FusedGroups = Annotated[
-    bool, typer.Option(help="Weights that engines such as vLLM multiply as one matrix share what that asks of them.")
+    bool, typer.Option(help="Treat q, k, v alike, and gate and up, as vLLM needs. Off: for transformers only.")
 ]
-Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix: its scales replace those of the text.")]
-Formats = Annotated[str, typer.Option(help="Formats to measure, separated by commas, instead of the container's menu.")]
+Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix, used together with the calibration text.")]
+Formats = Annotated[str, typer.Option(help="Formats to measure instead of the usual ones, such as nf4-b64,nf4-b32-dq.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what libraries and worker processes print.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and no progress.")]
@@ -130,9 +134,12 @@ def wide_console() -> Any:
     return console if console.is_terminal else Console(width=160)
 
 
-def print_plain(console: Any, text: str) -> None:
-    """Print ``text``, which may hold names from files and commands, as it stands and without control characters."""
-    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+def print_plain(console: Any, text: str, code: bool = False) -> None:
+    """Print ``text``, which may hold names from files and commands, as it stands and without control characters.
+
+    On a terminal sentences are wrapped between words; ``code``, which is copied, never is.
+    """
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=code or not console.is_terminal)
 
 
 def size_nbytes(text: str) -> int | None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @guarded
 def run(
     model: Annotated[
-        str, typer.Argument(help="A model directory, a config.json, a .gguf file, or a hub id (of which headers are fetched).")
+        str,
+        typer.Argument(
+            help="A model directory, a config.json, a .gguf file, demo, or a hub id (of which headers are fetched)."
+        ),
     ] = "",
     memory: Annotated[str, typer.Option(help="Memory of the device, such as 8GB: what fits, and how long a context.")] = "",
     context: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens whose keys and values are kept.")] = 4096,
@@ -32,16 +35,20 @@ def run(
     overhead: Annotated[str, typer.Option(help="What the runtime takes beside the model: about 0.5GB with CUDA.")] = "",
     plan: Annotated[list[Path] | None, typer.Option(help="A plan.json of bitwright allocate, as one more line.")] = None,
     params: Annotated[str, typer.Option(help="Instead of MODEL: a dense llama of so many parameters, such as 7B.")] = "",
-    layers: Annotated[int, typer.Option(min=1, max=MOST_LAYERS, help="Of that sketch.")] = 32,
-    hidden: Annotated[int, typer.Option(min=1, max=10**7, help="Of that sketch.")] = 4096,
-    heads: Annotated[int, typer.Option(min=0, max=10**7, help="Of that sketch; 0: 128 wide each.")] = 0,
-    kv_heads: Annotated[int, typer.Option(min=0, max=10**7, help="Of that sketch; 0: as many as heads.")] = 0,
-    inner: Annotated[int, typer.Option(min=0, max=10**7, help="Feed-forward width; 0: what makes the sum right.")] = 0,
-    vocabulary: Annotated[int, typer.Option(min=1, max=10**7, help="Of that sketch.")] = 128_256,
-    tied: Annotated[bool, typer.Option("--tied", help="Its embedding is its head.")] = False,
+    layers: Annotated[int, typer.Option(min=1, max=MOST_LAYERS, help="With --params: number of layers.")] = 32,
+    hidden: Annotated[int, typer.Option(min=1, max=10**7, help="With --params: hidden width.")] = 4096,
+    heads: Annotated[int, typer.Option(min=0, max=10**7, help="With --params: attention heads; 0: 128 wide each.")] = 0,
+    kv_heads: Annotated[
+        int, typer.Option(min=0, max=10**7, help="With --params: heads of keys and values; 0: as many as heads.")
+    ] = 0,
+    inner: Annotated[
+        int, typer.Option(min=0, max=10**7, help="With --params: feed-forward width; 0: what makes the sum right.")
+    ] = 0,
+    vocabulary: Annotated[int, typer.Option(min=1, max=10**7, help="With --params: tokens of the vocabulary.")] = 128_256,
+    tied: Annotated[bool, typer.Option("--tied", help="With --params: the embedding is the head too.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Also what training takes, on texts of --context tokens.")] = False,
-    rank: Annotated[int, typer.Option(min=1, max=10**6, help="Of LoRA's factors.")] = 16,
-    optimizer: Annotated[str, typer.Option(help="mixed, 16bit or 8bit AdamW.")] = "mixed",
+    rank: Annotated[int, typer.Option(min=1, max=10**6, help="With --train: the rank of LoRA.")] = 16,
+    optimizer: Annotated[str, typer.Option(help="With --train: mixed, 16bit or 8bit AdamW.")] = "mixed",
     keep_activations: Annotated[
         bool, typer.Option("--keep-activations", help="No recomputation in the backward pass.")
     ] = False,

@@ -77,8 +77,9 @@ def run(
     console = wide_console()
     print_plain(console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after")
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
-    print_plain(console, "from peft import PeftModel")
-    print_plain(console, f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), {str(out)!r})")
+    print_plain(console, "from peft import PeftModel", code=True)
+    line = f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), {str(out)!r})"
+    print_plain(console, line, code=True)
 
 
 def _preview(model: str, data: str, training: object, count: int) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from bitwright.cli import allocate, doctor, estimate, evaluate, finetune, measure, push, quantize, report
+from bitwright.cli import allocate, doctor, estimate, evaluate, finetune, measure, merge, push, quantize, report
 from bitwright.host.quiet import silence_libraries
 
 app = typer.Typer(
-    help="Spend a memory budget on a language model's weights where it matters.",
+    help="Make a language model smaller, and measure what it lost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, measure, allocate, evaluate, report, push, finetune, doctor, estimate):
+for verb in (quantize, measure, allocate, evaluate, report, push, finetune, merge, doctor, estimate):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 
 

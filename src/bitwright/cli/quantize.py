@@ -12,17 +12,25 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, settings_of, wide_console
+from bitwright.errors import fail
 from bitwright.settings import Effort
+
+USUAL = "+10%"
 
 
 @guarded
 def run(
     source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, demo or demo-vision.")],
     out: Annotated[Path, typer.Argument(help="The directory or .gguf file to create.")],
-    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
-    like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
-    max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="pattern=format, for example '*.down_proj=16bit'.")] = None,
+    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = USUAL,
+    like: Annotated[str, typer.Option(help="GGUF: the size of llama.cpp's Q4_K_M, Q5_K_S ... instead of --budget.")] = "",
+    max_damage: Annotated[
+        float | None,
+        typer.Option(help="Instead of a budget: the smallest file predicted below this KL divergence, such as 0.02."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Force a format: '*.down_proj=16bit', 'vision=16bit'. Can be given often.")
+    ] = None,
     container: common.ContainerName = "",
     formats: common.Formats = "",
     calibration: common.Calibration = "",
@@ -40,7 +48,7 @@ def run(
     plan: Annotated[str, typer.Option(help="Write this plan.json, which you may have edited, instead of choosing.")] = "",
     fused_groups: common.FusedGroups = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at OUT that Bitwright wrote.")] = False,
-    compare: Annotated[bool, typer.Option(help="Also build and measure the ablations.")] = True,
+    compare: Annotated[bool, typer.Option(help="Also build variants to compare with for the report (slower).")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how long it would take, and how much it needs.")] = False,
     verbose: common.Verbose = False,
     json_: common.Json = False,
@@ -72,10 +80,14 @@ def run(
         compare=compare,
         fused_groups=fused_groups,
     )
+    if like and budget != USUAL:
+        raise fail("budget/two", f"--budget {budget}", saw=f"--like {like} too", wanted="one of them", help=f"--like {like}")
     budget = f"like {like}" if like else budget
     if dry_run:
-        _forecast(source, out, budget, max_damage, tuple(set_ or ()), workdir, settings, json_)
+        asked = {"max_damage": max_damage, "pins": tuple(set_ or ()), "plan": plan or None, "workdir": workdir or None}
+        _forecast(json_, source, out, budget, settings=settings, **asked)
         return
+    reporter = Reporter(quiet=json_, verbose=verbose)
     report = quantize(
         source,
         out,
@@ -86,7 +98,7 @@ def run(
         workdir=workdir or None,
         overwrite=overwrite,
         settings=settings,
-        reporter=Reporter(quiet=json_, verbose=verbose),
+        reporter=reporter,
         command=tuple(sys.argv),
     )
     if json_:
@@ -97,27 +109,19 @@ def run(
     console.print(table(report.verdict.entries, report.verdict.stock, console.width), soft_wrap=True)
     console.print()
     for line in (*sentences(report), *(f"note: {note}" for note in report.notes)):
-        print_plain(console, line)
+        if line not in reporter.said:
+            print_plain(console, line)
     print_plain(console, f"\n{out} in {in_words(report.seconds)}. Every figure and reason: {beside(out, 'report.html')}\n")
     for line in container_of(report.plan.container).loading(str(out), sees(report)):
-        print_plain(console, line)
+        print_plain(console, line, code=True)
 
 
-def _forecast(
-    source: str,
-    out: Path,
-    budget: str,
-    max_damage: float | None,
-    pins: tuple[str, ...],
-    workdir: str,
-    settings: Any,
-    json_: bool,
-) -> None:
+def _forecast(json_: bool, source: str, out: Path, budget: str, **asked: Any) -> None:
     """Print what a run would take."""
     from bitwright.host.schedule import in_words
     from bitwright.pipeline import forecast
 
-    found = forecast(source, out, budget, max_damage=max_damage, pins=pins, workdir=workdir or None, settings=settings)
+    found = forecast(source, out, budget, **asked)
     if json_:
         print(json.dumps(asdict(found), indent=1))
         return
@@ -126,8 +130,13 @@ def _forecast(
         print(f"{stage:{width}}  {in_words(seconds):>10}")
     print(f"{'in all':{width}}  {in_words(found.total):>10}\n")
     damage = "known once it is measured" if found.damage_nats is None else f"{found.damage_nats:.4f} nats per token"
-    print(f"result            {found.nbytes / 1e6:,.1f} MB")
-    print(f"peak memory       {found.peak_nbytes / 1e9:.1f} GB")
-    print(f"disk while it runs {found.disk_nbytes / 1e9:.1f} GB")
-    print(f"predicted damage  {damage}")
-    print("\nTimes are of this machine as it is now, from two trials of half a second; half or twice as much is possible.")
+    facts = {
+        "result": f"{'' if found.damage_nats else 'at most '}{found.nbytes / 1e6:,.1f} MB",
+        "peak memory": f"{found.peak_nbytes / 1e9:.1f} GB",
+        "disk while it runs": f"{found.disk_nbytes / 1e9:.1f} GB",
+        "predicted damage": damage,
+    }
+    for name, value in facts.items():
+        print(f"{name:20}{value}")
+    print("\nTimes are guesses from two trials of half a second; half or twice as much is")
+    print("possible.")

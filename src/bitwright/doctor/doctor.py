@@ -92,8 +92,16 @@ def exit_code(findings: list[Finding]) -> int:
 
 def rules() -> dict[str, str]:
     """Name of each check -> its documentation: of directories, of their weights, of GGUF files."""
-    modules = [module for folder in (checks, weight_checks, gguf_checks) for module in _modules(folder)]
-    return {module.__name__.rsplit(".", 1)[-1]: (module.__doc__ or "").strip() for module in modules}
+    found = {_name(module): _text(module) for folder in (checks, weight_checks) for module in _modules(folder)}
+    return found | {f"gguf_{_name(module)}": _text(module) for module in _modules(gguf_checks)}
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rsplit(".", 1)[-1]
+
+
+def _text(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip()
 
 
 def check_modules() -> tuple[ModuleType, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bitwright.checkpoint.demo import DEMO_MODEL
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned, write_json
 from bitwright.data.tokenizer import tokenizer_of
@@ -21,6 +23,7 @@ from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
 from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, write_adapter
 from bitwright.host.device import device_of, precision_of
+from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
 
 TRAIN, HOLD = "train", "hold against kept texts"
@@ -105,8 +108,10 @@ def finetune(
     """
     training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
     started = time.monotonic()
+    _require_peft()
     path = local_directory(model)
     require_quantized_or_plain(path)
+    base = DEMO_MODEL if str(model) == "demo" else str(model)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
         tokenizer = tokenizer_of(path)
@@ -123,9 +128,9 @@ def finetune(
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora)
         reporter.kept = work_root
         reporter.plan({HOLD: 1.0, TRAIN: 20.0})
-        before = _held(ready, texts.kept, training.batch, reporter)
+        before = held(ready, texts.kept, training.batch, reporter)
         told = _train(ready, texts.learnt, training, work_root, reporter)
-        after = _held(ready, texts.kept, training.batch, reporter)
+        after = held(ready, texts.kept, training.batch, reporter)
         outcome = Outcome(
             before,
             after,
@@ -136,10 +141,24 @@ def finetune(
             round(time.monotonic() - started, 1),
         )
         with claim.made() as place:
-            write_adapter(place, ready, str(model), names, training.rank, training.alpha, training.rslora)
-            write_json(place / PROOF, {"adapter_of": str(model), "training": asdict(training), "outcome": asdict(outcome)})
+            write_adapter(place, ready, base, names, training.rank, training.alpha, training.rslora)
+            write_json(
+                place / PROOF, {"adapter_of": without_place(base), "training": asdict(training), "outcome": asdict(outcome)}
+            )
             tokenizer.save_pretrained(str(place))
         return outcome
+
+
+def _require_peft() -> None:
+    """Raise BitwrightError, before anything slow, where the adapter could not be written."""
+    if importlib.util.find_spec("peft") is None:
+        raise fail(
+            "finetune/package",
+            "peft",
+            saw="not installed",
+            wanted="the package that writes and loads adapters",
+            help="pip install 'bitwright[finetune]'",
+        )
 
 
 def _train(model: Any, learnt: list[Example], training: Training, work_root: Path, reporter: Reporter) -> Told:
@@ -174,7 +193,7 @@ def _train(model: Any, learnt: list[Example], training: Training, work_root: Pat
     return told
 
 
-def _held(model: Any, kept: list[Example], batch: int, reporter: Reporter) -> float:
+def held(model: Any, kept: list[Example], batch: int, reporter: Reporter) -> float:
     """Mean loss of the kept texts, in nats per answer token; NaN where none were kept."""
     total, count, device = 0.0, 0, next(model.parameters()).device
     model.eval()

@@ -35,9 +35,10 @@ class Reporter:
         self.console = Console(stderr=True, quiet=quiet)
         self.quiet, self.verbose = quiet, verbose
         self.schedule = Schedule()
+        self.said: set[str] = set()
         self.kept: Path | None = None  # where finished pieces stay when the run is stopped
         self.stopped_at = 0.0  # how much of the last stage was done when it ended
-        self._clock, self._active, self._said = clock, False, float("-inf")
+        self._clock, self._active, self._last = clock, False, float("-inf")
         if not quiet:
             Reporter.current = self
 
@@ -92,11 +93,11 @@ class Reporter:
         bar.update(task, description=words, completed=self.schedule.fraction, left=self._left())
 
     def _line_now_and_then(self, at: float, of: int) -> None:
-        if self._clock() - self._said >= LINE_SECONDS:
+        if self._clock() - self._last >= LINE_SECONDS:
             self._line(at, of)
 
     def _line(self, at: float, of: int) -> None:
-        self._said = self._clock()
+        self._last = self._clock()
         left = self._left()
         self.say(self._words(at, of) + (f", {left}" if left else ""))
 
@@ -117,7 +118,8 @@ class Reporter:
         return f"{self._words(0, 0)}, {100 * self.stopped_at:.0f} % of it done"
 
     def say(self, text: str) -> None:
-        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        self.said.add(text)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
 
 class Relay(Reporter):

@@ -1,0 +1,183 @@
+"""python -m benchmarks.finetune — a QLoRA step beside TRL with PEFT and bitsandbytes, each in a process of its own.
+
+SmolLM2-135M as stock NF4, 4 texts of 512 tokens, rank 16, all linears of the blocks, activations recomputed, AdamW. Prints
+seconds of a step (median after the first) and the peak of memory above the loaded model, and their ratios. TRL is installed as
+its documentation says; it runs with its defaults, in float32 and in bfloat16, and the faster one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from benchmarks.models import reference
+from bitwright.data.documentation import documentation
+
+TEXTS, LENGTH, RANK = 4, 512, 16
+STATUS = Path("/proc/self/status")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--part", default="", help="one part, in this process: ours, trl-float32, trl-bfloat16")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--length", type=int, default=LENGTH)
+    parser.add_argument("--only", default="", help="parts, separated by commas")
+    options = parser.parse_args()
+    if options.part:
+        run = ours if options.part == "ours" else theirs
+        print(json.dumps(run(options)), flush=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        stock(Path(folder) / "model")
+        found = {}
+        for part in options.only.split(",") if options.only else ("ours", "trl-float32", "trl-bfloat16"):
+            command = [sys.executable, "-m", "benchmarks.finetune", "--part", part, "--model", f"{folder}/model"]
+            command += ["--steps", str(options.steps), "--length", str(options.length)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(json.dumps({"part": part, "failed": done.stderr.strip().splitlines()[-1:]}))
+                continue
+            found[part] = json.loads(done.stdout.strip().splitlines()[-1])
+            print(json.dumps({"part": part} | found[part]), flush=True)
+    peers = [line for part, line in found.items() if part != "ours"]
+    if peers and "ours" in found:
+        best = min(peers, key=lambda line: line["seconds"])
+        ratios = {f"{key}_ratio": round(found["ours"][key] / best[key], 3) for key in ("seconds", "peak_above_model_gb")}
+        print(json.dumps(ratios | {"against": best["part"]}))
+
+
+def stock(directory: Path) -> None:
+    """The reference as stock NF4, with its tokenizer."""
+    source = reference("smollm2")
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    AutoModelForCausalLM.from_pretrained(source, quantization_config=config, dtype=torch.bfloat16).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+
+
+def texts(tokenizer: Any, length: int) -> list[torch.Tensor]:
+    """TEXTS texts of ``length`` tokens."""
+    whole = torch.cat([torch.tensor(tokenizer(text)["input_ids"]) for text in documentation(0, 2)])
+    return [whole[i * length : (i + 1) * length] for i in range(TEXTS)]
+
+
+def ours(options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of our loop's own parts: pack, loss, backward, AdamW."""
+    from bitwright.finetune.model import adapt, load
+    from bitwright.finetune.tokens import Example
+    from bitwright.finetune.train import loss_of, packed
+    from bitwright.host.device import precision_of
+
+    work = precision_of("auto", torch.device("cpu")).work
+    model = load(Path(options.model), torch.device("cpu"), work)
+    adapt(model, ("*",), RANK, 16.0, False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+    ids = texts(AutoTokenizer.from_pretrained(options.model), options.length)
+    batch = packed([Example(t, torch.cat([t[1:], torch.tensor([-100])]), 0, 1) for t in ids])
+
+    def step() -> float:
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return timed(step, options.steps, "ours")
+
+
+def theirs(options: argparse.Namespace) -> dict[str, Any]:
+    """SFTTrainer as TRL documents it, on the same tokens."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    dtype = getattr(torch, options.part.removeprefix("trl-"))
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    ids = texts(AutoTokenizer.from_pretrained(options.model), options.length)
+    rows = Dataset.from_list([{"input_ids": t.tolist()} for t in ids])
+    moments: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            moments.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            moments.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=dtype is torch.bfloat16,
+            max_length=options.length,
+            per_device_train_batch_size=TEXTS,
+            max_steps=options.steps,
+            gradient_checkpointing=True,
+            report_to=[],
+            save_strategy="no",
+            optim="adamw_torch",
+        )
+        lora = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = SFTTrainer(model, config, train_dataset=rows, peft_config=lora, callbacks=[Clock()])
+        with Peak() as peak:
+            trainer.train()
+    spent = [end - begin for begin, end in zip(moments[::2], moments[1::2], strict=True)]
+    return {"part": options.part, "seconds": round(statistics.median(spent[1:]), 3), "peak_above_model_gb": peak.above()}
+
+
+def timed(step: Callable[[], float], count: int, part: str) -> dict[str, Any]:
+    spent = []
+    with Peak() as peak:
+        for _ in range(count):
+            begin = time.perf_counter()
+            step()
+            spent.append(time.perf_counter() - begin)
+    return {"part": part, "seconds": round(statistics.median(spent[1:]), 3), "peak_above_model_gb": peak.above()}
+
+
+class Peak:
+    """Most memory resident while the block runs, above what was resident before."""
+
+    def __enter__(self) -> Peak:
+        self.before = self.most = _resident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self.most = max(self.most, _resident())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def above(self) -> float:
+        return round((self.most - self.before) / 1e9, 3)
+
+
+def _resident() -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 if found else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""bitwright merge ADAPTER SOURCE DATA OUT"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli import common
+from bitwright.cli.common import guarded, print_plain, settings_of, wide_console
+from bitwright.settings import Effort
+
+
+@guarded
+def run(
+    adapter: Annotated[Path, typer.Argument(help="What bitwright finetune wrote.")],
+    source: Annotated[str, typer.Argument(help="The 16-bit model that it was trained for: a directory, a hub id, demo.")],
+    data: Annotated[str, typer.Argument(help="The file that it was trained on: it calibrates the rounding.")],
+    out: Annotated[Path, typer.Argument(help="The checkpoint to create, for transformers and bitsandbytes.")],
+    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    effort: common.EffortOption = Effort.NORMAL,
+    sequences: common.Sequences = None,
+    length: common.Length = 256,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at OUT that Bitwright wrote.")] = False,
+    verbose: common.Verbose = False,
+    json_: common.Json = False,
+) -> None:
+    """Put ADAPTER into SOURCE and quantize the whole anew; refused where the file loses what training gained."""
+    from bitwright.finetune.merge import merge
+    from bitwright.host.progress import Reporter
+
+    settings = settings_of(
+        container="bitsandbytes",
+        formats="",
+        sequences=sequences or 0,
+        effort=effort,
+        length=length,
+        seed=seed,
+        max_memory="",
+        device=device,
+        dtype=dtype,
+    )
+    reporter = Reporter(quiet=json_, verbose=verbose)
+    found = merge(adapter, source, data, out, budget, settings=settings, overwrite=overwrite, reporter=reporter)
+    if json_:
+        print(json.dumps(asdict(found) | {"kept": found.kept}, indent=1))
+        return
+    console = wide_console()
+    losses = f"before {found.loss_before:.3f}, with the adapter {found.loss_adapter:.3f}, merged {found.loss_merged:.3f}"
+    print_plain(console, f"loss on texts that were kept apart: {losses}")
+    print_plain(console, f"{out} keeps {100 * found.kept:.0f} % of what training gained")

@@ -1,0 +1,135 @@
+"""An adapter becomes part of a quantized file: merged into the 16-bit model, which is rounded anew with what was learnt.
+
+Merging into 4-bit weights erases a change (a change of 1 % moves hardly any code), so that is not offered. Whether the change
+survived is measured on the texts that training kept apart, on the file that was written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from bitwright.checkpoint.open import local_directory
+from bitwright.checkpoint.output import PROOF, Output, owned
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.errors import fail
+from bitwright.finetune.finetune import Training, held, texts_of
+from bitwright.finetune.model import adapt, load
+from bitwright.finetune.tokens import Example
+from bitwright.host.device import device_of, precision_of
+from bitwright.host.progress import Reporter
+from bitwright.host.texts import read_object
+from bitwright.pipeline import quantize
+from bitwright.settings import Settings
+
+LEAST_KEPT = 0.9  # share of the improvement that a merge has to keep
+FEWEST = 24  # texts of calibration; where there are fewer, they are mixed with the usual ones
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Losses in nats per answer token on the texts that training kept apart, and the share of the gain that survived."""
+
+    loss_before: float
+    loss_adapter: float
+    loss_merged: float
+
+    @property
+    def kept(self) -> float:
+        gain = self.loss_before - self.loss_adapter
+        return (self.loss_before - self.loss_merged) / gain if gain > 0 else float("nan")
+
+
+def merge(
+    adapter: str | Path,
+    source: str | Path,
+    data: str,
+    out: str | Path,
+    budget: str = "+10%",
+    *,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Merged:
+    """Write ``source`` (16 bit) with ``adapter`` in it as a quantized checkpoint ``out``, calibrated on the texts of ``data``.
+
+    ``adapter`` is what ``finetune`` wrote, ``data`` what it was trained on. Raises BitwrightError, with nothing at ``out`` or
+    what was there before, where the written file keeps less than LEAST_KEPT of what training gained.
+    """
+    settings, reporter, out, adapter = settings or Settings(), reporter or Reporter(), Path(out), Path(adapter)
+    told = _told(adapter)
+    training = Training(**{**told["training"], "targets": tuple(told["training"]["targets"])})
+    work_root = out.absolute().parent / f".{out.name}.merge"
+    with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=True):
+        whole, made = work_root / "merged", work_root / out.name
+        directory = local_directory(source)
+        tokenizer = tokenizer_of(directory)
+        texts = texts_of(data, tokenizer, training)
+        write_merged(directory, adapter, whole)
+        tokenizer.save_pretrained(str(whole))
+        own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
+        quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
+        outcome, loss = told["outcome"], _loss(made, texts.kept, training, reporter)
+        found = Merged(outcome["loss_before"], outcome["loss_after"], loss)
+        loses = bool(texts.kept) and not found.kept >= LEAST_KEPT
+        if not loses:
+            with claim.made() as place:
+                for path in made.iterdir():
+                    path.rename(place / path.name)
+    shutil.rmtree(work_root, ignore_errors=True)
+    if loses:
+        raise fail(
+            "finetune/merge-loses",
+            out,
+            saw=f"the file keeps {100 * found.kept:.0f} % of the gain ({loss:.3f} nats, adapter {found.loss_adapter:.3f})",
+            wanted=f"at least {100 * LEAST_KEPT:.0f} %",
+            help="a larger --budget, or use the adapter beside its checkpoint, which loses nothing",
+        )
+    return found
+
+
+def write_merged(source: Path, adapter: Path, out: Path) -> None:
+    """The 16-bit model at ``source`` with the change of ``adapter`` in its weights, computed in float32."""
+    from peft import PeftModel
+
+    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(torch.bfloat16).save_pretrained(out)
+
+
+def _told(adapter: Path) -> dict[str, Any]:
+    """What ``finetune`` noted of an adapter."""
+    told = read_object(adapter / PROOF) if (adapter / PROOF).exists() else {}
+    if "training" not in told or "outcome" not in told:
+        raise fail(
+            "finetune/adapter",
+            adapter,
+            saw="no adapter that Bitwright wrote",
+            wanted=f"a directory with {PROOF} beside adapter_model.safetensors",
+            help="bitwright finetune MODEL DATA ADAPTER",
+        )
+    return told
+
+
+def _calibration(learnt: Sequence[Example], tokenizer: Any, folder: Path) -> str:
+    """A file with the texts that were learnt from; nothing where they are too few to calibrate on alone."""
+    if len(learnt) < FEWEST:
+        return ""
+    path = folder / "texts.jsonl"
+    rows = (json.dumps({"text": tokenizer.decode(example.ids)}) for example in learnt)
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return str(path)
+
+
+def _loss(path: Path, kept: list[Example], training: Training, reporter: Reporter) -> float:
+    """Loss of the written checkpoint, as it is loaded again."""
+    device = device_of(training.device)
+    model = load(path, device, precision_of(training.dtype, device).work)
+    adapt(model, ("*",), 0, 0.0, False)
+    return held(model, kept, training.batch, reporter)
