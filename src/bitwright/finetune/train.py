@@ -22,20 +22,40 @@ ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
-    """Several texts as one row without padding: positions restart with each, which keeps them apart in attention."""
+    """Texts as rows as long as the longest of them, several short ones in a row: positions restart with each, which keeps them
+    apart in attention. Attention costs the square of a row, so rows are never longer than that.
+
+    What is left of a row is a text of its own without labels.
+    """
+    width = max(len(example.ids) for example in batch)
+    rows: list[list[Example]] = []
+    for example in sorted(batch, key=lambda one: -len(one.ids)):  # first fit, the longest first
+        room = next((row for row in rows if sum(len(one.ids) for one in row) + len(example.ids) <= width), None)
+        if room is None:
+            rows.append([example])
+        else:
+            room.append(example)
+    filled = [_row(row, width) for row in rows]
+    return {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", "labels")}
+
+
+def _row(texts: Sequence[Example], width: int) -> dict[str, Tensor]:
+    rest = width - sum(len(text.ids) for text in texts)
+    if rest:
+        texts = [*texts, Example(texts[0].ids[:1].expand(rest), torch.full((rest,), IGNORED), 0, 0)]
     return {
-        "input_ids": torch.cat([e.ids for e in batch])[None],
-        "position_ids": torch.cat([torch.arange(len(e.ids)) for e in batch])[None],
-        "labels": torch.cat([e.labels for e in batch])[None],
+        "input_ids": torch.cat([text.ids for text in texts]),
+        "position_ids": torch.cat([torch.arange(len(text.ids)) for text in texts]),
+        "labels": torch.cat([text.labels for text in texts]),
     }
 
 
 def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None) -> Tensor:
     """Mean negative log-likelihood of the labels; over ``n_labels``, those of a whole step, where a step has several parts."""
-    labels = inputs["labels"][0]
+    labels = inputs["labels"].reshape(-1)
     body = model.base_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
     learnt = labels != IGNORED
-    states = body.last_hidden_state[0][learnt]
+    states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
     total = summed_loss(states, head, labels[learnt], scale, cap)
     return total / (int(learnt.sum()) if n_labels is None else n_labels)
