@@ -77,22 +77,24 @@ def texts(tokenizer: Any, length: int) -> list[torch.Tensor]:
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of our loop's own parts: pack, loss, backward, AdamW."""
+    from bitwright.finetune.arena import Arena
     from bitwright.finetune.model import adapt, load
     from bitwright.finetune.tokens import Example
-    from bitwright.finetune.train import loss_of, packed
+    from bitwright.finetune.train import loss_of, packed, recompute
     from bitwright.host.device import precision_of
 
     work = precision_of("auto", torch.device("cpu")).work
     model = load(Path(options.model), torch.device("cpu"), work)
     adapt(model, ("*",), RANK, 16.0, False)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     ids = texts(AutoTokenizer.from_pretrained(options.model), options.length)
+    arena = Arena()
     batch = packed([Example(t, torch.cat([t[1:], torch.tensor([-100])]), 0, 1) for t in ids])
 
     def step() -> float:
-        loss = loss_of(model, batch)
+        loss = loss_of(model, batch, arena=arena)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import bitwright
 from bitwright import Settings
 from bitwright.errors import BitwrightError
+from bitwright.finetune import finetune as job
 from bitwright.finetune.finetune import Training, finetune, texts_of
 from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load
@@ -125,7 +126,7 @@ def test_it_learns_and_stock_peft_loads_it(quantized: Path, data: str, tmp_path:
 def test_a_stopped_training_goes_on_at_its_last_checkpoint(
     quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitwright.finetune.finetune.STEPS_BETWEEN", 2)
+    monkeypatch.setattr(job, "STEPS_BETWEEN", 2)
     whole = tmp_path / "whole"
     finetune(quantized, data, whole, training=TRAINING, reporter=QUIET)
     steps = []

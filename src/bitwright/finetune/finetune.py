@@ -21,7 +21,7 @@ from bitwright.finetune.model import adapt, ends_of, load, require_quantized_or_
 from bitwright.finetune.preview import require_sound, summary
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
-from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, write_adapter
+from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, recompute, write_adapter
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
@@ -176,7 +176,7 @@ def _train(model: Any, learnt: list[Example], training: Training, work_root: Pat
         seed=training.seed,
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model)
     with reporter.stage(TRAIN) as advance:
         told = Told(advance)
         trainer = AdapterTrainer(model, settings, data_collator=packed, train_dataset=learnt, callbacks=[told])

@@ -31,7 +31,7 @@ def load(path: Path, device: torch.device, work: torch.dtype) -> Any:
         if not stays:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(parameter.data.to(work), requires_grad=False))
-    embedding.register_forward_hook(lambda _, args, rows: rows.to(work))
+    embedding.register_forward_hook(lambda _, args, rows: rows.to(work).requires_grad_(torch.is_grad_enabled()))
     return model.to(device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from bitwright.errors import fail
+from bitwright.finetune.arena import Arena
 from bitwright.finetune.loss import summed_loss
 from bitwright.finetune.model import head_of
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED, Example
+from bitwright.host.heap import return_free_pages
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -50,22 +53,32 @@ def _row(texts: Sequence[Example], width: int) -> dict[str, Tensor]:
     }
 
 
-def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None) -> Tensor:
-    """Mean negative log-likelihood of the labels; over ``n_labels``, those of a whole step, where a step has several parts."""
+def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
+    """Mean negative log-likelihood of the labels; over ``n_labels``, those of a whole step, where a step has several parts.
+    ``arena``: where what the backward pass needs is kept."""
     labels = inputs["labels"].reshape(-1)
-    body = model.base_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+    config = model.config.get_text_config()
+    entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
+    return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
+    with nullcontext() if arena is None else arena.keeping(entries * torch.float32.itemsize):
+        body = model.base_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
     learnt = labels != IGNORED
-    states = body.last_hidden_state.flatten(0, 1)[learnt]
+    return_free_pages(entries)
+    learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
-    total = summed_loss(states, head, labels[learnt], scale, cap)
+    total = summed_loss(learnt_states, head, labels[learnt], scale, cap)
     return total / (int(learnt.sum()) if n_labels is None else n_labels)
 
 
 class AdapterTrainer(Trainer):
     """Saves and loads nothing but the adapter."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.arena = Arena()
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        loss = loss_of(model, inputs, num_items_in_batch)
+        loss = loss_of(model, inputs, num_items_in_batch, self.arena if model.training else None)
         if not bool(torch.isfinite(loss)):
             raise fail(
                 "finetune/not-finite",
@@ -101,6 +114,12 @@ class Told(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append((state.global_step, float(logs["loss"])))
+
+
+def recompute(model: Any) -> None:
+    """Keep of each block only what it was given, and run it again in the backward pass."""
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": True})  # what is kept can then be put elsewhere
 
 
 def arguments(folder: Path, **given: Any) -> TrainingArguments:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.formats.base import Packed
-from bitwright.formats.families import CODES, unpacked
+from bitwright.formats.families import CODES
 
 TILE_ENTRIES = 1 << 22  # weights that are decoded at once: 16 MiB in float32
 
@@ -50,7 +50,8 @@ class PackedWeight(FrozenWeight):
     def __init__(self, packed: Packed) -> None:
         super().__init__()
         self.format, (self.n_rows, self.n_cols) = packed.format, packed.shape
-        self.common = CODES[type(packed.format)].common
+        self.codes = CODES[type(packed.format)]
+        self.common = self.codes.common
         for name, tensor in packed.tensors.items():
             self.register_buffer(f"packed_{name}", tensor, persistent=False)
         self._names = tuple(packed.tensors)
@@ -66,7 +67,8 @@ class PackedWeight(FrozenWeight):
         whole = self.packed
         for start in range(0, self.n_rows, self.rows_at_once):
             stop = min(start + self.rows_at_once, self.n_rows)
-            yield slice(start, stop), unpacked(whole.rows(start, stop, self.common)).decode(dtype)
+            part = whole.rows(start, stop, self.common)
+            yield slice(start, stop), self.codes.decode_packed(part.format, part.shape, part.tensors, dtype)
 
 
 class PlainWeight(FrozenWeight):

