@@ -24,6 +24,7 @@ from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import AdapterTrainer, adapter_of, loss_of, packed, put_adapter
 from bitwright.host.progress import Reporter
 from tests.conftest import Build, byte_tokenizer
+from tests.vision import llava_with_processor
 
 QUIET = Reporter(quiet=True)
 TRAINING = Training(rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25)
@@ -201,3 +202,10 @@ def test_a_merge_that_loses_the_gain_is_refused(build: Build, data: str, tmp_pat
     assert caught.value.finding.rule == "finetune/merge-loses"
     assert not (tmp_path / "tuned").exists()
     assert not (tmp_path / ".tuned.merge").exists()
+
+
+def test_a_model_that_takes_images_is_refused_in_words(tmp_path: Path, data: str) -> None:
+    seeing = llava_with_processor(tmp_path / "seeing")
+    with pytest.raises(BitwrightError) as caught:
+        finetune(seeing, data, tmp_path / "a", training=TRAINING, reporter=QUIET)
+    assert "takes images" in caught.value.finding.saw

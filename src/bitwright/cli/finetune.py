@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,10 @@ def run(
         print(json.dumps(asdict(found), indent=1))
         return
     console = wide_console()
-    print_plain(console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after")
+    if not math.isnan(found.loss_after):
+        print_plain(
+            console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after"
+        )
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
     print_plain(console, "from peft import PeftModel", code=True)
     line = f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), {str(out)!r})"

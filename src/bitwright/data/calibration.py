@@ -183,6 +183,13 @@ def _nbytes(skeleton: Skeleton) -> int:
     return sum(ref.nbytes for ref in skeleton.source.checkpoint.refs.values())
 
 
+def resident_dtype(skeleton: Skeleton, settings: Settings, device: torch.device) -> torch.dtype:
+    """The type in which a model writes text: the one that multiplies fastest, if the machine has room for that."""
+    dtype = precision_of("auto", device).work
+    room = min(total_nbytes(), settings.max_memory or total_nbytes())
+    return torch.bfloat16 if RESIDENT_SHARE * _nbytes(skeleton) * dtype.itemsize / 2 > room else dtype
+
+
 @dataclass
 class _Resident:
     """The whole model in memory, loaded when it is asked for: it writes and answers."""
@@ -194,10 +201,7 @@ class _Resident:
     @cached_property
     def model(self) -> Any:
         """In the type that multiplies fastest, if the machine has room for that."""
-        dtype = precision_of("auto", self.device).work
-        room = min(total_nbytes(), self.settings.max_memory or total_nbytes())
-        if RESIDENT_SHARE * _nbytes(self.skeleton) * dtype.itemsize / 2 > room:
-            dtype = torch.bfloat16
+        dtype = resident_dtype(self.skeleton, self.settings, self.device)
         model: Any = auto_class(self.skeleton.model.config).from_pretrained(
             self.skeleton.source.checkpoint.directory, dtype=dtype, trust_remote_code=self.settings.trust_remote_code
         )

@@ -17,6 +17,7 @@ from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.models.open import auto_class
 from bitwright.models.stacks import stacks_of
 
 
@@ -100,7 +101,16 @@ def ends_of(model: Any, tokenizer: Any) -> set[int]:
 
 def require_quantized_or_plain(path: Path) -> str:
     """How the model at ``path`` is stored: ``bitsandbytes`` or ``16bit``. Raises BitwrightError for anything else."""
-    stated = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
+    config = AutoConfig.from_pretrained(path)
+    if auto_class(config) is not AutoModelForCausalLM:
+        raise fail(
+            "finetune/model",
+            path,
+            saw=f"{type(config).__name__}, a model that takes images",
+            wanted="a text model; towers are not trained yet",
+            help="name a text model",
+        )
+    stated = getattr(config, "quantization_config", None)
     if stated is None:
         return "16bit"
     method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", "unknown")

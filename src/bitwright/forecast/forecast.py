@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitwright.data.calibration import PICTURES, RESIDENT_SHARE, SELF, calibration_of, counts_of
+from bitwright.data.calibration import PICTURES, RESIDENT_SHARE, SELF, calibration_of, counts_of, resident_dtype
 from bitwright.data.folds import SHARES
 from bitwright.forecast.speed import Speed
 from bitwright.host.schedule import ANSWER, CHECK, COMPARE, FORWARD, LABELS, ROUND, WRITE, WRITE_TEXT
@@ -47,12 +47,13 @@ def forecast_of(subject: Subject, speed: Speed, plan: Plan) -> Forecast:
     weights = nbytes_of_16bit(subject)
     costs = _Costs(subject, speed)
     held = peak(spec, subject.method, settings, subject.precision, patches).nbytes
-    resident = int(RESIDENT_SHARE * weights / 2 * subject.precision.work.itemsize) if costs.own or costs.pictures else 0
+    dtype = resident_dtype(subject.skeleton, settings, subject.device)
+    resident = int(RESIDENT_SHARE * weights / 2 * dtype.itemsize) if costs.own or costs.pictures else 0
     codes = sum(subject.container.nbytes(w, f, subject.source) for w in spec.weights for f in subject.method.formats[w.name])
     states = sum((stack.n_blocks + 2) * stack.width for stack in spec.stacks) * settings.sequences * settings.length
     return Forecast(
         costs.measuring() | costs.proving(nbytes, n_rivals),
-        int(LIBRARIES_BYTES + (1.0 if settings.max_memory else HEAP) * max(held, resident)),
+        LIBRARIES_BYTES + max(int((1.0 if settings.max_memory else HEAP) * held), resident),
         codes + states * subject.precision.kept.itemsize + nbytes * 3,
         nbytes,
     )
