@@ -58,6 +58,8 @@ Build = Callable[..., Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs first, which take longest: a worker that got them at the end would be waited for."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_pipeline"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
