@@ -12,9 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import bitwright
 from bitwright import Settings
+from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.finetune import finetune as job
 from bitwright.finetune.finetune import Training, finetune, texts_of
@@ -102,8 +104,11 @@ def test_a_step_of_several_parts_has_the_gradient_of_the_whole(quantized: Path, 
     assert difference <= most * torch.stack([a.norm() for a in whole]).norm()
 
 
-def test_it_learns_and_stock_peft_loads_it(quantized: Path, data: str, tmp_path: Path) -> None:
+def test_it_learns_and_stock_peft_loads_it(
+    quantized: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     outcome = finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
+    assert capfd.readouterr().out == ""
     assert outcome.steps == 6
     assert outcome.loss_after < outcome.loss_before - 0.3
     base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
@@ -209,3 +214,21 @@ def test_a_model_that_takes_images_is_refused_in_words(tmp_path: Path, data: str
     with pytest.raises(BitwrightError) as caught:
         finetune(seeing, data, tmp_path / "a", training=TRAINING, reporter=QUIET)
     assert "takes images" in caught.value.finding.saw
+
+
+def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_path: Path) -> None:
+    source = str(build("llama", **MODEL))
+    preview = CliRunner().invoke(app, ["finetune", source, data, "--preview", "2"])
+    assert preview.exit_code == 0, preview.output
+    assert "question: 'question'; answer: 'answer'" in preview.output
+    assert "30 texts" in preview.output
+    assert "--- row 1:" in preview.output
+    words = ["finetune", source, data, str(tmp_path / "adapter"), "--max-steps", "2", "--rank", "2", "--json"]
+    done = CliRunner().invoke(app, [*words, "--length", "64", "--dtype", "float32", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["steps"] == 2
+    refused = CliRunner().invoke(
+        app, ["finetune", source, data, "--template", "{nothing}", "--answer", "answer", "--preview", "1"]
+    )
+    assert refused.exit_code == 2
+    assert "no column 'nothing'" in refused.output
