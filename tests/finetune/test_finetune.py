@@ -184,12 +184,12 @@ def test_merged_into_a_quantized_file_the_gain_survives(build: Build, data: str,
     settings = Settings(
         sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
     )
-    found = merge(tmp_path / "adapter", source, data, tmp_path / "tuned", "+40%", settings=settings, reporter=QUIET)
+    found = merge(tmp_path / "adapter", source, data, tmp_path / "merged", "+40%", settings=settings, reporter=QUIET)
     assert found.loss_adapter == trained.loss_after
     assert found.kept >= 0.9
-    assert json.loads((tmp_path / "tuned" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
     with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "tuned", source, data, tmp_path / "again", reporter=QUIET)
+        merge(tmp_path / "merged", source, data, tmp_path / "again", reporter=QUIET)
     assert caught.value.finding.rule == "finetune/adapter"
 
 

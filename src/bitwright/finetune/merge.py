@@ -68,13 +68,14 @@ def merge(
     training = Training(**{**told["training"], "targets": tuple(told["training"]["targets"])})
     work_root = out.absolute().parent / f".{out.name}.merge"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=True):
-        whole, made = work_root / "merged", work_root / out.name
+        whole, made = work_root / "source" / "merged", work_root / "made" / out.name
         directory = local_directory(source)
         tokenizer = tokenizer_of(directory)
         texts = texts_of(data, tokenizer, training)
         write_merged(directory, adapter, whole)
         tokenizer.save_pretrained(str(whole))
         own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
+        made.parent.mkdir(parents=True, exist_ok=True)
         quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
         outcome, loss = told["outcome"], _loss(made, texts.kept, training, reporter)
         found = Merged(outcome["loss_before"], outcome["loss_after"], loss)
