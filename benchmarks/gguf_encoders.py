@@ -2,7 +2,7 @@
 
 For some ``down_proj`` weights of the demo model: tr(dW S dW^T), the squared output error on calibration text, of our
 calibrated rounding over that of ``ggml_quantize_chunk`` with the importance matrix (the diagonal of S) of the same text.
-llama.cpp comes from the wheel ``xllamacpp`` (pip install 'bitwright[gguf]'), whose library exports ggml's C interface.
+llama.cpp comes from the wheel ``xllamacpp`` (pip install xllamacpp), whose library exports ggml's C interface.
 
 The demo model was dequantized from Q4_1: formats with a minimum find that grid again, which says nothing about weights that
 were never quantized. ``--noise`` adds Gaussian noise of that share of each weight's standard deviation.

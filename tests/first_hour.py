@@ -23,12 +23,12 @@ environment. The line that shows the progress is gone by then. `python -m tests.
 """
 
 
-def steps() -> list[str]:
-    """The commands of the page, in order; the Python is run as a file."""
+def steps(place: Path) -> list[str]:
+    """The commands of the page, in order; the Python is put into ``place`` and run as a file."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     install, demo = (text for kind, text in blocks[:2] if not kind)
     (chat,) = [text for kind, text in blocks if kind == "python"]
-    (ROOT / SHOWN).write_text(chat, encoding="utf-8")
+    (place / SHOWN).write_text(chat, encoding="utf-8")
     return [*install.strip().splitlines(), f"{demo.strip()} --dry-run", demo.strip(), f"cat {SHOWN}", f"python {SHOWN}"]
 
 
@@ -36,8 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "bitwright"
         shutil.copytree(ROOT, place, ignore=shutil.ignore_patterns(".*", "demo-out*", "site", "__pycache__", "*.egg-info"))
-        commands = steps()
-        shutil.move(ROOT / SHOWN, place / SHOWN)
+        commands = steps(place)
         quiet = {"PIP_QUIET": "2", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}  # what pip says of this machine's own settings
         with Terminal(place, **quiet) as terminal:
             for command in commands:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -73,8 +74,7 @@ class Terminal:
     def _codes(self) -> list[str]:
         return self._status.read_text().split() if self._status.exists() else []
 
-    def _until(self, ready: object, what: str, seconds: float) -> None:
-        assert callable(ready)
+    def _until(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not ready():
             if time.monotonic() > end:

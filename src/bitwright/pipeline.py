@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -81,15 +81,13 @@ def quantize(
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     require_apart(out, (Path(source),), work_root)
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
-        given = Plan.load(Path(plan)) if plan else None
-        subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
+        asked = _Asked.of(budget, max_damage, pins, plan, settings.fused_groups)
+        subject = Subject.open(source, settings, asked.formats, to_write=True)
         require_apart(out, (subject.source.checkpoint.directory,), work_root)
         _preflight(subject)
-        if not given:
+        if not asked.given:
             require_unedited(work_root)
-
-        choose = partial(_choice, given=given, plan=plan, budget=budget, max_damage=max_damage, pins=pins, settings=settings)
-        blank = choose(subject.blank_table(), frontier=False)  # a budget, a pin or a plan is refused before anything slow
+        blank = asked.choice(subject.blank_table())  # a budget, a pin or a plan is refused before anything slow
         require_space(out, blank.nbytes, "OUT")
         for note in subject.notes:
             reporter.say(f"note: {note}")
@@ -98,16 +96,16 @@ def quantize(
             reporter.plan(forecast_of(subject, Speed.of(subject), blank).seconds, seconds=True)
         measured = measure_subject(subject, work_root, reporter)
         clock.lap("measure")
-        chosen = choose(measured.sensitivity, frontier=True)
+        chosen = asked.choice(measured.sensitivity, frontier=True)
         clock.lap("allocate")
-        if not given:
+        if not asked.given:
             keep_plan(work_root, chosen)
         proof = Proof.of(measured, chosen, work_root, reporter)
         require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
         with claim.made() as place:
             proof.write(chosen, place)
             clock.lap("write")
-            verdict = proof.verdict(chosen, place, may_replace=given is None)
+            verdict = proof.verdict(chosen, place, may_replace=asked.given is None)
             if verdict.shipped != RESULT:
                 chosen = next(rival.plan for rival in proof.rivals if rival.label == verdict.shipped)
                 remove(place)
@@ -138,36 +136,55 @@ def forecast(
     """What ``quantize`` with these arguments would take on this machine: time by stage, memory, disk, the size of the result.
 
     Two small trials tell how fast the machine is. Where ``workdir`` holds a finished measurement, the predicted damage is told
-    too. Nothing is written. Raises BitwrightError as ``quantize`` would before it begins.
+    too. Nothing is written, and ``out`` is not looked at but for its name. Raises BitwrightError for what ``quantize`` would
+    refuse before it measures.
     """
-    settings, out = settings or Settings(), Path(out)
-    require_suffix(out, container_of(settings.container))
-    given = Plan.load(Path(plan)) if plan else None
-    subject = Subject.open(source, settings, given.formats if given else (), to_write=True)
+    settings = settings or Settings()
+    require_suffix(Path(out), container_of(settings.container))
+    asked = _Asked.of(budget, max_damage, pins, plan, settings.fused_groups)
+    subject = Subject.open(source, settings, asked.formats, to_write=True)
     _preflight(subject)
-    table = Path(workdir) / "sensitivity.json" if workdir else None
-    known = Sensitivity.load(table) if table and table.exists() else None
-    chosen = _choice(known or subject.blank_table(), given, plan, budget, max_damage, pins, settings, frontier=False)
+    path = Path(workdir) / "sensitivity.json" if workdir else None
+    table = Sensitivity.load(path) if path and path.exists() else None
+    chosen = asked.choice(table or subject.blank_table())
     found = forecast_of(subject, Speed.of(subject), chosen)
-    if known or given:
-        return replace(found, damage_nats=chosen.check_nats if known else None)
-    return replace(found, nbytes=chosen.budget_nbytes or chosen.nbytes)  # without damages the choice is the smallest
+    if table:
+        return replace(found, damage_nats=chosen.check_nats)
+    if asked.given:
+        return found
+    most = chosen.budget_nbytes or subject.blank_table().sixteen_bit_nbytes()  # without damages the choice is the smallest
+    return replace(found, nbytes=most)
 
 
-def _choice(
-    table: Sensitivity,
-    given: Plan | None,
-    plan: str | Path | None,
-    budget: str,
-    max_damage: float | None,
-    pins: tuple[str, ...],
-    settings: Settings,
-    frontier: bool,
-) -> Plan:
-    """The plan that was ``given``, read from ``plan``, counted anew; or the best one within the budget."""
-    if given:
-        return edited(table, given, Path(plan or ""), settings.fused_groups)
-    return allocate(table, budget, max_damage=max_damage, pins=pins, frontier=frontier, fused_groups=settings.fused_groups)
+@dataclass(frozen=True)
+class _Asked:
+    """What a result shall be: the best plan within a budget or a damage, or one that a person gave."""
+
+    budget: str
+    max_damage: float | None
+    pins: tuple[str, ...]
+    path: Path
+    given: Plan | None  # read from ``path``
+    fused_groups: bool
+
+    @classmethod
+    def of(
+        cls, budget: str, max_damage: float | None, pins: tuple[str, ...], plan: str | Path | None, fused_groups: bool
+    ) -> _Asked:
+        return cls(budget, max_damage, pins, Path(plan or ""), Plan.load(Path(plan)) if plan else None, fused_groups)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats that have to be measured beside the container's own."""
+        return self.given.formats if self.given else ()
+
+    def choice(self, table: Sensitivity, frontier: bool = False) -> Plan:
+        """The plan by the damages of ``table``."""
+        if self.given:
+            return edited(table, self.given, self.path, self.fused_groups)
+        return allocate(
+            table, self.budget, max_damage=self.max_damage, pins=self.pins, frontier=frontier, fused_groups=self.fused_groups
+        )
 
 
 def _preflight(subject: Subject) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bitwright.allocate.allocate import allocate
+from bitwright.cli.common import size_nbytes
 from bitwright.cli.main import app
 from bitwright.containers.registry import container_of
 from bitwright.measure.subject import Subject
@@ -28,6 +29,7 @@ def test_a_size_without_a_unit() -> None:
     said = message("estimate", "--params", "7B", "--memory", "8")
     assert said.startswith("error[memory/unit]: 8: 8 bytes: the unit is missing")
     assert said.rstrip().endswith("help: 8GB")
+    assert (size_nbytes("0"), size_nbytes("500B"), size_nbytes("2000000")) == (0, 500, 2_000_000)
 
 
 def test_a_lora_adapter_in_place_of_a_model(tmp_path: Path) -> None:

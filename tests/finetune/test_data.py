@@ -11,7 +11,7 @@ from openpyxl import Workbook
 
 from bitwright.errors import BitwrightError
 from bitwright.finetune.conversations import Talk, conversations, filled
-from bitwright.finetune.preview import coloured, require_sound, summary
+from bitwright.finetune.preview import coloured, require_no_mistake, summary
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import IGNORED, examples
 from tests.conftest import byte_tokenizer
@@ -138,10 +138,10 @@ def test_silent_mistakes_stop_before_training() -> None:
     ends = {int(tokenizer.eos_token_id)}
     talks, _ = conversations(ROWS)
     good = examples(talks, tokenizer, 500)
-    require_sound(good, tokenizer, ends, 500)
+    require_no_mistake(good, tokenizer, ends, 500)
     assert "carry loss" in summary(good, 500)[0]
-    assert rule_of(lambda: require_sound(good[:1], tokenizer, ends, 500)) == "finetune/one-row"
-    assert rule_of(lambda: require_sound(examples(talks, tokenizer, 4), tokenizer, ends, 4)) == "finetune/nothing-learnt"
-    assert rule_of(lambda: require_sound(good, tokenizer, {7}, 500)) == "finetune/end-never-trained"
+    assert rule_of(lambda: require_no_mistake(good[:1], tokenizer, ends, 500)) == "finetune/one-row"
+    assert rule_of(lambda: require_no_mistake(examples(talks, tokenizer, 4), tokenizer, ends, 4)) == "finetune/nothing-learnt"
+    assert rule_of(lambda: require_no_mistake(good, tokenizer, {7}, 500)) == "finetune/end-never-trained"
     long = examples([Talk(text="word " * 100), Talk(text="word " * 100)], tokenizer, 20)
-    assert rule_of(lambda: require_sound(long, tokenizer, ends, 20)) == "finetune/most-are-cut"
+    assert rule_of(lambda: require_no_mistake(long, tokenizer, ends, 20)) == "finetune/most-are-cut"

@@ -150,6 +150,7 @@ def test_a_stopped_training_goes_on_at_its_last_checkpoint(
     assert not (tmp_path / "stopped").exists()
     finetune(quantized, data, tmp_path / "stopped", training=TRAINING, reporter=QUIET)
     assert steps[4] == 2  # not from the start
+    assert not (tmp_path / ".stopped.work").exists()
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert one == other
 
@@ -232,3 +233,30 @@ def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_pa
     )
     assert refused.exit_code == 2
     assert "no column 'nothing'" in refused.output
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_from(build: Build, data: str, tmp_path: Path) -> None:
+    source, work = build("llama", **MODEL), tmp_path / "work"
+    first = finetune(source, data, tmp_path / "first", training=TRAINING, workdir=work, reporter=QUIET)
+    other = replace(TRAINING, rank=2, max_steps=3)
+    second = finetune(source, data, tmp_path / "second", training=other, workdir=work, reporter=QUIET)
+    assert (first.steps, second.steps) == (6, 3)
+    again = finetune(source, data, tmp_path / "again", training=TRAINING, workdir=work, reporter=QUIET)  # all of it was done
+    assert again.losses == first.losses
+    one, same = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "again"))
+    assert one == same
+
+
+def test_equal_texts_leave_nothing_to_learn_from(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(['{"prompt": "a", "completion": "b"}'] * 8))
+    with pytest.raises(BitwrightError) as caught:
+        finetune(build("llama", **MODEL), str(tmp_path / "rows.jsonl"), tmp_path / "a", training=TRAINING, reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/all-kept"
+
+
+def test_an_adapter_that_gained_nothing_is_not_merged(build: Build, data: str, tmp_path: Path) -> None:
+    source = build("llama", **MODEL)
+    finetune(source, data, tmp_path / "adapter", training=replace(TRAINING, max_steps=1, learning_rate=0.0), reporter=QUIET)
+    with pytest.raises(BitwrightError) as caught:
+        merge(tmp_path / "adapter", source, data, tmp_path / "out", reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/no-gain"

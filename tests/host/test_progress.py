@@ -1,13 +1,11 @@
 """What a person is told about how far a run is."""
 
-import doctest
 import io
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-import bitwright.host.schedule
 from bitwright.host.progress import RELAYED, Relay, Reporter, relayed
 from bitwright.host.schedule import Schedule
 
@@ -24,10 +22,6 @@ def reporter(clock: Clock, terminal: bool = False) -> tuple[Reporter, io.StringI
     told, out = Reporter(clock=clock), io.StringIO()
     told.console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
     return told, out
-
-
-def test_the_examples() -> None:
-    assert doctest.testmod(bitwright.host.schedule).failed == 0
 
 
 def test_elsewhere_than_on_a_terminal_a_line_every_half_minute() -> None:
@@ -83,10 +77,13 @@ def test_a_worker_passes_on_how_far_it_is_and_what_libraries_write_is_kept(capsy
     worker = Relay(2)
     for _ in worker.track(range(2), "first", 2):
         print("a library says something", end="")
+    worker.say("a note")
     for _ in worker.track(range(1), "second", 1):
         pass
     said, seen = io.StringIO(capsys.readouterr().out), list[tuple[Any, Any]]()
-    kept = list(relayed(said, lambda at, of: seen.append((at, of))))
+    told: list[str] = []
+    kept = list(relayed(said, lambda at, of: seen.append((at, of)), told.append))
+    assert told == ["a note"]
     assert seen == [(0.5, 2), (1.0, 2), (2.0, 2)]
     assert "".join(kept) == "a library says something" * 2
     assert RELAYED not in "".join(kept)

@@ -1,14 +1,8 @@
 """Names in a chart cover no point, no bar and no other name where there is room."""
 
-import doctest
 import itertools
-import sys
 
 from bitwright.report.labels import LETTER, LINE, POINT, Box, Named, place
-
-
-def test_the_example() -> None:
-    assert doctest.testmod(sys.modules[place.__module__]).failed == 0
 
 
 def test_seven_points_close_together_have_seven_names_apart() -> None:

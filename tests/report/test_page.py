@@ -111,6 +111,17 @@ def test_the_page_says_everything_and_loads_nothing(finished: Path) -> None:
         assert str(finished.parent) not in (finished / "out" / name).read_text(encoding="utf-8"), "no path of this machine"
 
 
+def test_terms_are_explained_once_and_reasons_stand_by_role(finished: Path) -> None:
+    text = (finished / "out" / "report.html").read_text(encoding="utf-8")
+    terms = re.findall(r'<abbr tabindex="0" data-tip="[^"]{20,}">([^<]+)</abbr>', text)
+    assert {"KL divergence", "nats", "held-out", "perplexity"} <= set(terms)
+    assert len(terms) == len(set(terms))
+    report, table = read(finished)
+    heads = re.findall(r'<tr class="group"><td>([^:<]+): (\d+) of (\d+)</td>', text)
+    assert sum(int(count) for _, count, _ in heads) == sum(bool(choice.reason) for choice in report.plan.choices)
+    assert sum(int(whole) for _, _, whole in heads) <= len(table.weights)
+
+
 def test_a_page_of_400_weights_stays_below_a_megabyte(finished: Path) -> None:
     report, table = read(finished)
     few = {choice.weight: choice for choice in report.plan.choices}

@@ -6,14 +6,13 @@ rank for the text's query and value projections.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bitwright.checkpoint.cached import kept_folder, sha256
-from bitwright.errors import fail
+from bitwright.host.packages import require_package
 
 EYES = Path(__file__).with_name("eyes.safetensors")
 LAYOUT = 1  # of what is put together: another number makes kept ones unknown
@@ -46,14 +45,7 @@ def demo_vision(text: Path, cache: Path) -> Path:
 
     Raises BitwrightError without Pillow.
     """
-    if importlib.util.find_spec("PIL") is None:
-        raise fail(
-            "images/package",
-            "demo-vision",
-            saw="Pillow is not installed",
-            wanted="Pillow opens and draws pictures",
-            help="pip install 'bitwright[vision]'",
-        )
+    require_package("images/package", "demo-vision", "PIL", "it opens and draws pictures")
     target = cache / "demo-vision" / f"{text.name}-{sha256(EYES)[:16]}-{LAYOUT}"
     return kept_folder(target, partial(_assemble, text))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -106,8 +107,11 @@ def _stopped() -> str:
     reporter = progress.Reporter.current if progress else None
     where = f" at {reporter.where()}" if reporter and reporter.where() else ""
     if not reporter or not reporter.kept:
-        return f"stopped{where}; nothing was written"
-    return f"stopped{where}. The same command goes on from there; to discard what is finished: rm -r {reporter.kept}"
+        return f"stopped{where}"
+    if not reporter.kept.name.startswith("."):  # a --workdir, which may hold other things
+        return f"stopped{where}. The same command goes on from there, with what lies in {reporter.kept}"
+    discard = f"rm -r {shlex.quote(str(reporter.kept))}"
+    return f"stopped{where}. The same command goes on from there; to discard what is finished: {discard}"
 
 
 def _unexpected(error: BaseException) -> Finding:
@@ -147,11 +151,11 @@ def size_nbytes(text: str) -> int | None:
     if not text:
         return None
     units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)b?", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)(b?)", text.strip().lower())
     if not match or match[2] not in units:
         raise fail("memory/syntax", text[:40], saw="not a size", wanted="a number and its unit, such as 8GB", help="8GB")
     nbytes = int(float(match[1]) * units[match[2]])
-    if not match[2] and nbytes < LEAST_NBYTES:
+    if not match[2] and not match[3] and 0 < nbytes < LEAST_NBYTES:
         raise fail(
             "memory/unit",
             text[:40],

@@ -6,12 +6,15 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, wide_console
+
+if TYPE_CHECKING:
+    from bitwright.finetune.finetune import Training
 
 
 @guarded
@@ -30,7 +33,7 @@ def run(
     length: Annotated[int, typer.Option(min=16, help="Tokens of a text at most.")] = 1024,
     batch: Annotated[int, typer.Option(min=1, help="Texts of one pass.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Passes of one step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest; it rises first and then falls.")] = 2e-4,
     epochs: Annotated[float, typer.Option(min=0.0, help="How often all texts are read.")] = 1.0,
     max_steps: Annotated[int, typer.Option(min=0, help="Stop after so many steps. 0: by epochs.")] = 0,
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the texts that are kept apart.")] = 0.05,
@@ -86,20 +89,20 @@ def run(
     print_plain(console, line, code=True)
 
 
-def _preview(model: str, data: str, training: object, count: int) -> None:
-    """Show what training would see."""
+def _preview(model: str, data: str, training: Training, count: int) -> None:
+    """Show what training would see, and stop on what would make it worthless."""
     from bitwright.checkpoint.open import local_directory
     from bitwright.data.tokenizer import tokenizer_of
-    from bitwright.finetune.finetune import Training, texts_of
-    from bitwright.finetune.preview import coloured, summary
+    from bitwright.finetune.finetune import require_sound, texts_of, told_of
+    from bitwright.finetune.preview import coloured
 
-    assert isinstance(training, Training)
-    tokenizer = tokenizer_of(local_directory(model))
+    path = local_directory(model)
+    tokenizer = tokenizer_of(path)
     texts = texts_of(data, tokenizer, training)
     console = wide_console()
-    print_plain(console, f"read as {texts.words}")
-    for line in summary(texts.learnt + texts.kept, training.length):
+    for line in told_of(texts, training):
         print_plain(console, line)
-    for example in sorted(texts.learnt + texts.kept, key=lambda example: example.row)[:count]:
+    for example in texts.every[:count]:
         print_plain(console, f"\n--- row {example.row}: {len(example.ids)} tokens, {example.n_labels} carry loss")
         console.print(coloured(example, tokenizer), soft_wrap=True)
+    require_sound(texts, path, tokenizer, training.length)

@@ -131,7 +131,7 @@ def _forecast(json_: bool, source: str, out: Path, budget: str, **asked: Any) ->
     print(f"{'in all':{width}}  {in_words(found.total):>10}\n")
     damage = "known once it is measured" if found.damage_nats is None else f"{found.damage_nats:.4f} nats per token"
     facts = {
-        "result": f"{'' if found.damage_nats else 'at most '}{found.nbytes / 1e6:,.1f} MB",
+        "result": f"{'' if found.damage_nats is not None or asked['plan'] else 'at most '}{found.nbytes / 1e6:,.1f} MB",
         "peak memory": f"{found.peak_nbytes / 1e9:.1f} GB",
         "disk while it runs": f"{found.disk_nbytes / 1e9:.1f} GB",
         "predicted damage": damage,

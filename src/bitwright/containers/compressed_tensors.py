@@ -7,7 +7,6 @@ config.json names the modules of each format. Symmetric formats alone: transform
 
 from __future__ import annotations
 
-import importlib.util
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,9 +17,9 @@ from torch import Tensor
 from bitwright.checkpoint.headers import TensorRef
 from bitwright.checkpoint.writer import TensorPlan
 from bitwright.containers.directory import DirectoryContainer, left_in_16bit, tensors_of
-from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format, Packed
 from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
+from bitwright.host.packages import require_package
 from bitwright.models.fused import fused_modules
 from bitwright.models.source import Source
 from bitwright.models.spec import Kind, ModelSpec, Weight
@@ -71,14 +70,8 @@ class CompressedTensors(DirectoryContainer):
         return found
 
     def require(self, source: Source) -> None:
-        if importlib.util.find_spec("compressed_tensors") is None:
-            raise fail(
-                "container/package",
-                f"--container {self.name}",
-                saw="the package compressed-tensors is not installed",
-                wanted="transformers reads the written file with it",
-                help="pip install 'bitwright[compressed-tensors]'",
-            )
+        purpose = "transformers reads the written file with it"
+        require_package("container/package", f"--container {self.name}", "compressed_tensors", purpose)
 
     def usage(self, name: str, chat: bool, sees: bool = False) -> str:
         return f"""With vLLM: `vllm serve {name}`. With transformers:

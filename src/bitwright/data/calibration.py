@@ -136,7 +136,7 @@ def _pictures(
             f"--calibration {kind}",
             saw="images, and a model that cannot be shown any",
             wanted="a model that sees, with its processor and Pillow",
-            help="name texts, or pip install 'bitwright[vision]'",
+            help="name texts, or pip install pillow",
         )
     if kind == PICTURES and calibration == INSTALLED:
         return viewer.told(pictures)

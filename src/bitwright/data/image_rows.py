@@ -14,6 +14,7 @@ from typing import Any
 from bitwright.data.pictures import Picture
 from bitwright.data.rows import has_image, is_data_set, read_rows
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.packages import not_installed
 
 MOST_IMAGES = 8  # of a row
 LONGEST_SIDE = 1024  # pixels: larger pictures are scaled down
@@ -125,13 +126,7 @@ def opened(file: Path | io.BytesIO, where: str) -> Any:
 
 
 def needs_pillow(where: object) -> BitwrightError:
-    return fail(
-        "images/package",
-        where,
-        saw="Pillow is not installed",
-        wanted="Pillow opens and draws pictures",
-        help="pip install 'bitwright[vision]'",
-    )
+    return not_installed("images/package", where, "PIL", "it opens and draws pictures")
 
 
 def _bad(where: str, saw: str, wanted: str) -> BitwrightError:

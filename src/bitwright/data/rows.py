@@ -10,6 +10,7 @@ from typing import Any
 
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.packages import not_installed
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 LONGEST_ID = 200  # characters of a datasets id
@@ -136,13 +137,7 @@ def _hub_rows(name: str) -> Iterable[Any]:
 
 
 def _needs(package: str, where: object) -> BitwrightError:
-    return fail(
-        "calibration/package",
-        where,
-        saw=f"{package} is not installed",
-        wanted=f"{package} reads this source",
-        help=f"pip install {package}",
-    )
+    return not_installed("calibration/package", where, package, "it reads this source")
 
 
 def _texts_of(rows: list[Any], tokenizer: Any, where: str) -> list[str]:

@@ -46,7 +46,7 @@ class Viewer:
                 directory,
                 saw=in_one_line(error),
                 wanted="the model's processor beside its weights, and Pillow",
-                help="pip install 'bitwright[vision]', or copy preprocessor_config.json and processor_config.json",
+                help="pip install pillow, or copy preprocessor_config.json and processor_config.json",
             ) from error
         return cls(processor, tokenizer)
 

@@ -66,7 +66,7 @@ def _run(command: list[str], errors: Path, reporter: Reporter, advance: Advance)
     ):
         assert process.stdout is not None
         try:
-            for line in relayed(process.stdout, advance):
+            for line in relayed(process.stdout, advance, reporter.say):
                 log.write(line)
                 if reporter.verbose:
                     reporter.say(line.rstrip("\n"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.figures import TaskScore
 from bitwright.evaluate.picture_tasks import PictureTask, has_pictures, score_pictures
 from bitwright.evaluate.process import run_worker
+from bitwright.host.packages import require_package
 from bitwright.host.progress import QUIET, Reporter
 from bitwright.host.schedule import TASKS
 from bitwright.host.texts import UnreadableError, parse_json, read_text
@@ -75,14 +75,7 @@ def _require_questions(name: str) -> None:
 def _of_texts(
     candidates: list[Candidate], names: list[str], limit: int | None, device: str, reporter: Reporter
 ) -> list[tuple[TaskScore, ...]]:
-    if importlib.util.find_spec("lm_eval") is None:
-        raise fail(
-            "tasks/package",
-            "--tasks",
-            saw="lm-eval is not installed",
-            wanted="lm-evaluation-harness runs the tasks",
-            help="pip install 'bitwright[tasks]'",
-        )
+    require_package("tasks/package", "--tasks", "lm_eval", "lm-evaluation-harness runs the tasks")
     tasks = [{"name": name, "questions": read_questions(Path(name)) if name.endswith(".jsonl") else None} for name in names]
     if not candidates and all(task["questions"] for task in tasks):
         return []  # nothing that only the harness knows

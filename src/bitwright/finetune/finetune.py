@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,19 +14,22 @@ import torch
 from bitwright.checkpoint.demo import DEMO_MODEL
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned, write_json
+from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.finetune.conversations import conversations
-from bitwright.finetune.model import adapt, ends_of, load, require_quantized_or_plain
-from bitwright.finetune.preview import require_sound, summary
+from bitwright.finetune.model import adapt, ends_of, load, require_trainable
+from bitwright.finetune.preview import require_no_mistake, summary
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
 from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, recompute, write_adapter
 from bitwright.host.device import device_of, precision_of
+from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
+from bitwright.host.versions import versions
 
-TRAIN, HOLD = "train", "hold against kept texts"
+BEFORE, TRAIN, AFTER = "loss before", "train", "loss after"
 STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
 
 
@@ -69,8 +72,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Texts:
-    """Examples to learn from and those that are kept apart, and how the columns were read."""
+    """All examples, those to learn from and those that are kept apart, and how the columns were read."""
 
+    every: list[Example]
     learnt: list[Example]
     kept: list[Example]
     words: str
@@ -88,7 +92,20 @@ def texts_of(data: str, tokenizer: Any, training: Training) -> Texts:
     rest = [found[i] for i in order[n_kept:]]
     learnt = [example for example in rest if example.n_labels and tuple(example.ids.tolist()) not in known]
     doubles = sum(tuple(example.ids.tolist()) in known for example in rest)
-    return Texts(learnt, kept, words, doubles)
+    return Texts(found, learnt, kept, words, doubles)
+
+
+def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None:
+    """Raise BitwrightError for examples that nothing can be learnt from by the model at ``path``."""
+    require_no_mistake(texts.every, tokenizer, ends_of(path, tokenizer), length)
+    if not texts.learnt:
+        raise fail(
+            "finetune/all-kept",
+            "the examples",
+            saw=f"none is left to learn from: {texts.n_doubles} are equal to texts that are kept apart",
+            wanted="different texts",
+            help="--held-out 0, or more rows",
+        )
 
 
 def finetune(
@@ -108,9 +125,9 @@ def finetune(
     """
     training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
     started = time.monotonic()
-    _require_peft()
+    require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     path = local_directory(model)
-    require_quantized_or_plain(path)
+    require_trainable(path)
     base = DEMO_MODEL if str(model) == "demo" else str(model)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
@@ -118,52 +135,63 @@ def finetune(
         texts = texts_of(data, tokenizer, training)
         device = device_of(training.device)
         work = precision_of(training.dtype, device).work
+        require_sound(texts, path, tokenizer, training.length)
+        for line in told_of(texts, training):
+            reporter.say(line)
         torch.manual_seed(training.seed)
         ready = load(path, device, work)
-        require_sound(texts.learnt + texts.kept, tokenizer, ends_of(ready, tokenizer), training.length)
-        for line in (f"read as {texts.words}", *summary(texts.learnt + texts.kept, training.length)):
-            reporter.say(line)
-        if texts.n_doubles:
-            reporter.say(f"{texts.n_doubles} texts are equal to kept ones and are not learnt from")
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora)
         reporter.kept = work_root
-        reporter.plan({HOLD: 1.0, TRAIN: 20.0})
-        before = held(ready, texts.kept, training.batch, reporter)
-        told = _train(ready, texts.learnt, training, work_root, reporter)
-        after = held(ready, texts.kept, training.batch, reporter)
+        reporter.plan({BEFORE: len(texts.kept), TRAIN: _passes(training, len(texts.learnt)), AFTER: len(texts.kept)})
+        before = held(ready, texts.kept, training.batch, reporter, BEFORE)
+        losses = _train(ready, texts.learnt, training, work_root / _key(path, texts, training, work), reporter)
+        after = held(ready, texts.kept, training.batch, reporter, AFTER)
         outcome = Outcome(
             before,
             after,
-            len(told.losses),
-            tuple(told.losses),
+            losses[-1][0],
+            losses,
             sum(p.numel() for p in ready.parameters() if p.requires_grad),
             len(texts.learnt),
             round(time.monotonic() - started, 1),
         )
         with claim.made() as place:
             write_adapter(place, ready, base, names, training.rank, training.alpha, training.rslora)
-            write_json(
-                place / PROOF, {"adapter_of": without_place(base), "training": asdict(training), "outcome": asdict(outcome)}
-            )
+            proof = {"adapter_of": without_place(base), "training": asdict(training), "outcome": asdict(outcome)}
+            write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
+        if not workdir:
+            shutil.rmtree(work_root, ignore_errors=True)
         return outcome
 
 
-def _require_peft() -> None:
-    """Raise BitwrightError, before anything slow, where the adapter could not be written."""
-    if importlib.util.find_spec("peft") is None:
-        raise fail(
-            "finetune/package",
-            "peft",
-            saw="not installed",
-            wanted="the package that writes and loads adapters",
-            help="pip install 'bitwright[finetune]'",
-        )
+def told_of(texts: Texts, training: Training) -> list[str]:
+    """What a person should know of the examples before they are learnt."""
+    lines = [f"read as {texts.words}", *summary(texts.every, training.length)]
+    if texts.n_doubles:
+        lines.append(f"{texts.n_doubles} texts are equal to kept ones and are not learnt from")
+    return lines
 
 
-def _train(model: Any, learnt: list[Example], training: Training, work_root: Path, reporter: Reporter) -> Told:
+def _passes(training: Training, n_texts: int) -> float:
+    """What training costs, in texts that are only read: forward, again, and backward."""
+    read = training.max_steps * training.batch * training.accumulate or training.epochs * n_texts
+    return 4.0 * read
+
+
+def _key(path: Path, texts: Texts, training: Training, work: torch.dtype) -> str:
+    """Hash of everything that a training depends on: checkpoints of another one are not gone on from."""
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+    learnt = [example.ids.tolist() + example.labels.tolist() for example in texts.learnt]
+    return content_hash(str(path.resolve()), files, learnt, asdict(training), str(work), versions())
+
+
+def _train(
+    model: Any, learnt: list[Example], training: Training, folder: Path, reporter: Reporter
+) -> tuple[tuple[int, float], ...]:
+    """Train, on from the last checkpoint in ``folder``; the loss of each step, with its number."""
     settings = arguments(
-        work_root / "checkpoints",
+        folder,
         per_device_train_batch_size=training.batch,
         gradient_accumulation_steps=training.accumulate,
         learning_rate=training.learning_rate,
@@ -178,27 +206,26 @@ def _train(model: Any, learnt: list[Example], training: Training, work_root: Pat
     )
     recompute(model)
     with reporter.stage(TRAIN) as advance:
-        told = Told(advance)
-        trainer = AdapterTrainer(model, settings, data_collator=packed, train_dataset=learnt, callbacks=[told])
+        watch = [Told(advance)]
+        trainer = AdapterTrainer(model, settings, data_collator=packed, train_dataset=learnt, callbacks=watch)
         trainer.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
-        left = sorted((work_root / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         whole = [path for path in left if (path / ADAPTER).exists() and (path / "trainer_state.json").exists()]
         if whole:
             reporter.say(f"goes on from step {whole[-1].name.rpartition('-')[2]}")
         trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-    if not told.losses:
-        raise fail(
-            "finetune/no-steps", "the training", saw="no step", wanted="at least one", help="more --epochs or --max-steps 10"
-        )
-    return told
+    losses = tuple((int(line["step"]), float(line["loss"])) for line in trainer.state.log_history if "loss" in line)
+    if not losses:
+        raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
+    return losses
 
 
-def held(model: Any, kept: list[Example], batch: int, reporter: Reporter) -> float:
+def held(model: Any, kept: list[Example], batch: int, reporter: Reporter, stage: str) -> float:
     """Mean loss of the kept texts, in nats per answer token; NaN where none were kept."""
     total, count, device = 0.0, 0, next(model.parameters()).device
     model.eval()
     parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
-    for part in reporter.track(parts, HOLD, len(parts)):
+    for part in reporter.track(parts, stage, len(parts)):
         inputs = {name: tensor.to(device) for name, tensor in packed(part).items()}
         labels = sum(example.n_labels for example in part)
         with torch.no_grad():

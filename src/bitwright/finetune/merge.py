@@ -7,6 +7,7 @@ survived is measured on the texts that training kept apart, on the file that was
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +20,17 @@ from transformers import AutoModelForCausalLM
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.errors import fail
+from bitwright.errors import fail, in_one_line
 from bitwright.finetune.finetune import Training, held, texts_of
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.tokens import Example
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.progress import Reporter
-from bitwright.host.texts import read_object
+from bitwright.host.texts import read_object, record
 from bitwright.pipeline import quantize
 from bitwright.settings import Settings
 
+CHECKED = "loss of the merged file"
 LEAST_KEPT = 0.9  # share of the improvement that a merge has to keep
 FEWEST = 24  # texts of calibration; where there are fewer, they are mixed with the usual ones
 
@@ -64,8 +66,7 @@ def merge(
     what was there before, where the written file keeps less than LEAST_KEPT of what training gained.
     """
     settings, reporter, out, adapter = settings or Settings(), reporter or Reporter(), Path(out), Path(adapter)
-    told = _told(adapter)
-    training = Training(**{**told["training"], "targets": tuple(told["training"]["targets"])})
+    training, before, after = _told(adapter)
     work_root = out.absolute().parent / f".{out.name}.merge"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=True):
         whole, made = work_root / "source" / "merged", work_root / "made" / out.name
@@ -77,8 +78,8 @@ def merge(
         own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
         made.parent.mkdir(parents=True, exist_ok=True)
         quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
-        outcome, loss = told["outcome"], _loss(made, texts.kept, training, reporter)
-        found = Merged(outcome["loss_before"], outcome["loss_after"], loss)
+        loss = _loss(made, texts.kept, training, reporter)
+        found = Merged(before, after, loss)
         loses = bool(texts.kept) and not found.kept >= LEAST_KEPT
         if not loses:
             with claim.made() as place:
@@ -104,18 +105,30 @@ def write_merged(source: Path, adapter: Path, out: Path) -> None:
     PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(torch.bfloat16).save_pretrained(out)
 
 
-def _told(adapter: Path) -> dict[str, Any]:
-    """What ``finetune`` noted of an adapter."""
-    told = read_object(adapter / PROOF) if (adapter / PROOF).exists() else {}
-    if "training" not in told or "outcome" not in told:
+def _told(adapter: Path) -> tuple[Training, float, float]:
+    """What ``finetune`` noted of an adapter: how it was trained, and the losses before and after; NaN without kept texts."""
+    try:
+        told = read_object(adapter / PROOF)
+        training = record(Training, {**told["training"], "targets": tuple(told["training"]["targets"])})
+        losses = (told["outcome"][name] for name in ("loss_before", "loss_after"))
+        before, after = (math.nan if loss is None else float(loss) for loss in losses)
+    except (ValueError, KeyError, TypeError) as error:
         raise fail(
             "finetune/adapter",
             adapter,
-            saw="no adapter that Bitwright wrote",
+            saw=f"no adapter that Bitwright wrote: {in_one_line(error)}",
             wanted=f"a directory with {PROOF} beside adapter_model.safetensors",
             help="bitwright finetune MODEL DATA ADAPTER",
+        ) from None
+    if after >= before:
+        raise fail(
+            "finetune/no-gain",
+            adapter,
+            saw=f"training gained nothing: {before:.3f} nats before, {after:.3f} after",
+            wanted="an adapter that lowers the loss on kept texts",
+            help="train longer, or with another --learning-rate",
         )
-    return told
+    return training, before, after
 
 
 def _calibration(learnt: Sequence[Example], tokenizer: Any, folder: Path) -> str:
@@ -133,4 +146,4 @@ def _loss(path: Path, kept: list[Example], training: Training, reporter: Reporte
     device = device_of(training.device)
     model = load(path, device, precision_of(training.dtype, device).work)
     adapt(model, ("*",), 0, 0.0, False)
-    return held(model, kept, training.batch, reporter)
+    return held(model, kept, training.batch, reporter, CHECKED)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from bitwright.errors import fail
@@ -92,15 +92,18 @@ def head_of(model: Any) -> tuple[FrozenWeight, float, float]:
     return weight, float(scale), float(getattr(config, "final_logit_softcapping", None) or 0.0)
 
 
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a turn or a text."""
-    known = getattr(model.generation_config, "eos_token_id", None)
+def ends_of(path: Path, tokenizer: Any) -> set[int]:
+    """The tokens that end a turn or a text, by the tokenizer and generation_config.json, where there is one."""
+    try:
+        known = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        known = None
     ends = known if isinstance(known, list) else [known]
     return {int(end) for end in (*ends, tokenizer.eos_token_id) if end is not None}
 
 
-def require_quantized_or_plain(path: Path) -> str:
-    """How the model at ``path`` is stored: ``bitsandbytes`` or ``16bit``. Raises BitwrightError for anything else."""
+def require_trainable(path: Path) -> None:
+    """Raise BitwrightError unless the model at ``path`` is one for text, in 16 bit or in 4 bits of bitsandbytes."""
     config = AutoConfig.from_pretrained(path)
     if auto_class(config) is not AutoModelForCausalLM:
         raise fail(
@@ -112,15 +115,14 @@ def require_quantized_or_plain(path: Path) -> str:
         )
     stated = getattr(config, "quantization_config", None)
     if stated is None:
-        return "16bit"
-    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", "unknown")
-    four = stated.get("load_in_4bit") if isinstance(stated, dict) else getattr(stated, "load_in_4bit", False)
-    if str(method) == "bitsandbytes" and four:
-        return "bitsandbytes"
+        return
+    stated = stated if isinstance(stated, dict) else stated.to_dict()
+    if stated.get("quant_method") == "bitsandbytes" and stated.get("load_in_4bit"):
+        return
     raise fail(
         "finetune/model",
         path,
-        saw=f"a checkpoint quantized by {method}",
+        saw=f"a checkpoint quantized by {stated.get('quant_method')}",
         wanted="a 16-bit model, or bitsandbytes in 4 bits",
         help="bitwright quantize SOURCE OUT writes one",
     )

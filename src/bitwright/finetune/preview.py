@@ -39,7 +39,7 @@ def coloured(example: Example, tokenizer: Any) -> Text:
     return shown
 
 
-def require_sound(examples: Sequence[Example], tokenizer: Any, ends: set[int], length: int) -> None:
+def require_no_mistake(examples: Sequence[Example], tokenizer: Any, ends: set[int], length: int) -> None:
     """Raise BitwrightError for the mistakes that nobody notices while a loss falls."""
     if len(examples) < 2:
         raise _mistake("one-row", f"{len(examples)} text", "at least two texts, one to learn from and one held out", "add rows")

@@ -11,6 +11,7 @@ from typing import Any
 
 from bitwright.data.rows import is_data_set, read_rows
 from bitwright.errors import BitwrightError, fail
+from bitwright.host.packages import not_installed
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 Row = dict[str, Any]
@@ -85,13 +86,7 @@ def _sheet(path: Path, wanted: str) -> list[Row]:
     try:
         from openpyxl import load_workbook
     except ImportError:
-        raise fail(
-            "data/package",
-            path,
-            saw="openpyxl is not installed",
-            wanted="it reads .xlsx",
-            help="pip install 'bitwright[finetune]'",
-        ) from None
+        raise not_installed("data/package", path, "openpyxl", "it reads .xlsx files") from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
         tables = {sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets}

@@ -20,6 +20,7 @@ from bitwright.finetune.model import head_of
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED, Example
 from bitwright.host.heap import return_free_pages
+from bitwright.host.progress import Advance
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -104,17 +105,13 @@ class AdapterTrainer(Trainer):
 
 
 class Told(TrainerCallback):
-    """Passes on how far the training is, and notes its losses."""
+    """Passes on how far the training is."""
 
-    def __init__(self, advance: Any) -> None:
-        self.advance, self.losses = advance, list[tuple[int, float]]()
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append((state.global_step, float(logs["loss"])))
 
 
 def recompute(model: Any) -> None:

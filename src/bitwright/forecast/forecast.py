@@ -8,6 +8,7 @@ from bitwright.data.calibration import PICTURES, RESIDENT_SHARE, SELF, calibrati
 from bitwright.data.folds import SHARES
 from bitwright.forecast.speed import Speed
 from bitwright.host.schedule import ANSWER, CHECK, COMPARE, FORWARD, LABELS, ROUND, WRITE, WRITE_TEXT
+from bitwright.measure.measure import work_nbytes
 from bitwright.measure.memory import LIBRARIES_BYTES, peak
 from bitwright.measure.scores import SHORT, UNSEEN
 from bitwright.measure.subject import Subject
@@ -21,6 +22,7 @@ HEAP = 1.2  # resident memory over what is used, unless --max-memory keeps freed
 START_SECONDS = 8.0  # of a process that loads the libraries
 DISK_NBYTES = 300e6  # a second, decoded and packed on the way
 RIVALS = 5  # that a result is compared with; two of them are ablations
+WRITTEN = 2  # of them are files of ours, the others are quantized while they are loaded
 ANSWER_TOKENS = 24  # that a model answers about a picture
 
 
@@ -44,17 +46,14 @@ def forecast_of(subject: Subject, speed: Speed, plan: Plan) -> Forecast:
     nbytes, n_rivals = plan.nbytes, RIVALS if subject.settings.compare else RIVALS - 2
     spec, settings = subject.source.spec, subject.settings
     patches = subject.viewer.patches() if subject.viewer else 0
-    weights = nbytes_of_16bit(subject)
     costs = _Costs(subject, speed)
     held = peak(spec, subject.method, settings, subject.precision, patches).nbytes
     dtype = resident_dtype(subject.skeleton, settings, subject.device)
-    resident = int(RESIDENT_SHARE * weights / 2 * dtype.itemsize) if costs.own or costs.pictures else 0
-    codes = sum(subject.container.nbytes(w, f, subject.source) for w in spec.weights for f in subject.method.formats[w.name])
-    states = sum((stack.n_blocks + 2) * stack.width for stack in spec.stacks) * settings.sequences * settings.length
+    resident = int(RESIDENT_SHARE * _nbytes_of_16bit(subject) / 2 * dtype.itemsize) if costs.own or costs.pictures else 0
     return Forecast(
         costs.measuring() | costs.proving(nbytes, n_rivals),
         LIBRARIES_BYTES + max(int((1.0 if settings.max_memory else HEAP) * held), resident),
-        codes + states * subject.precision.kept.itemsize + nbytes * 3,
+        work_nbytes(subject) + (1 + WRITTEN) * nbytes,
         nbytes,
     )
 
@@ -64,7 +63,7 @@ def measuring_seconds(subject: Subject, speed: Speed) -> dict[str, float]:
     return _Costs(subject, speed).measuring()
 
 
-def nbytes_of_16bit(subject: Subject) -> int:
+def _nbytes_of_16bit(subject: Subject) -> int:
     """Bytes of the source's tensors in 16 bit."""
     spec = subject.source.spec
     return 2 * sum(weight.n_rows * weight.n_cols for weight in spec.weights) + spec.kept_nbytes
@@ -113,7 +112,7 @@ class _Costs:
         settings = self.subject.settings
         held = settings.held_out_sequences * settings.held_out_length
         predicting = SHARES[1] * settings.sequences * settings.length
-        load = nbytes_of_16bit(self.subject) / DISK_NBYTES
+        load = _nbytes_of_16bit(self.subject) / DISK_NBYTES
         return {
             WRITE: (n_rivals + 1) * nbytes / DISK_NBYTES,
             COMPARE: START_SECONDS + (n_rivals + 2) * (load + self._compared(held)),

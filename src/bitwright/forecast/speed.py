@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from bitwright.measure.scores import by_rounder
 from bitwright.measure.subject import Subject
@@ -27,11 +29,16 @@ class Speed:
     def of(cls, subject: Subject) -> Speed:
         """Measure this machine with the types and formats of ``subject``."""
         device, dtype = subject.device, subject.precision.work
-        a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
+        generator = torch.Generator().manual_seed(0)  # of its own: a run shall not depend on having been timed
+
+        def draw(n_rows: int, n_cols: int) -> Tensor:
+            return torch.randn(n_rows, n_cols, generator=generator).to(device)
+
+        a, b = (draw(1024, 1024).to(dtype) for _ in range(2))
         seconds = _seconds_of(lambda: a @ b, device)
         widest = max(subject.method.formats.values(), key=len)
         formats = tuple(format for format in widest if not format.unavailable(SIDE))
-        value, x = torch.randn(SIDE, SIDE, device=device), torch.randn(2 * SIDE, SIDE, device=device)
+        value, x = draw(SIDE, SIDE), draw(2 * SIDE, SIDE)
         feedback = Feedback.of(x.t() @ x / len(x))
 
         def rounded() -> None:
@@ -41,9 +48,8 @@ class Speed:
         return cls(2 * 1024**3 / seconds, _seconds_of(rounded, device) / SIDE**2)
 
 
-def _seconds_of(trial: object, device: torch.device) -> float:
+def _seconds_of(trial: Callable[[], object], device: torch.device) -> float:
     """Seconds that one call takes, after a first one that does not count."""
-    assert callable(trial)
     trial()
     _wait(device)
     began, count = time.perf_counter(), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -139,7 +138,7 @@ class Relay(Reporter):
         self.finished += 1
 
     def say(self, text: str) -> None:
-        print(printable(text), file=sys.stderr)
+        print(RELAYED + json.dumps({"say": printable(text)}), flush=True)
 
 
 QUIET = Reporter(quiet=True)
@@ -148,12 +147,15 @@ QUIET = Reporter(quiet=True)
 def _nothing(at: float, of: int) -> None: ...
 
 
-def relayed(lines: Iterable[str], advance: Advance) -> Iterator[str]:
-    """The ``lines`` of a worker process but for those about its progress, which are passed on."""
+def relayed(lines: Iterable[str], advance: Advance, say: Callable[[str], object]) -> Iterator[str]:
+    """The ``lines`` of a worker process but for those of its Relay, which are passed on: how far it is, and what it says."""
     for line in lines:
         words, mark, told = line.partition(RELAYED)  # what a library wrote may stand before it
         if mark:
-            how_far = json.loads(told)
-            advance(how_far["at"], how_far["of"])
+            message = json.loads(told)
+            if "say" in message:
+                say(message["say"])
+            else:
+                advance(message["at"], message["of"])
         if words or not mark:
             yield words

@@ -68,7 +68,7 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     Codes and figures of each block stay in ``work_root`` under a hash of everything they depend on, from which a killed run
     goes on; ``sensitivity.json`` appears there at the end.
     """
-    _require_room(subject, work_root)
+    require_space(work_root, work_nbytes(subject), "the work directory")
     folds, notes = _folds(subject, work_root, reporter)
     sweep = Sweep(subject, folds, WorkDir(work_root, _key(subject, folds)), reporter)
     sweep.prepare()
@@ -142,8 +142,8 @@ def _provenance(subject: Subject, folds: Folds) -> dict[str, Any]:
     }
 
 
-def _require_room(subject: Subject, work_root: Path) -> None:
-    """Raise BitwrightError unless the disk has room for the codes of all formats and for the boundaries."""
+def work_nbytes(subject: Subject) -> int:
+    """What a measurement keeps in its work directory: the codes of all formats, and the boundaries."""
     spec, settings = subject.source.spec, subject.settings
     codes = sum(
         subject.container.nbytes(weight, format, subject.source)
@@ -154,7 +154,7 @@ def _require_room(subject: Subject, work_root: Path) -> None:
     n_rows = dict.fromkeys((stack.name for stack in spec.stacks), patches) | {spec.text.name: settings.length}
     boundaries = sum((stack.n_blocks + 2) * n_rows[stack.name] * stack.width for stack in spec.stacks)
     boundaries *= settings.sequences * subject.precision.kept.itemsize
-    require_space(work_root, codes + boundaries, "the work directory")
+    return codes + boundaries
 
 
 def _unseen_notes(subject: Subject, found: list[WeightScores]) -> tuple[str, ...]:

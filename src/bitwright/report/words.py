@@ -19,8 +19,8 @@ TERMS = {
     "calibration": "Text that shows which weights matter: it shapes the rounding and the choice.",
     "output error": "Share of a layer's output that the rounding makes wrong, on calibration text.",
 }
-# Least divergence from which on a well-known GGUF file of the same small model is as far away: SmolLM2-135M on Wikipedia text,
-# llama.cpp's recipes with an importance matrix (docs/benchmarks.md, GGUF).
+# Divergence of files that people know: llama.cpp's recipes with an importance matrix, SmolLM2-135M on Wikipedia text
+# (docs/benchmarks.md, GGUF).
 KNOWN = ((0.31, "Q2_K"), (0.14, "Q3_K_M"), (0.053, "Q4_K_M"))
 _PATTERN = re.compile("|".join(sorted(map(re.escape, TERMS), key=len, reverse=True)))
 

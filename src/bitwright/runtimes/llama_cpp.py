@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bitwright.data.samples import Sample
 from bitwright.errors import fail
+from bitwright.host.packages import not_installed
 from bitwright.runtimes.base import Loaded
 from bitwright.runtimes.mtmd import VisionTower, segments, unseen
 
@@ -243,13 +244,7 @@ def library() -> ctypes.CDLL:
     """The shared library with its functions declared; raises BitwrightError where the wheel is missing."""
     found = importlib.util.find_spec("xllamacpp")
     if found is None or found.origin is None:
-        raise fail(
-            "gguf/runtime",
-            "llama.cpp",
-            saw="the package xllamacpp is not installed",
-            wanted="llama.cpp to run the file",
-            help="pip install 'bitwright[gguf]'",
-        )
+        raise not_installed("gguf/runtime", "llama.cpp", "xllamacpp", "it runs the file")
     files = [p for p in Path(found.origin).parent.iterdir() if p.name.startswith("xllamacpp.") and p.suffix in (".so", ".pyd")]
     loaded = ctypes.CDLL(str(files[0]))
     for name, result, arguments in _signatures():

@@ -128,7 +128,7 @@ In LM Studio: `lms import {name}`."""
     def notes(self) -> tuple[str, ...]:
         if llama_cpp.available():
             return ()
-        return ("llama.cpp is missing (pip install 'bitwright[gguf]'): the file is measured as transformers decodes it",)
+        return ("llama.cpp is missing (pip install xllamacpp): the file is measured as transformers decodes it",)
 
     def writer(self, out: Path, source: Source, plan: Plan) -> GgufFile:
         return GgufFile(out, source, plan, self.formats)
