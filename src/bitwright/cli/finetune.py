@@ -104,5 +104,5 @@ def _preview(model: str, data: str, training: Training, count: int) -> None:
         print_plain(console, line)
     for example in texts.every[:count]:
         print_plain(console, f"\n--- row {example.row}: {len(example.ids)} tokens, {example.n_labels} carry loss")
-        console.print(coloured(example, tokenizer), soft_wrap=True)
+        console.print(coloured(example, tokenizer, brackets=console.color_system is None), soft_wrap=True)
     require_sound(texts, path, tokenizer, training.length)

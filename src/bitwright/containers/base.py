@@ -14,6 +14,7 @@ from torch import Tensor
 from bitwright.containers.rivals import Rival, rivals
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Codes, Format, Packed
+from bitwright.formats.families import unpacked
 from bitwright.models.source import Source
 from bitwright.models.spec import Kind, ModelSpec, Weight
 from bitwright.plan import Choice, Plan, Rounding
@@ -87,7 +88,7 @@ class Container(ABC):
 
     def codes(self, packed: Packed) -> Codes:
         """``packed`` taken apart, to be decoded."""
-        return self.rounder(packed.format).codes.from_tensors(packed.format, packed.shape, packed.tensors)
+        return unpacked(packed)
 
     @abstractmethod
     def usage(self, name: str, chat: bool, sees: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.text import Text
@@ -30,12 +31,13 @@ def summary(examples: Sequence[Example], length: int) -> list[str]:
     return lines
 
 
-def coloured(example: Example, tokenizer: Any) -> Text:
-    """The text of ``example``; what carries loss stands out, and is in brackets where there are no colours."""
+def coloured(example: Example, tokenizer: Any, brackets: bool = False) -> Text:
+    """The text of ``example``; what carries loss is in another colour, and with ``brackets``, for where there is none, in « »."""
+    learnt = [False, *(int(label) != IGNORED for label in example.labels[:-1])]
     shown = Text()
-    for at, token in enumerate(example.ids.tolist()):
-        learnt = at > 0 and int(example.labels[at - 1]) != IGNORED
-        shown.append(printable(tokenizer.decode([token])), style=LEARNT if learnt else GIVEN)
+    for carries, run in groupby(zip(learnt, example.ids.tolist(), strict=True), key=lambda pair: pair[0]):
+        words = printable(tokenizer.decode([token for _, token in run]))  # a letter may be several tokens
+        shown.append(f"«{words}»" if carries and brackets else words, style=LEARNT if carries else GIVEN)
     return shown
 
 
