@@ -32,7 +32,7 @@ def summary(examples: Sequence[Example], length: int) -> list[str]:
 
 
 def coloured(example: Example, tokenizer: Any, brackets: bool = False) -> Text:
-    """The text of ``example``; what carries loss is in another colour, and with ``brackets``, for where there is none, in « »."""
+    """The text of ``example``; what carries loss is in another colour, or with ``brackets`` also in « »."""
     learnt = [False, *(int(label) != IGNORED for label in example.labels[:-1])]
     shown = Text()
     for carries, run in groupby(zip(learnt, example.ids.tolist(), strict=True), key=lambda pair: pair[0]):
