@@ -47,7 +47,7 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Train a small addition (LoRA) to MODEL on DATA. The weights of MODEL stay as they are stored."""
-    from bitwright.finetune.finetune import Training, finetune
+    from bitwright.finetune.finetune import Training, base_of, finetune
     from bitwright.host.progress import Reporter
 
     training = Training(
@@ -84,9 +84,14 @@ def run(
             console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after"
         )
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
-    print_plain(console, "from peft import PeftModel", code=True)
-    line = f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), {str(out)!r})"
-    print_plain(console, line, code=True)
+    lines = (
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        f"base = AutoModelForCausalLM.from_pretrained({base_of(model)!r})",
+        f"model = PeftModel.from_pretrained(base, {str(out)!r})",
+    )
+    for line in lines:
+        print_plain(console, line, code=True)
 
 
 def _preview(model: str, data: str, training: Training, count: int) -> None:

@@ -128,7 +128,7 @@ def finetune(
     require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     path = local_directory(model)
     require_trainable(path)
-    base = DEMO_MODEL if str(model) == "demo" else str(model)
+    base = base_of(model)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
         tokenizer = tokenizer_of(path)
@@ -163,6 +163,11 @@ def finetune(
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome
+
+
+def base_of(model: str | Path) -> str:
+    """The name under which others load what an adapter was trained for."""
+    return DEMO_MODEL if str(model) == "demo" else str(model)
 
 
 def told_of(texts: Texts, training: Training) -> list[str]:
