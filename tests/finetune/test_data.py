@@ -130,7 +130,8 @@ def test_only_answers_and_their_ends_carry_loss() -> None:
     (text,) = examples([Talk(text="as it stands")], tokenizer, 500)
     assert text.n_labels == len(text.ids) - 1
     shown = coloured(example, tokenizer)
-    assert "«first answer" in coloured(example, tokenizer, brackets=True).plain
+    marked = coloured(example, tokenizer, brackets=True).plain  # the template has no opening of an answer: the model writes it
+    assert "«<s>assistant: first answer</s>»" in marked
     assert "first answer" in "".join(shown.plain[s.start : s.end] for s in shown.spans if "green" in str(s.style))
 
 
