@@ -64,6 +64,7 @@ class WeightRows:
     unavailable: tuple[tuple[str, str], ...] = ()  # (format, why it cannot store this weight)
     stack: str = "text"
     group: str = "text"  # part of the model: a stack, projector, vocabulary
+    ceiling_nats: float | None = None  # what it cannot cost more than, where a large damage was measured directly
 
     def row(self, format: str, rounding: Rounding) -> Row:
         return next(r for r in self.rows if r.format == format and r.rounding == rounding)
@@ -120,6 +121,8 @@ class Sensitivity:
             if any(len(row.check_by_kind) not in (0, len(kinds)) for row in weight.rows):
                 raise ValueError(f"{weight.name[:80]} has figures of other kinds of text")
             nats = [n for row in weight.rows for n in (row.damage_nats, row.damage_stderr, row.check_nats, row.check_stderr)]
+            if weight.ceiling_nats is not None and weight.ceiling_nats < 0:
+                raise ValueError(f"{weight.name[:80]} costs less than nothing")
             if any(row.nbytes < 0 for row in weight.rows) or not all(0 <= n < LARGEST for n in nats):
                 raise ValueError(f"{weight.name[:80]} has a size or a damage that no weight has")
 

@@ -61,7 +61,8 @@ def _reason(weight: WeightRows, rows: tuple[Row, ...], row: Row, default: str, s
         why = dict(weight.unavailable).get(default, "it is not among the options")
         return f"{_name(row)}: {default} cannot store this weight ({why})"
     module = weight.name.removesuffix(".weight")
-    return _told(_name(row), row.nbytes - base.nbytes, base.damage_nats - row.damage_nats, steps, module)
+    told = _told(_name(row), row.nbytes - base.nbytes, base.damage_nats - row.damage_nats, steps, module)
+    return told if weight.ceiling_nats is None else f"{told} (measured directly)"
 
 
 def _told(own: str, extra: int, saved: float, steps: _Steps, module: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ROUND
 from bitwright.host.versions import versions
 from bitwright.measure import store
+from bitwright.measure.alone import look
 from bitwright.measure.overflow import float16_notes
 from bitwright.measure.scores import Scored, WeightScores, score
+from bitwright.measure.seen import bounded, seen_notes
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.table import table_of
@@ -93,7 +95,6 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
     places = (*sweep.units, *((ends,) if subject.source.spec.vocabulary else ()))
     scores = [one for block in places for one in store.load_block(sweep.work, block)]
     table = table_of(subject.name, subject.container, subject.method, subject.source, scores, _provenance(subject, folds))
-    write_text(work_root / "sensitivity.json", table.to_json())
     notes = (
         subject.notes
         + notes
@@ -101,7 +102,15 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
         + _unseen_notes(subject, scores)
         + _damping_notes(scores)
     )
-    return Measurement(subject, sweep.work, folds, table, notes)
+    measured = _with_large_seen(Measurement(subject, sweep.work, folds, table, notes), reporter)
+    write_text(work_root / "sensitivity.json", measured.sensitivity.to_json())
+    return measured
+
+
+def _with_large_seen(found: Measurement, reporter: Reporter) -> Measurement:
+    """The same with the largest damages measured directly."""
+    seen = look(found.sensitivity, found.subject, found.folds.choosing, found.packed_of, found.work, reporter)
+    return replace(found, sensitivity=bounded(found.sensitivity, seen), notes=found.notes + seen_notes(seen))
 
 
 def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds, tuple[str, ...]]:

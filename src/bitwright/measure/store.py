@@ -12,10 +12,12 @@ from torch import Tensor
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.formats.base import Format, Packed
 from bitwright.measure.scores import FormatScore, WeightScores
+from bitwright.measure.seen import SAMPLES, Seen
 from bitwright.models.spec import BlockId, Weight
 from bitwright.plan import Rounding
 
 HEAD_PIECE = "head.safetensors"
+ALONE_PIECE = f"alone-{SAMPLES}.json"
 MEAN_SQUARE = "mean-square"  # of a weight's inputs, beside its codes
 
 
@@ -51,6 +53,17 @@ def load_codes(work: WorkDir, weight: Weight, format: Format) -> Packed:
     """The calibrated codes of ``weight`` in ``format``, as measured."""
     tensors = work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{format.name}|")
     return Packed(format, (weight.n_rows, weight.n_cols), tensors)
+
+
+def save_alone(work: WorkDir, seen: Sequence[Seen]) -> None:
+    """Keep what was seen of weights that were replaced alone."""
+    work.save_json(ALONE_PIECE, [asdict(one) for one in seen])
+
+
+def load_alone(work: WorkDir) -> list[Seen]:
+    """What an earlier run has seen of them."""
+    known = work.load_json(ALONE_PIECE) if work.has(ALONE_PIECE) else []
+    return [Seen(**{**one, "rounding": Rounding(one["rounding"])}) for one in known]
 
 
 def load_mean_square(work: WorkDir, weight: Weight) -> Tensor:

@@ -195,7 +195,11 @@ class Trace:
         call = self.call(block, batch)
         if block.stack not in self._returns_tuple and call is not None:
             with torch.no_grad():
-                self._returns_tuple[block.stack] = isinstance(call.whole(module, hidden), tuple)
+                self.saw(block, call.whole(module, hidden))
+
+    def saw(self, block: BlockId, returned: Any) -> None:
+        """A block of this stack has ``returned`` this: its others are answered for in the same way."""
+        self._returns_tuple[block.stack] = isinstance(returned, tuple)
 
     def knows(self, stack: str) -> bool:
         """Whether ``learn`` has seen a block of ``stack``."""

@@ -30,6 +30,10 @@ class Source:
         """The values of one parameter as they are stored."""
         return self.checkpoint.read(self.tensor_of[parameter])
 
+    def swapped(self, values: dict[str, Tensor]) -> Source:
+        """The same model with other ``values`` for some parameters, in their shapes."""
+        return _Swapped(self.checkpoint, self.spec, self.tensor_of, self.config, self.wide, values)
+
     def written_as(self, parameter: str) -> str:
         """Its name in a checkpoint of ours: with several stacks that of the source, which third parties know the model by."""
         return self.tensor_of[parameter] if len(self.spec.stacks) > 1 else parameter
@@ -61,3 +65,12 @@ class Source:
         """Bytes of all that is not a weight, as it is written."""
         kept = [k for k in self.spec.kept if k.tied_to is None]
         return sum(k.nbytes // 2 * self.written_dtype(k.name).itemsize for k in kept)
+
+
+@dataclass(frozen=True)
+class _Swapped(Source):
+    values: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def read(self, parameter: str) -> Tensor:
+        found = self.values.get(parameter)
+        return super().read(parameter) if found is None else found
