@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bitwright.errors import BitwrightError, Finding
     from bitwright.finetune.finetune import Training, finetune
     from bitwright.finetune.merge import merge
+    from bitwright.finetune.repair import Repaired, repair
     from bitwright.forecast.forecast import Forecast
     from bitwright.host.quiet import silence_libraries
     from bitwright.pipeline import evaluate, forecast, measure, quantize, report
@@ -29,6 +30,7 @@ _HOME = {
     "Finding": "bitwright.errors",
     "Forecast": "bitwright.forecast.forecast",
     "Plan": "bitwright.plan",
+    "Repaired": "bitwright.finetune.repair",
     "Report": "bitwright.report.report",
     "Sensitivity": "bitwright.sensitivity",
     "Settings": "bitwright.settings",
@@ -41,6 +43,7 @@ _HOME = {
     "merge": "bitwright.finetune.merge",
     "push": "bitwright.push.push",
     "quantize": "bitwright.pipeline",
+    "repair": "bitwright.finetune.repair",
     "report": "bitwright.pipeline",
     "silence_libraries": "bitwright.host.quiet",
 }
@@ -50,6 +53,7 @@ __all__ = [
     "Finding",
     "Forecast",
     "Plan",
+    "Repaired",
     "Report",
     "Sensitivity",
     "Settings",
@@ -62,6 +66,7 @@ __all__ = [
     "merge",
     "push",
     "quantize",
+    "repair",
     "report",
     "silence_libraries",
 ]

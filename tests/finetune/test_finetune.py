@@ -18,12 +18,12 @@ import bitwright
 from bitwright import Settings
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
-from bitwright.finetune import finetune as job
+from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import Training, finetune, texts_of
 from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.tokens import Example
-from bitwright.finetune.train import AdapterTrainer, adapter_of, loss_of, packed, put_adapter
+from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, packed, put_adapter
 from bitwright.host.progress import Reporter
 from tests.conftest import Build, byte_tokenizer
 from tests.vision import llava_with_processor
@@ -132,19 +132,19 @@ def test_it_learns_and_stock_peft_loads_it(
 def test_a_stopped_training_goes_on_at_its_last_checkpoint(
     quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "STEPS_BETWEEN", 2)
+    monkeypatch.setattr(loop, "STEPS_BETWEEN", 2)
     whole = tmp_path / "whole"
     finetune(quantized, data, whole, training=TRAINING, reporter=QUIET)
     steps = []
-    real = AdapterTrainer.training_step
+    real = PartTrainer.training_step
 
-    def stops(self: AdapterTrainer, *args: Any, **kwargs: Any) -> Any:
+    def stops(self: PartTrainer, *args: Any, **kwargs: Any) -> Any:
         steps.append(self.state.global_step)
         if len(steps) == 4:
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(AdapterTrainer, "training_step", stops)
+    monkeypatch.setattr(PartTrainer, "training_step", stops)
     with pytest.raises(KeyboardInterrupt):
         finetune(quantized, data, tmp_path / "stopped", training=TRAINING, reporter=QUIET)
     assert not (tmp_path / "stopped").exists()

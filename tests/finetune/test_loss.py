@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from bitwright.evaluate.reference import condense
 from bitwright.finetune import loss
-from bitwright.finetune.loss import summed_loss
+from bitwright.finetune.loss import Kept, Labels, summed_loss
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
@@ -37,7 +38,7 @@ def test_the_loss_and_its_gradient(kind: str, scale: float, cap: float, monkeypa
     logits = cap * torch.tanh(logits / cap) if cap else logits
     wanted = cross_entropy(logits, labels, reduction="sum") / 10
     (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, weight, labels, scale, cap) / 10
+    found = summed_loss(states, weight, Labels(labels), scale, cap) / 10
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert (gradient - wanted_gradient).norm() <= 2e-6 * wanted_gradient.norm()
@@ -46,6 +47,27 @@ def test_the_loss_and_its_gradient(kind: str, scale: float, cap: float, monkeypa
 def test_without_a_gradient_none_is_made() -> None:
     weight, value = head("plain")
     states, labels = torch.randn(TOKENS, WIDTH), torch.randint(0, VOCABULARY, (TOKENS,))
-    found = summed_loss(states, weight, labels)
+    found = summed_loss(states, weight, Labels(labels))
     assert not found.requires_grad
     assert found.item() == pytest.approx(cross_entropy(states @ value.t(), labels, reduction="sum").item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 5.0)])
+@pytest.mark.parametrize("kept", [20, VOCABULARY])
+def test_the_divergence_from_kept_distributions(kept: int, scale: float, cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)
+    weight, value = head("plain")
+    states = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    told = condense(2 * torch.randn(TOKENS, VOCABULARY), torch.zeros(TOKENS, dtype=torch.long), kept, samples=0)
+    logits = scale * states @ value.t()
+    q = (cap * torch.tanh(logits / cap) if cap else logits).softmax(1)
+    at, p = told.likeliest.long(), told.log_p.exp()
+    wanted = (p * (told.log_p - q.gather(1, at).log())).sum()
+    if kept < VOCABULARY:
+        rest = 1 - q.gather(1, at).sum(1)
+        wanted = wanted + (told.log_tail.exp() * (told.log_tail - rest.log())).sum()
+    (wanted_gradient,) = torch.autograd.grad(wanted, states)
+    found = summed_loss(states, weight, Kept(told.likeliest, told.log_p, told.log_tail), scale, cap)
+    (gradient,) = torch.autograd.grad(found, states)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert (gradient - wanted_gradient).norm() <= 1e-5 * wanted_gradient.norm()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bitwright.cli import allocate, doctor, estimate, evaluate, finetune, measure, merge, push, quantize, report
+from bitwright.cli import allocate, doctor, estimate, evaluate, finetune, measure, merge, push, quantize, repair, report
 from bitwright.host.quiet import silence_libraries
 
 app = typer.Typer(
@@ -13,7 +13,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (quantize, measure, allocate, evaluate, report, push, finetune, merge, doctor, estimate):
+for verb in (quantize, measure, allocate, evaluate, report, push, finetune, merge, repair, doctor, estimate):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 
 

@@ -22,15 +22,14 @@ from bitwright.finetune.model import adapt, ends_of, load, require_trainable
 from bitwright.finetune.preview import require_no_mistake, summary
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
-from bitwright.finetune.train import ADAPTER, AdapterTrainer, Told, arguments, loss_of, packed, recompute, write_adapter
+from bitwright.finetune.train import TRAIN, loss_of, packed, train, write_adapter
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
 from bitwright.host.versions import versions
 
-BEFORE, TRAIN, AFTER = "loss before", "train", "loss after"
-STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
+BEFORE, AFTER = "loss before", "loss after"
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,8 @@ def finetune(
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: _passes(training, len(texts.learnt)), AFTER: len(texts.kept)})
         before = held(ready, texts.kept, training.batch, reporter, BEFORE)
-        losses = _train(ready, texts.learnt, training, work_root / _key(path, texts, training, work), reporter)
+        folder = work_root / _key(path, texts, training, work)
+        losses = train(ready, texts.learnt, packed, folder, reporter, **settings_of(training))
         after = held(ready, texts.kept, training.batch, reporter, AFTER)
         outcome = Outcome(
             before,
@@ -191,38 +191,16 @@ def _key(path: Path, texts: Texts, training: Training, work: torch.dtype) -> str
     return content_hash(str(path.resolve()), files, learnt, asdict(training), str(work), versions())
 
 
-def _train(
-    model: Any, learnt: list[Example], training: Training, folder: Path, reporter: Reporter
-) -> tuple[tuple[int, float], ...]:
-    """Train, on from the last checkpoint in ``folder``; the loss of each step, with its number."""
-    settings = arguments(
-        folder,
-        per_device_train_batch_size=training.batch,
-        gradient_accumulation_steps=training.accumulate,
-        learning_rate=training.learning_rate,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        weight_decay=0.0,
-        save_steps=STEPS_BETWEEN,
-        seed=training.seed,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-    )
-    recompute(model)
-    with reporter.stage(TRAIN) as advance:
-        watch = [Told(advance)]
-        trainer = AdapterTrainer(model, settings, data_collator=packed, train_dataset=learnt, callbacks=watch)
-        trainer.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
-        left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        whole = [path for path in left if (path / ADAPTER).exists() and (path / "trainer_state.json").exists()]
-        if whole:
-            reporter.say(f"goes on from step {whole[-1].name.rpartition('-')[2]}")
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-    losses = tuple((int(line["step"]), float(line["loss"])) for line in trainer.state.log_history if "loss" in line)
-    if not losses:
-        raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
-    return losses
+def settings_of(training: Training) -> dict[str, Any]:
+    """The same in the words of transformers' Trainer."""
+    return {
+        "per_device_train_batch_size": training.batch,
+        "gradient_accumulation_steps": training.accumulate,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "seed": training.seed,
+    }
 
 
 def held(model: Any, kept: list[Example], batch: int, reporter: Reporter, stage: str) -> float:

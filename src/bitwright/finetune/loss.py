@@ -1,4 +1,4 @@
-"""Cross-entropy without logits: the output head runs on some tokens at a time, forward and backward at once.
+"""Losses without logits: the output head runs on some tokens at a time, forward and backward at once.
 
 As in cut cross-entropy (arXiv 2411.09009), but with products that any device has. The gradient by the states is made while the
 logits of a chunk are there, since the head is frozen; nothing of size tokens x vocabulary is ever kept.
@@ -6,7 +6,8 @@ logits of a chunk are there, since the head is frozen; nothing of size tokens x 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,32 +16,79 @@ from torch.autograd.function import once_differentiable
 from bitwright.finetune.weights import FrozenWeight
 
 CHUNK_ENTRIES = 1 << 23  # logits that exist at once: 32 MiB in float32
+LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
 
 
-class _SummedLoss(torch.autograd.Function):
-    """Sum over tokens of -log softmax(cap(scale h W^T))[label], and its gradient by h."""
+class Target(Protocol):
+    """What the logits of T tokens should be."""
+
+    def apart(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """How far ``logits`` [t, V] of the tokens ``rows`` are from it, summed, float64; and the gradient, in their place."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One token each: the negative log-likelihood of ``labels`` int64 [T]."""
+
+    labels: Tensor
+
+    def apart(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        wanted = self.labels[rows, None]
+        normalizer = logits.logsumexp(1, keepdim=True)
+        total = (normalizer - logits.gather(1, wanted)).double().sum()
+        gradient = logits.sub_(normalizer).exp_()
+        gradient.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=gradient.dtype))
+        return total, gradient
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A distribution each, of which the likeliest tokens are kept and all others count as one: KL(kept || model).
+
+    ``likeliest`` [T, K], their ``log_p`` [T, K], and ``log_tail`` [T] of the rest, -inf where there is none.
+    """
+
+    likeliest: Tensor
+    log_p: Tensor
+    log_tail: Tensor
+
+    def apart(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        at, log_p = self.likeliest[rows].long(), self.log_p[rows].float()
+        log_rest = self.log_tail[rows].float()
+        p, rest = log_p.exp(), log_rest.exp()
+        normalizer = logits.logsumexp(1, keepdim=True)
+        log_q = logits.gather(1, at).float() - normalizer
+        q = log_q.exp()
+        tail = (1 - q.sum(1)).clamp_(min=LEAST_TAIL)
+        total = (p * (log_p - log_q)).double().sum()
+        total += torch.where(rest > 0, rest * (log_rest - tail.log()), 0.0).double().sum()
+        gradient = logits.sub_(normalizer).exp_().mul_((1 - rest / tail)[:, None])
+        gradient.scatter_(1, at, (q - p).to(gradient.dtype))
+        return total, gradient
+
+
+class _Summed(torch.autograd.Function):
+    """Sum over tokens of what a target finds in cap(scale h W^T), and its gradient by h."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: FrozenWeight, labels: Tensor, scale: float, cap: float) -> Tensor:
+    def forward(ctx: Any, states: Tensor, head: FrozenWeight, target: Target, scale: float, cap: float) -> Tensor:
         rows = max(1, CHUNK_ENTRIES // head.n_rows)
         gradient = torch.empty_like(states) if states.requires_grad else None
         total = torch.zeros((), dtype=torch.float64, device=states.device)
         for start in range(0, len(states), rows):
-            part, wanted = states[start : start + rows], labels[start : start + rows, None]
-            logits = head.times(part).float().mul_(scale)
+            part = slice(start, start + rows)
+            logits = head.times(states[part]).float().mul_(scale)
             slope = None
             if cap:
                 logits = logits.div_(cap).tanh_()
                 slope = 1 - logits.square() if gradient is not None else None
                 logits = logits.mul_(cap)
-            normalizer = logits.logsumexp(1, keepdim=True)
-            total += (normalizer - logits.gather(1, wanted)).double().sum()
+            apart, by_logits = target.apart(logits, part)
+            total += apart
             if gradient is not None:
-                by_logits = logits.sub_(normalizer).exp_()
-                by_logits.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=by_logits.dtype))
                 if slope is not None:
                     by_logits *= slope
-                gradient[start : start + rows] = head.back(by_logits.mul_(scale).to(states.dtype))
+                gradient[part] = head.back(by_logits.mul_(scale).to(states.dtype))
         ctx.gradient = gradient
         return total.float()
 
@@ -51,11 +99,11 @@ class _SummedLoss(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def summed_loss(states: Tensor, head: FrozenWeight, labels: Tensor, scale: float = 1.0, cap: float = 0.0) -> Tensor:
-    """Sum of the negative log-likelihoods of ``labels`` [T] after ``states`` [T, K], float32.
+def summed_loss(states: Tensor, head: FrozenWeight, target: Target, scale: float = 1.0, cap: float = 0.0) -> Tensor:
+    """Sum of what ``target`` finds after ``states`` [T, K], float32.
 
-    ``scale``: factor of the logits (Granite, Cohere); ``cap``: logits become cap tanh(logits / cap) (Gemma 2). Tokens without a
-    label are left out before, so that they never reach the head. The gradient by ``states`` may be asked for once.
+    ``scale``: factor of the logits (Granite, Cohere); ``cap``: logits become cap tanh(logits / cap) (Gemma 2). Tokens that do
+    not count are left out before, so that they never reach the head. The gradient by ``states`` may be asked for once.
     """
-    loss: Tensor = _SummedLoss.apply(states, head, labels, scale, cap)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Summed.apply(states, head, target, scale, cap)  # type: ignore[no-untyped-call]
     return loss

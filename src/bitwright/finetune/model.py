@@ -60,10 +60,14 @@ def adapt(model: Any, targets: tuple[str, ...], rank: int, alpha: float, rslora:
         layer = QuantLinear(frozen(module), bias, own, alpha, rslora).to(module.weight.device)
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, layer)
-    head = model.get_output_embeddings()
-    model.set_output_embeddings(QuantLinear(frozen(head), None if head.bias is None else head.bias.data))
+    model.set_output_embeddings(as_it_is(model.get_output_embeddings()))
     model.is_quantized, model.hf_quantizer = False, None  # what transformers' Trainer would refuse is gone
     return trained
+
+
+def as_it_is(module: Any) -> QuantLinear:
+    """A linear layer without anything that is trained."""
+    return QuantLinear(frozen(module), None if module.bias is None else module.bias.data)
 
 
 def frozen(module: Any) -> FrozenWeight:

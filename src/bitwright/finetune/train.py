@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from bitwright.errors import fail
 from bitwright.finetune.arena import Arena
-from bitwright.finetune.loss import summed_loss
+from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
 from bitwright.finetune.model import head_of
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED, Example
 from bitwright.host.heap import return_free_pages
-from bitwright.host.progress import Advance
+from bitwright.host.progress import Advance, Reporter
 
+TRAIN, LIKELIEST = "train", "likeliest"
+STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
+WARMUP = 0.05  # share of the steps in which the learning rate rises
+TRAINED = "trained.safetensors"  # in a checkpoint
+DISTRIBUTION = (LIKELIEST, "log_p", "log_tail")  # names of inputs
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -55,7 +60,8 @@ def _row(texts: Sequence[Example], width: int) -> dict[str, Tensor]:
 
 
 def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
-    """Mean negative log-likelihood of the labels; over ``n_labels``, those of a whole step, where a step has several parts.
+    """Mean distance from what the inputs say should follow; over ``n_labels`` tokens, those of a whole step, where a step has
+    several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them.
     ``arena``: where what the backward pass needs is kept."""
     labels = inputs["labels"].reshape(-1)
     config = model.config.get_text_config()
@@ -67,15 +73,27 @@ def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None
     return_free_pages(entries)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
-    total = summed_loss(learnt_states, head, labels[learnt], scale, cap)
+    total = summed_loss(learnt_states, head, _target(inputs, learnt), scale, cap)
     return total / (int(learnt.sum()) if n_labels is None else n_labels)
 
 
-class AdapterTrainer(Trainer):
-    """Saves and loads nothing but the adapter."""
+def _target(inputs: dict[str, Tensor], learnt: Tensor) -> Target:
+    """What the tokens ``learnt`` should be followed by."""
+    if LIKELIEST not in inputs:
+        return Labels(inputs["labels"].reshape(-1)[learnt])
+    return Kept(*(inputs[name].flatten(0, 1)[learnt] for name in DISTRIBUTION))
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+class PartTrainer(Trainer):
+    """Saves and loads nothing but what is trained.
+
+    ``rates``: of parameters whose names end so, as factors of the learning rate.
+    """
+
+    def __init__(self, *args: Any, rates: Mapping[str, float] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.rates = dict(rates or {})
+        self.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
         self.arena = Arena()
 
@@ -91,6 +109,19 @@ class AdapterTrainer(Trainer):
             )
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer is None and self.rates:
+            assert self.model is not None
+            named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+            groups = []
+            for ending, rate in (*self.rates.items(), ("", 1.0)):
+                taken = [(name, p) for name, p in named if name.endswith(ending)]
+                named = [pair for pair in named if pair[0] not in {name for name, _ in taken}]
+                groups.append({"params": [p for _, p in taken], "lr": rate * self.args.learning_rate})
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, weight_decay=0.0)
+        return super().create_optimizer(*args, **kwargs)
+
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         with torch.no_grad():
             return loss_of(model, self._prepare_inputs(inputs)), None, None
@@ -98,10 +129,51 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(adapter_of(self.model), folder / ADAPTER)
+        save_file(trained_of(self.model), folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        put_adapter(model or self.model, load_file(Path(resume_from_checkpoint) / ADAPTER))
+        known = load_file(Path(resume_from_checkpoint) / TRAINED)
+        own = model or self.model
+        assert own is not None
+        with torch.no_grad():
+            for name, parameter in own.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(known[name])
+
+
+def trained_of(model: Any) -> dict[str, Tensor]:
+    """Everything that is trained, by name."""
+    named = model.named_parameters()
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in named if parameter.requires_grad}
+
+
+def train(
+    model: Any,
+    lessons: Sequence[Any],
+    collate: Callable[[Any], dict[str, Tensor]],
+    folder: Path,
+    reporter: Reporter,
+    rates: Mapping[str, float] | None = None,
+    **given: Any,
+) -> tuple[tuple[int, float], ...]:
+    """Train on ``lessons``, on from the last checkpoint in ``folder``; the loss of each step, with its number.
+
+    ``collate`` makes the inputs of ``loss_of`` from some of them; ``given``: settings of transformers' Trainer.
+    """
+    settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given)
+    recompute(model)
+    with reporter.stage(TRAIN) as advance:
+        watch = [Told(advance)]
+        trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, rates=rates)
+        left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        whole = [path for path in left if (path / TRAINED).exists() and (path / "trainer_state.json").exists()]
+        if whole:
+            reporter.say(f"goes on from step {whole[-1].name.rpartition('-')[2]}")
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    losses = tuple((int(line["step"]), float(line["loss"])) for line in trainer.state.log_history if "loss" in line)
+    if not losses:
+        raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
+    return losses
 
 
 class Told(TrainerCallback):
@@ -124,6 +196,10 @@ def arguments(folder: Path, **given: Any) -> TrainingArguments:
     """The Trainer's own settings, with the defaults that suit this loop."""
     return TrainingArguments(
         output_dir=str(folder),
+        lr_scheduler_type="cosine",
+        warmup_steps=WARMUP,
+        weight_decay=0.0,
+        save_steps=STEPS_BETWEEN,
         remove_unused_columns=False,
         report_to=[],
         logging_steps=1,

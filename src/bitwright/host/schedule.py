@@ -43,7 +43,10 @@ class Schedule:
 
     def start(self, stage: str, now: float, fraction: float = 0.0) -> None:
         """``stage`` begins, of which an earlier run did ``fraction``. Stages that were passed over are not awaited."""
-        self.costs.setdefault(stage, 0.0)
+        if stage not in self.costs:  # nobody expected it: it comes behind the one before
+            at = self.position[0]
+            known = list(self.costs.items())
+            self.costs = dict([*known[:at], (stage, 0.0), *known[at:]])
         self.stage, self._began, self.fraction, self._first = stage, now, fraction, fraction
 
     def advance(self, fraction: float) -> None:

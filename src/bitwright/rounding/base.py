@@ -7,12 +7,14 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from bitwright.formats.base import Codes, Format
 from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.lattice import Lattice
 
 STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
 PLACE = " at 0x"  # in the words for an object that is no plain value, different in every process
@@ -36,6 +38,19 @@ class Rounder(ABC):
 
         Raises ValueError for a format that cannot store rows of K weights.
         """
+
+    def lattice(self, codes: Any) -> Lattice | None:
+        """The numbers that a weight with the scales of ``codes`` can be; None where levels belong to groups of weights."""
+        return None
+
+    def rescaled(self, codes: Any, scale: Tensor, minimum: Tensor | None) -> Codes:
+        """``codes`` with the storable scales and minima nearest to ``scale`` and ``minimum`` [N, G], those of a lattice."""
+        raise NotImplementedError
+
+    def recoded(self, codes: Any, code: Tensor) -> Codes:
+        """``codes`` with other codes, uint8 [N, K]."""
+        found: Codes = replace(codes, code=code.reshape(codes.code.shape))
+        return found
 
     @property
     def version(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from bitwright.rounding.kernels.block_scales import ScaleTable
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
+from bitwright.rounding.kernels.lattice import Lattice
 
 
 class Bnb4Rounder(Rounder):
@@ -34,6 +36,15 @@ class Bnb4Rounder(Rounder):
             for start in error_feedback(weight, feedback, same):
                 done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
         return [done[format.name] for format in formats]
+
+    def lattice(self, codes: BlockCodes) -> Lattice:
+        grid = TableGrid.of(codes.format.levels, codes.code.device)
+        return Lattice(grid, codes.format.block_size, codes.scales.decode().reshape(codes.shape[0], -1))
+
+    def rescaled(self, codes: BlockCodes, scale: Tensor, minimum: Tensor | None) -> BlockCodes:
+        table = ScaleTable.of(codes.format, codes.scales, codes.shape[0])
+        table.put(slice(None), *table.snap(scale, slice(None)))
+        return replace(codes, scales=table.scales())
 
 
 BNB4 = Bnb4Rounder()

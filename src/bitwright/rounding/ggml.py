@@ -16,7 +16,8 @@ from bitwright.rounding.base import SWEEPS, Rounder
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.ggml_nearest import nearest_ggml
-from bitwright.rounding.kernels.ggml_scales import Affine, Scaled, grid_of
+from bitwright.rounding.kernels.ggml_scales import Affine, Scaled, grid_of, largest_level, with_scales
+from bitwright.rounding.kernels.lattice import Lattice
 
 FINE_LEVELS = 256  # from here on what calibration gains is below the arithmetic noise of every runtime
 
@@ -40,6 +41,16 @@ class GgmlRounder(Rounder):
             start = ggml_feedback(weight, feedback, format)
             done.append(ggml_descent(weight, start, feedback.moment, SWEEPS))
         return done
+
+    def lattice(self, codes: GgmlCodes) -> Lattice:
+        format, n_rows = codes.format, codes.shape[0]
+        minima = codes.block_minima()
+        scale = codes.block_scales().reshape(n_rows, -1) * largest_level(format)
+        grid = grid_of(format, scale.device)
+        return Lattice(grid, format.block, scale, None if minima is None else minima.reshape(n_rows, -1))
+
+    def rescaled(self, codes: GgmlCodes, scale: Tensor, minimum: Tensor | None) -> GgmlCodes:
+        return with_scales(codes, scale / largest_level(codes.format), minimum)
 
 
 GGML = GgmlRounder()
@@ -65,7 +76,7 @@ def ggml_descent(weight: Tensor, codes: GgmlCodes, moment: Tensor, sweeps: int =
     """Codes with no larger tr(dW S dW^T) than ``codes`` have; weight [N, K], damped S = ``moment`` [K, K]."""
     n_rows, n_cols = weight.shape
     size, grid = codes.format.block, grid_of(codes.format, weight.device)
-    unit = max(abs(level) for level in codes.format.written_levels)
+    unit = largest_level(codes.format)
     scale = codes.block_scales().reshape(n_rows, -1).t().contiguous() * unit  # [K / block, N]
     minima = codes.block_minima()
     minimum = None if minima is None else minima.reshape(n_rows, -1).t().contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
+from bitwright.rounding.kernels.lattice import Lattice
 from bitwright.rounding.kernels.scale_search import RATIOS
 
 # Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
@@ -43,6 +45,14 @@ class GroupRounder(Rounder):
         for same in side_by_side(weight, formats, lambda format: format.bits):
             done |= {codes.format.name: codes for codes in round_groups(weight, feedback, same, SWEEPS)}
         return [done[format.name] for format in formats]
+
+    def lattice(self, codes: GroupCodes) -> Lattice:
+        lowest = codes.format.lowest
+        grid = UniformGrid(lowest, 1 << codes.format.bits, float(-lowest))
+        return Lattice(grid, codes.format.group_size, codes.scale.float() * -lowest)
+
+    def rescaled(self, codes: GroupCodes, scale: Tensor, minimum: Tensor | None) -> GroupCodes:
+        return replace(codes, scale=(scale / -codes.format.lowest).bfloat16())
 
 
 GROUP = GroupRounder()

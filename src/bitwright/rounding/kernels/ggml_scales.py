@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from bitwright.formats.ggml.codes import GgmlCodes, power_of_two
-from bitwright.formats.ggml.format import GgmlFormat
+from bitwright.formats.ggml.format import GgmlFormat, Steps
 from bitwright.rounding.kernels.affine_search import search_affine
 from bitwright.rounding.kernels.ggml_nearest import fit_steps
 from bitwright.rounding.kernels.grid import Grid, TableGrid, UniformGrid, reciprocal
@@ -26,11 +28,38 @@ _RATIOS = {
 
 def grid_of(format: GgmlFormat, device: torch.device) -> Grid:
     """The levels of ``format`` divided by the one of largest magnitude."""
-    levels = format.written_levels
-    unit = max(abs(level) for level in levels)
+    levels, unit = format.written_levels, largest_level(format)
     if format.is_uniform:
         return UniformGrid(int(levels[0]), len(levels), unit)
     return TableGrid.of(tuple(level / unit for level in levels), device)
+
+
+def largest_level(format: GgmlFormat) -> float:
+    """The magnitude of the largest level that is written."""
+    return max(abs(level) for level in format.written_levels)
+
+
+def with_scales(codes: GgmlCodes, scale: Tensor, minimum: Tensor | None) -> GgmlCodes:
+    """``codes`` with the storable scales and minima nearest to ``scale`` and ``minimum`` [N, G], under the units they have."""
+    steps, flat = codes.format.steps, scale.reshape(-1)
+    lowest = None if minimum is None else minimum.reshape(-1)
+    if codes.format.has_power_scale:
+        exponent = (flat.abs().clamp(min=1e-38).log2().round_() + 128).clamp_(0, 254)
+        return replace(codes, scale=exponent.to(torch.uint8))
+    if not steps:
+        return replace(codes, scale=flat.half(), minimum=None if lowest is None else lowest.half())
+    assert codes.scale_step is not None
+    step = _steps(flat, codes.scale, steps)
+    if lowest is None:
+        return replace(codes, scale_step=step)
+    assert codes.minimum is not None
+    return replace(codes, scale_step=step, minimum_step=_steps(-lowest, codes.minimum, steps))
+
+
+def _steps(wanted: Tensor, unit: Tensor, steps: Steps) -> Tensor:
+    """Integers int8 [B] whose multiples of ``unit`` [R] come nearest to ``wanted`` [B]."""
+    each = wanted.reshape(len(unit), -1) * reciprocal(unit.float())[:, None]
+    return each.round_().clamp_(steps.lowest, steps.highest).to(torch.int8).reshape(-1)
 
 
 def _blocks_as_columns(w: Tensor, importance: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,175 @@
+"""A checkpoint that Bitwright wrote, opened to be trained on: its plan, its codes, and the 16-bit model that it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from bitwright.checkpoint.output import PROOF, beside
+from bitwright.errors import BitwrightError, fail, in_one_line
+from bitwright.finetune.model import as_it_is, load
+from bitwright.finetune.quant_linear import QuantLinear
+from bitwright.finetune.snapped import SnappedLinear
+from bitwright.finetune.weights import PackedWeight
+from bitwright.formats.base import Packed
+from bitwright.formats.families import unpacked
+from bitwright.host.texts import read_object
+from bitwright.measure.subject import Subject
+from bitwright.models.open import auto_class
+from bitwright.models.spec import Kind, Weight
+from bitwright.plan import Plan, Rounding
+from bitwright.settings import Settings
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The checkpoint at ``path``. ``packed``: the codes of every weight that is quantized in it."""
+
+    path: Path
+    plan: Plan
+    subject: Subject
+    packed: Mapping[str, Packed]
+
+    @classmethod
+    def open(cls, path: Path, source: str, settings: Settings) -> Finished:
+        """Open what ``quantize`` wrote at ``path`` from ``source``; the name that its plan knows where that is empty.
+
+        Raises BitwrightError for another checkpoint, a source that is not there or is another one, and a model that sees.
+        """
+        plan = _plan_of(path)
+        try:
+            subject = Subject.open(source or plan.source, replace(settings, container=plan.container))
+        except BitwrightError as error:
+            if source:
+                raise
+            raise fail(
+                "finetune/source",
+                path,
+                saw=f"its 16-bit model, {plan.source}, is not to be had: {error.finding.saw}",
+                wanted="the model that it was made of",
+                help="--source DIRECTORY",
+            ) from error
+        _require_same_source(plan, subject, path)
+        return cls(path, plan, subject, subject.container.read(path, subject.source.spec.weights))
+
+    @property
+    def directory(self) -> Path:
+        """Of the 16-bit model."""
+        return self.subject.source.checkpoint.directory
+
+    def digest(self) -> str:
+        """Hash of all codes."""
+        found = hashlib.sha256()
+        for name, packed in sorted(self.packed.items()):
+            found.update(f"{name} {packed.format.name}".encode())
+            for part, tensor in sorted(packed.tensors.items()):
+                found.update(part.encode())
+                found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def model(self, work: torch.dtype, rank: int = 0, alpha: float = 16.0) -> Any:
+        """The 16-bit model with the written codes in it: those with scales of their own are trained, others stay.
+
+        ``rank`` > 0: low-rank changes are trained instead of whole weights.
+        """
+        subject = self.subject
+        model = load(self.directory, subject.device, work)
+        for weight in subject.source.spec.weights:
+            packed = self.packed.get(weight.name)
+            if weight.kind is Kind.LINEAR:
+                _replace(model, weight, self._layer(model, weight, packed, rank, alpha) if packed else _plain(model, weight))
+            elif packed:
+                _put_vocabulary(model, weight, packed)
+        head = model.get_output_embeddings()
+        if not isinstance(head, QuantLinear):
+            model.set_output_embeddings(as_it_is(head))
+        return model
+
+    def _layer(self, model: Any, weight: Weight, packed: Packed, rank: int, alpha: float) -> nn.Module:
+        module, rounder = model.get_submodule(weight.module), self.subject.container.rounder(packed.format)
+        bias = None if module.bias is None else module.bias.data
+        if rounder.lattice(unpacked(packed)) is None:
+            return QuantLinear(PackedWeight(packed), bias)
+        value = weight.view.matrix(module.weight.data).float()
+        return SnappedLinear(packed, rounder, value, bias, rank, alpha).to(value.device)
+
+    def write(self, place: Path, trained: Mapping[str, Packed]) -> None:
+        """The same checkpoint at ``place`` with the codes of ``trained``, and the texts that go with it."""
+
+        def packed_of(weight: Weight, format: str, rounding: Rounding) -> Packed:
+            return trained.get(weight.name) or self.packed[weight.name]
+
+        written = self.subject.container.write({place: self.plan}, self.subject.source, packed_of)
+        if written[place] != self.plan.nbytes:
+            raise AssertionError(f"the plan counts {self.plan.nbytes} bytes, the files hold {written[place]}")
+        for path in self._texts():
+            target = place / path.name if place.is_dir() else place.with_name(path.name)
+            if not target.exists():
+                shutil.copyfile(path, target)
+
+    def _texts(self) -> list[Path]:
+        """What lies beside the weights."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        own = "*" if self.path.is_dir() else f"{self.path.stem}.*"
+        return [path for path in sorted(folder.glob(own)) if path.is_file() and path != self.path]
+
+
+def trained_codes(model: Any) -> dict[str, Packed]:
+    """The codes of every trained layer, by the name of its weight."""
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SnappedLinear))
+    return {f"{name}.weight": layer.packed() for name, layer in layers}
+
+
+def _plain(model: Any, weight: Weight) -> nn.Module:
+    return as_it_is(model.get_submodule(weight.module))
+
+
+def _replace(model: Any, weight: Weight, layer: nn.Module) -> None:
+    owner, _, attribute = weight.module.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, layer)
+
+
+def _put_vocabulary(model: Any, weight: Weight, packed: Packed) -> None:
+    """Embedding and head as the file has them; they are not trained."""
+    if weight.kind is not Kind.HEAD:
+        rows = model.get_input_embeddings().weight
+        rows.data = unpacked(packed).decode().to(rows)
+    if weight.kind is not Kind.EMBEDDING:
+        model.set_output_embeddings(QuantLinear(PackedWeight(packed)))
+
+
+def _plan_of(path: Path) -> Plan:
+    try:
+        return Plan.from_dict(read_object(beside(path, PROOF))["plan"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise fail(
+            "finetune/finished",
+            path,
+            saw=f"no checkpoint that Bitwright wrote: {in_one_line(error)}",
+            wanted=f"one with {beside(path, PROOF).name}",
+            help="bitwright quantize SOURCE OUT",
+        ) from None
+
+
+def _require_same_source(plan: Plan, subject: Subject, path: Path) -> None:
+    if auto_class(subject.source.config) is not AutoModelForCausalLM or len(subject.source.spec.stacks) > 1:
+        raise fail(
+            "finetune/model", path, saw="a model that takes images", wanted="a text model", help="towers are not trained yet"
+        )
+    known, found = plan.provenance.get("fingerprint"), subject.source.checkpoint.fingerprint
+    if known != found:
+        raise fail(
+            "finetune/other-source",
+            subject.name,
+            saw="other weights than those that the checkpoint was made of",
+            wanted=f"the source of {path}",
+            help="--source DIRECTORY",
+        )

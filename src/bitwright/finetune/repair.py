@@ -1,0 +1,227 @@
+"""A finished quantization is trained on, against the 16-bit model's distributions, in the format that it is stored in.
+
+Codes, scales and minima start where calibration left them; straight-through training moves those that help (quantization-aware
+training). The new file replaces the old one only where a fresh process finds it closer to the 16-bit model, on text that
+nothing here was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
+from bitwright.checkpoint.workdir import WorkDir, content_hash
+from bitwright.data.calibration import calibration_folds, calibration_of
+from bitwright.data.held_out import held_out, require_unseen
+from bitwright.data.probe import Probe
+from bitwright.data.samples import Sample
+from bitwright.errors import fail
+from bitwright.evaluate.divergence import bootstrap_interval
+from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.evaluate.figures import Divergence
+from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.teacher import ASK, Lesson, lessons_of, together
+from bitwright.finetune.train import TRAIN, loss_of, recompute, train
+from bitwright.host.device import reference_dtype
+from bitwright.host.packages import require_package
+from bitwright.host.progress import Reporter
+from bitwright.host.schedule import COMPARE
+from bitwright.host.versions import versions
+from bitwright.measure.subject import Subject
+from bitwright.settings import Settings
+
+SEQUENCES = 512  # of training text
+STEP_TOKENS = 2048
+LEARNING_RATE = 3e-3  # of codes, in steps between two levels
+SCALE_RATE = 0.3  # that of scales and minima, over it
+BETA2 = 0.95  # of Adam: runs are short
+PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget
+LEAST_STEPS = 10
+BEFORE, AFTER = "before", "repaired"
+TEACHER = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What came of it: KL divergence in nats from the 16-bit model on held-out text, and whether the new file was kept."""
+
+    before: Divergence
+    after: Divergence
+    kept: bool
+    steps: int
+    losses: tuple[tuple[int, float], ...]  # on the training text, by step
+    seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.after.kl / self.before.kl if self.before.kl else math.nan
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """95 % interval of the mean difference before - after, over the same texts."""
+        pairs = zip(self.before.kl_of_sequence, self.after.kl_of_sequence, strict=True)
+        return bootstrap_interval(torch.tensor([before - after for before, after in pairs]))
+
+
+def repair(
+    out: str | Path,
+    source: str = "",
+    *,
+    minutes: float = 30.0,
+    steps: int = 0,
+    rank: int = 0,
+    learning_rate: float = LEARNING_RATE,
+    settings: Settings | None = None,
+    workdir: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Repaired:
+    """Train the checkpoint ``out`` that ``quantize`` wrote, within ``minutes``, and replace it where that brought it closer.
+
+    ``source``: its 16-bit model, where that is not the name in its plan. ``steps``: as many instead of what the time allows.
+    ``rank`` > 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
+    A killed run goes on from its last checkpoint. Raises BitwrightError for a checkpoint that is not ours.
+    """
+    started, reporter, out = time.monotonic(), reporter or Reporter(), Path(out)
+    require_package("finetune/package", "repair", "accelerate", "transformers' Trainer needs it")
+    settings = settings or Settings(held_out_sequences=16)
+    settings = replace(settings, sequences=settings.sequences or SEQUENCES)
+    is_file = out.is_file()
+    work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.repair"
+    with Output(out, is_file, overwrite=True).claimed() as claim, owned(work_root, out, ours=not workdir):
+        finished = Finished.open(out, source, settings)
+        subject = finished.subject
+        require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
+        probe = held_out(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+        reporter.kept = work_root
+        reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
+        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate)).directory
+        lessons = _lessons(finished, work_root, reporter)
+        torch.manual_seed(settings.seed)
+        model = finished.model(subject.precision.work, rank)
+        batch = max(1, STEP_TOKENS // settings.length)
+        left = 60 * minutes - PROVING_SECONDS - (time.monotonic() - started)
+        count = steps or _steps_within(model, lessons[:batch], left, folder / "steps.json")
+        losses = train(
+            model,
+            lessons,
+            together,
+            folder,
+            reporter,
+            rates={"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE},
+            per_device_train_batch_size=batch,
+            learning_rate=learning_rate,
+            adam_beta2=BETA2,
+            max_steps=count,
+            seed=settings.seed,
+        )
+        made = folder / "made" / out.name
+        shutil.rmtree(made.parent, ignore_errors=True)
+        (made.parent if is_file else made).mkdir(parents=True)
+        finished.write(made, trained_codes(model))
+        del model
+        before, after = _compared(subject, out, made, probe, work_root, reporter)
+        seconds = round(time.monotonic() - started, 1)
+        found = Repaired(before, after, after.kl < before.kl, losses[-1][0], losses, seconds)
+        if found.kept:
+            _tell(made, found)
+            with claim.made() as place:
+                target = place.parent if is_file else place
+                for path in (made.parent if is_file else made).iterdir():
+                    path.rename(target / path.name)
+    if not workdir:
+        shutil.rmtree(work_root, ignore_errors=True)
+    return found
+
+
+def _key(finished: Finished, settings: Settings, rank: int, learning_rate: float) -> str:
+    """Hash of everything that the training depends on."""
+    plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
+    numbers = (STEP_TOKENS, SCALE_RATE, BETA2, rank, learning_rate)
+    return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, versions())
+
+
+def _lessons(finished: Finished, work_root: Path, reporter: Reporter) -> list[Lesson]:
+    subject = finished.subject
+    settings = subject.settings
+    calibration, why = calibration_of(settings, subject.skeleton)
+    if why:
+        reporter.say(f"note: {why}")
+    work = WorkDir(work_root, content_hash("texts", subject.source.checkpoint.fingerprint, asdict(settings), versions()))
+    folds = calibration_folds(
+        subject.skeleton, subject.tokenizer, calibration, settings, subject.device, work, reporter, subject.viewer
+    )
+    samples: Sequence[Sample] = folds.all
+    return lessons_of(finished.directory, samples, subject.device, subject.precision.work, work.path(TEACHER), reporter)
+
+
+def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, kept: Path) -> int:
+    """How many steps fit into ``seconds``, by a trial of two; a run that goes on takes as many as it had begun."""
+    if kept.exists():
+        return int(json.loads(kept.read_text(encoding="utf-8")))
+    recompute(model)
+    model.train()
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in together(lessons).items()}
+    spent = []
+    for _ in range(2):
+        begin = time.monotonic()
+        loss_of(model, inputs).backward()
+        spent.append(time.monotonic() - begin)
+    model.zero_grad(set_to_none=True)
+    count = int(seconds / (1.15 * min(spent)))  # the optimizer comes on top
+    if count < LEAST_STEPS:
+        raise fail(
+            "finetune/no-time",
+            "--minutes",
+            saw=f"room for {max(count, 0)} steps of {min(spent):.0f} s",
+            wanted=f"at least {LEAST_STEPS}",
+            help=f"--minutes {math.ceil((PROVING_SECONDS + 1.3 * LEAST_STEPS * min(spent)) / 60) + 1}",
+        )
+    write_json(kept, count)
+    return count
+
+
+def _compared(
+    subject: Subject, old: Path, new: Path, probe: Probe, work_root: Path, reporter: Reporter
+) -> tuple[Divergence, Divergence]:
+    """Both files against the 16-bit model, in fresh processes."""
+    directory = str(subject.source.checkpoint.directory)
+    before, after = compare(
+        Candidate("16 bit", directory, dtype=reference_dtype(subject.device)),
+        [Candidate(BEFORE, str(old)), Candidate(AFTER, str(new))],
+        probe,
+        device=str(subject.device),
+        reporter=reporter,
+        stage=COMPARE,
+        scratch=work_root,
+        references=work_root / "references",
+        fingerprint=subject.source.checkpoint.fingerprint,
+    )
+    return before, after
+
+
+def _tell(made: Path, found: Repaired) -> None:
+    """Note in the texts beside the weights what they are now."""
+    low, high = found.gain
+    proof = beside(made, PROOF)
+    told = json.loads(proof.read_text(encoding="utf-8"))
+    figures = {"kl_before": found.before.kl, "kl_after": found.after.kl, "gain_low": low, "gain_high": high}
+    told["repaired"] = [*told.get("repaired", []), {**figures, "steps": found.steps, "seconds": found.seconds}]
+    write_json(proof, told)
+    card = beside(made, "README.md")
+    if card.exists():
+        words = (
+            f"\n## Repaired\n\nTrained on for {found.steps} steps after the comparison above, in its own format and against "
+            f"the 16-bit model's distributions: KL divergence {found.before.kl:.4f} before, {found.after.kl:.4f} after, on "
+            f"{found.after.n_sequences} texts that training did not see.\n"
+        )
+        card.write_text(card.read_text(encoding="utf-8") + words, encoding="utf-8")

@@ -1,0 +1,83 @@
+"""What the 16-bit model says about every token of some texts: asked once, kept, and learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitwright.data.samples import Sample
+from bitwright.evaluate.reference import DamagedError, Reference, condense
+from bitwright.evaluate.reference import load as load_references
+from bitwright.evaluate.reference import save as save_references
+from bitwright.finetune.loss import CHUNK_ENTRIES
+from bitwright.finetune.model import adapt, head_of, load
+from bitwright.finetune.tokens import IGNORED
+from bitwright.finetune.train import DISTRIBUTION
+from bitwright.host.progress import Reporter
+
+ASK = "ask the 16-bit model"
+LIKELIEST_TOKENS = 64  # of each distribution; the rest counts as one event
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One text, and what the 16-bit model expects after each of its tokens."""
+
+    ids: Tensor  # int64 [T]
+    told: Reference
+
+
+def lessons_of(
+    directory: Path, samples: Sequence[Sample], device: torch.device, work: torch.dtype, kept: Path, reporter: Reporter
+) -> list[Lesson]:
+    """A lesson of each of ``samples``; the model at ``directory`` is loaded unless ``kept`` holds what it said."""
+    try:
+        told, _ = load_references(kept)
+    except (DamagedError, FileNotFoundError):
+        told = _asked(directory, samples, device, work, reporter)
+        save_references(kept, told, None)
+    return [Lesson(sample.ids, one) for sample, one in zip(samples, told, strict=True)]
+
+
+@torch.no_grad()
+def _asked(
+    directory: Path, samples: Sequence[Sample], device: torch.device, work: torch.dtype, reporter: Reporter
+) -> list[Reference]:
+    model = load(directory, device, work)
+    adapt(model, ("*",), 0, 0.0, False)
+    model.eval()
+    head, scale, cap = head_of(model)
+    found = []
+    for sample in reporter.track(samples, ASK, len(samples)):
+        ids = sample.ids[None].to(device)
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        parts = []
+        for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.n_rows)):
+            logits = head.times(states[start : start + rows]).float().mul_(scale)
+            logits = cap * torch.tanh(logits / cap) if cap else logits
+            following = ids[0, start : start + rows]  # nothing is asked of the likelihood
+            parts.append(condense(logits, following, LIKELIEST_TOKENS, samples=0))
+        found.append(Reference.join(parts))
+    return found
+
+
+def together(lessons: Sequence[Lesson]) -> dict[str, Tensor]:
+    """Several lessons as the inputs of ``loss_of``: rows as long as the longest, what is beyond a text carries no loss."""
+    width = max(len(lesson.ids) for lesson in lessons)
+
+    def rows(tensors: list[Tensor], fill: float) -> Tensor:
+        return torch.stack([_filled(tensor, width, fill) for tensor in tensors])
+
+    ids = [lesson.ids for lesson in lessons]
+    inputs = {"input_ids": rows(ids, 0), "position_ids": torch.arange(width).repeat(len(lessons), 1)}
+    inputs["labels"] = rows(ids, IGNORED)
+    return inputs | {name: rows([getattr(lesson.told, name) for lesson in lessons], 0.0) for name in DISTRIBUTION}
+
+
+def _filled(tensor: Tensor, width: int, fill: float) -> Tensor:
+    rest = tensor.new_full((width - len(tensor), *tensor.shape[1:]), fill)
+    return torch.cat([tensor, rest])

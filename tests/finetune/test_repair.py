@@ -1,0 +1,150 @@
+"""A finished quantization is trained on in its own format, and replaced only where it came closer to 16 bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import bitwright
+from bitwright import Settings
+from bitwright.containers.registry import container_of
+from bitwright.data.documentation import documentation
+from bitwright.errors import BitwrightError
+from bitwright.finetune import repair as job
+from bitwright.finetune import train as loop
+from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.repair import repair
+from bitwright.finetune.train import PartTrainer
+from bitwright.formats.families import unpacked
+from bitwright.host.progress import QUIET
+from tests.conftest import Build
+
+MODEL = {"hidden_size": 64, "intermediate_size": 128}
+SETTINGS = Settings(
+    sequences=16, length=32, held_out_sequences=4, held_out_length=64, dtype="float32", device="cpu", compare=False
+)
+FORMATS = {"bitsandbytes": (), "compressed-tensors": ("w2-g32", "w4-g32"), "gguf": ("q4_0", "q8_0")}
+
+
+@pytest.fixture(scope="module")
+def finished(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """finished("gguf") quantizes a small model for that container once and returns a copy of the result."""
+    made: dict[str, Path] = {}
+
+    def of(container: str) -> Path:
+        suffix = ".gguf" if container == "gguf" else ""
+        if container not in made:
+            made[container] = tmp_path_factory.mktemp("finished") / f"out{suffix}"
+            settings = replace(SETTINGS, container=container, formats=FORMATS[container], calibration="documentation")
+            budget = "3bpw" if container == "compressed-tensors" else "+5%"
+            bitwright.quantize(build("llama", **MODEL), made[container], budget, settings=settings, reporter=QUIET)
+        folder = tmp_path_factory.mktemp("copy")
+        for path in [made[container]] if made[container].is_dir() else made[container].parent.glob("out.*"):
+            target = folder / path.name
+            if path.is_dir():
+                target.mkdir()
+                for file in path.iterdir():
+                    (target / file.name).write_bytes(file.read_bytes())
+            else:
+                target.write_bytes(path.read_bytes())
+        return folder / f"out{suffix}"
+
+    return of
+
+
+@pytest.mark.parametrize("container", list(FORMATS))
+def test_the_file_is_what_was_trained(container: str, finished: Any, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, source = finished(container), build("llama", **MODEL)
+    weights = Finished.open(out, str(source), SETTINGS).subject.source.spec.weights
+    before = container_of(container).read(out, weights)
+    trained: list[Any] = []
+    monkeypatch.setattr(job, "trained_codes", lambda model: trained.append(trained_codes(model)) or trained[-1])
+    found = repair(out, str(source), steps=12, learning_rate=0.05, settings=replace(SETTINGS, calibration="code"))
+    assert found.steps == 12
+    assert found.losses[-1][1] < found.losses[0][1]
+    assert found.kept == (found.after.kl < found.before.kl)
+    after = container_of(container).read(out, weights)
+    if not found.kept:
+        assert all(torch.equal(after[n].tensors[p], t) for n, packed in before.items() for p, t in packed.tensors.items())
+        return
+    for name, packed in trained[0].items():
+        assert torch.equal(unpacked(after[name]).decode(), unpacked(packed).decode())
+    moved = [float((unpacked(after[n]).code != unpacked(before[n]).code).float().mean()) for n in trained[0]]  # type: ignore[attr-defined]
+    assert max(moved) > 0.01
+    proof = json.loads((out / "bitwright.json" if out.is_dir() else out.with_name("out.bitwright.json")).read_text())
+    assert proof["repaired"][0]["kl_after"] == found.after.kl
+    if out.is_dir():
+        AutoModelForCausalLM.from_pretrained(out)  # the stock library reads it
+
+
+def test_two_bits_come_closer_and_a_killed_run_ends_in_the_same_bytes(
+    finished: Any, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "STEPS_BETWEEN", 5)
+    whole, stopped, source = finished("compressed-tensors"), finished("compressed-tensors"), str(build("llama", **MODEL))
+    names = [tmp_path / "learnt.txt", tmp_path / "held.txt"]
+    for i, name in enumerate(names):
+        name.write_text(documentation(i, 2)[0][:200_000], encoding="utf-8")
+    learnt, held = map(str, names)
+    settings = replace(SETTINGS, calibration=learnt, held_out=held, sequences=400)
+    found = repair(whole, source, steps=30, learning_rate=0.03, settings=settings)
+    assert found.kept
+    assert found.ratio < 0.95
+    real, count = PartTrainer.training_step, [0]
+
+    def stops(self: PartTrainer, *args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] == 13:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(PartTrainer, "training_step", stops)
+    before = (stopped / "model.safetensors").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        repair(stopped, source, steps=30, learning_rate=0.03, settings=settings)
+    assert (stopped / "model.safetensors").read_bytes() == before
+    repair(stopped, source, steps=30, learning_rate=0.03, settings=settings)
+    assert count[0] == 13 + 20  # on from the tenth step
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert sorted(p.name for p in stopped.parent.iterdir()) == ["out"]
+
+
+def test_what_does_not_come_closer_is_not_kept(finished: Any, build: Build) -> None:
+    out = finished("bitsandbytes")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    found = repair(
+        out, str(build("llama", **MODEL)), steps=4, learning_rate=30.0, settings=replace(SETTINGS, calibration="code")
+    )
+    assert not found.kept
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_low_rank_changes(finished: Any, build: Build) -> None:
+    out = finished("compressed-tensors")
+    settings = replace(SETTINGS, calibration="code", sequences=64)
+    found = repair(out, str(build("llama", **MODEL)), steps=30, rank=4, learning_rate=0.01, settings=settings)
+    assert found.losses[-1][1] < found.losses[0][1]
+
+
+@pytest.mark.parametrize("case", ["no checkpoint", "another source", "no source", "no time"])
+def test_what_cannot_be_repaired(case: str, finished: Any, build: Build, tmp_path: Path) -> None:
+    out, source = finished("bitsandbytes"), str(build("llama", **MODEL))
+    settings, minutes = replace(SETTINGS, calibration="code"), 30.0
+    if case == "no checkpoint":
+        out = build("llama", **MODEL)
+        rule = "output/exists"
+    elif case == "another source":
+        source, rule = str(build("llama")), "finetune/other-source"
+    elif case == "no source":
+        source, rule = "", "finetune/source"
+    else:
+        minutes, rule = 0.01, "finetune/no-time"
+    with pytest.raises(BitwrightError) as caught:
+        repair(out, source, minutes=minutes, settings=settings)
+    assert caught.value.finding.rule == rule
