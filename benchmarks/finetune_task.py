@@ -77,13 +77,13 @@ def main() -> None:
         data, training = str(folder / "sums.jsonl"), Training(length=128, batch=16, learning_rate=1e-3, max_steps=options.steps)
         print(json.dumps({"before": accuracy(folder / "model")}), flush=True)
         outcome = bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
-        told = {"loss": [round(outcome.loss_before, 4), round(outcome.loss_after, 4)], "seconds": outcome.seconds}
+        told = {"loss": [round(outcome.before.loss, 4), round(outcome.after.loss, 4)], "seconds": outcome.seconds}
         print(json.dumps({"adapter": accuracy(folder / "model", folder / "adapter")} | told), flush=True)
         settings = Settings(effort=Effort.QUICK, compare=False)
         merged = bitwright.merge(folder / "adapter", "demo", data, folder / "merged", settings=settings)
         line = {
             "merged": accuracy(folder / "merged"),
-            "loss_merged": round(merged.loss_merged, 4),
+            "loss_merged": round(merged.merged.loss, 4),
             "kept": round(merged.kept, 3),
         }
         print(json.dumps(line), flush=True)

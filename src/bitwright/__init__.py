@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.errors import BitwrightError, Finding
-    from bitwright.finetune.finetune import Training, finetune
+    from bitwright.finetune.finetune import finetune
     from bitwright.finetune.merge import merge
     from bitwright.finetune.repair import Repaired, repair
+    from bitwright.finetune.training import Training
     from bitwright.forecast.forecast import Forecast
     from bitwright.host.quiet import silence_libraries
     from bitwright.pipeline import evaluate, forecast, measure, quantize, report
@@ -34,7 +35,7 @@ _HOME = {
     "Report": "bitwright.report.report",
     "Sensitivity": "bitwright.sensitivity",
     "Settings": "bitwright.settings",
-    "Training": "bitwright.finetune.finetune",
+    "Training": "bitwright.finetune.training",
     "allocate": "bitwright.allocate.allocate",
     "evaluate": "bitwright.pipeline",
     "finetune": "bitwright.finetune.finetune",

@@ -19,11 +19,13 @@ from bitwright import Settings
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.finetune import train as loop
-from bitwright.finetune.finetune import Training, finetune, texts_of
+from bitwright.finetune.finetune import finetune
 from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load
+from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, packed, put_adapter
+from bitwright.finetune.training import Training
 from bitwright.host.progress import Reporter
 from tests.conftest import Build, byte_tokenizer
 from tests.vision import llava_with_processor
@@ -110,7 +112,7 @@ def test_it_learns_and_stock_peft_loads_it(
     outcome = finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
     assert capfd.readouterr().out == ""
     assert outcome.steps == 6
-    assert outcome.loss_after < outcome.loss_before - 0.3
+    assert outcome.after.loss < outcome.before.loss - 0.3
     base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
     stock = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = torch.arange(5, 25)[None]
@@ -186,7 +188,7 @@ def test_merged_into_a_quantized_file_the_gain_survives(build: Build, data: str,
         sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
     )
     found = merge(tmp_path / "adapter", source, data, tmp_path / "merged", "+40%", settings=settings, reporter=QUIET)
-    assert found.loss_adapter == trained.loss_after
+    assert found.adapter == trained.after
     assert found.kept >= 0.9
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
     with pytest.raises(BitwrightError) as caught:
@@ -198,7 +200,7 @@ def test_a_merge_that_loses_the_gain_is_refused(build: Build, data: str, tmp_pat
     source = build("llama", **MODEL)
     finetune(source, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
     told = json.loads((tmp_path / "adapter" / "bitwright.json").read_text())
-    told["outcome"]["loss_after"] = told["outcome"]["loss_before"] - 100.0  # no file can keep that
+    told["outcome"]["after"]["loss"] = told["outcome"]["before"]["loss"] - 100.0  # no file can keep that
     (tmp_path / "adapter" / "bitwright.json").write_text(json.dumps(told))
     settings = Settings(
         sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False

@@ -14,14 +14,20 @@ from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, wide_console
 
 if TYPE_CHECKING:
-    from bitwright.finetune.finetune import Training
+    from bitwright.finetune.training import Training
 
 
 @guarded
 def run(
     model: Annotated[str, typer.Argument(help="A bitsandbytes checkpoint in 4 bits, or a 16-bit model, or demo.")],
     data: Annotated[str, typer.Argument(help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")],
-    out: Annotated[Path, typer.Argument(help="The directory to create for the adapter.")] = Path("adapter"),
+    out: Annotated[Path, typer.Argument(help="What to create: the adapter's directory, or with qat a checkpoint.")] = Path(
+        "adapter"
+    ),
+    method: Annotated[
+        str, typer.Option(help="lora: an adapter beside MODEL. qat: the codes of MODEL, which quantize wrote.")
+    ] = "lora",
+    source: Annotated[str, typer.Option(help="qat: the 16-bit model of MODEL, where its name alone does not tell.")] = "",
     template: Annotated[str, typer.Option(help="The question, such as '{instruction}[[ Context: {context}]]'.")] = "",
     answer: Annotated[str, typer.Option(help="The column with the answer, together with --template.")] = "",
     sheet: Annotated[str, typer.Option(help="Of an .xlsx file with rows in several sheets.")] = "",
@@ -47,10 +53,13 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Train a small addition (LoRA) to MODEL on DATA. The weights of MODEL stay as they are stored."""
-    from bitwright.finetune.finetune import Training, base_of, finetune
+    from bitwright.finetune.finetune import QAT, base_of, finetune
+    from bitwright.finetune.training import Training
     from bitwright.host.progress import Reporter
 
     training = Training(
+        method=method,
+        source=source,
         targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
         rank=rank,
         alpha=alpha,
@@ -79,11 +88,16 @@ def run(
         print(json.dumps(asdict(found), indent=1))
         return
     console = wide_console()
-    if not math.isnan(found.loss_after):
+    if not math.isnan(found.after.loss):
+        before, after = found.before, found.after
+        print_plain(console, f"loss on texts that were kept apart: {before.loss:.3f} before, {after.loss:.3f} after")
         print_plain(
-            console, f"loss on texts that were kept apart: {found.loss_before:.3f} before, {found.loss_after:.3f} after"
+            console, f"answers right to the last token: {100 * before.right:.0f} % before, {100 * after.right:.0f} % after"
         )
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
+    if method == QAT:
+        print_plain(console, f"{out} is a checkpoint like {model}: the same formats, the same size")
+        return
     lines = (
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
@@ -98,8 +112,8 @@ def _preview(model: str, data: str, training: Training, count: int) -> None:
     """Show what training would see, and stop on what would make it worthless."""
     from bitwright.checkpoint.open import local_directory
     from bitwright.data.tokenizer import tokenizer_of
-    from bitwright.finetune.finetune import require_sound, texts_of, told_of
     from bitwright.finetune.preview import coloured
+    from bitwright.finetune.texts import require_sound, texts_of, told_of
 
     path = local_directory(model)
     tokenizer = tokenizer_of(path)

@@ -19,7 +19,10 @@ def run(
     adapter: Annotated[Path, typer.Argument(help="What bitwright finetune wrote.")],
     source: Annotated[str, typer.Argument(help="The 16-bit model that it was trained for: a directory, a hub id, demo.")],
     data: Annotated[str, typer.Argument(help="The file that it was trained on: it calibrates the rounding.")],
-    out: Annotated[Path, typer.Argument(help="The checkpoint to create, for transformers and bitsandbytes.")],
+    out: Annotated[Path, typer.Argument(help="The checkpoint to create: a directory, or NAME.gguf for llama.cpp and Ollama.")],
+    container: Annotated[
+        str, typer.Option(help="bitsandbytes, compressed-tensors or gguf; by the name of OUT where it is left out.")
+    ] = "",
     budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
     effort: common.EffortOption = Effort.NORMAL,
     sequences: common.Sequences = None,
@@ -32,11 +35,12 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Put ADAPTER into SOURCE and quantize the whole anew; refused where the file loses what training gained."""
+    from bitwright.containers.registry import container_for
     from bitwright.finetune.merge import merge
     from bitwright.host.progress import Reporter
 
     settings = settings_of(
-        container="bitsandbytes",
+        container=container or container_for(out).name,
         formats="",
         sequences=sequences or 0,
         effort=effort,
@@ -52,6 +56,9 @@ def run(
         print(json.dumps(asdict(found) | {"kept": found.kept}, indent=1))
         return
     console = wide_console()
-    losses = f"before {found.loss_before:.3f}, with the adapter {found.loss_adapter:.3f}, merged {found.loss_merged:.3f}"
+    three = {"before": found.before, "with the adapter": found.adapter, "merged": found.merged}
+    losses = ", ".join(f"{name} {one.loss:.3f}" for name, one in three.items())
+    rights = ", ".join(f"{name} {100 * one.right:.0f} %" for name, one in three.items())
     print_plain(console, f"loss on texts that were kept apart: {losses}")
+    print_plain(console, f"answers right to the last token: {rights}")
     print_plain(console, f"{out} keeps {100 * found.kept:.0f} % of what training gained")

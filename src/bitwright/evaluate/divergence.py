@@ -26,6 +26,7 @@ class TokenFigures:
     shared_top5: Tensor  # share of the reference's five likeliest tokens that are among the candidate's five
     nll_reference: Tensor
     nll: Tensor
+    hit: Tensor  # whether the likeliest token is the one that follows
 
     @classmethod
     def join(cls, parts: list[TokenFigures]) -> TokenFigures:
@@ -47,6 +48,7 @@ def token_figures(reference: Reference, logits: Float[Tensor, "T V"], next_ids: 
     same = likeliest[:, 0] == best[:, 0]
     shared = (likeliest[:, : best.shape[1], None] == best[:, None, :]).any(-1).float().mean(-1)
     n = len(next_ids)
+    hit = best[:n, 0] == next_ids
     of_next = scores[:n].gather(1, next_ids[:, None])[:, 0]
     of_likeliest, of_drawn = scores.gather(1, likeliest), scores.gather(1, drawn)
     tail = (scores if scores is not logits else scores.clone()).scatter_(1, likeliest, -torch.inf).logsumexp(-1)
@@ -61,7 +63,7 @@ def token_figures(reference: Reference, logits: Float[Tensor, "T V"], next_ids: 
         within = log_r.expm1() - log_r
         kl += mass * within.mean(-1)
         variance = mass**2 * within.var(-1) / drawn.shape[1]
-    return TokenFigures(kl.clamp_(min=0), variance, same, shared, reference.nll[:n], total[:n] - of_next)
+    return TokenFigures(kl.clamp_(min=0), variance, same, shared, reference.nll[:n], total[:n] - of_next, hit)
 
 
 def summarize(
@@ -93,6 +95,7 @@ def summarize(
         top5=float(every.shared_top5.mean()),
         perplexity=float(every.nll.mean().exp()),
         reference_perplexity=float(every.nll_reference.mean().exp()),
+        right=sum(bool(f.hit.all()) for f in figures) / len(figures),
         n_sequences=len(figures),
         n_tokens=int(every.kl.numel()),
         kl_of_sequence=tuple(float(m) for m in means),

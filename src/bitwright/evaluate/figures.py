@@ -57,6 +57,7 @@ class Divergence:
     n_sequences: int
     n_tokens: int
     kl_of_sequence: tuple[float, ...]
+    right: float = math.nan  # share of the sequences in which the likeliest token is always the one that follows
     kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
     greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
     domains: tuple[Divergence, ...] = ()  # the same of each domain of the text, its name the label

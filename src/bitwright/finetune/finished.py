@@ -111,7 +111,7 @@ class Finished:
         if written[place] != self.plan.nbytes:
             raise AssertionError(f"the plan counts {self.plan.nbytes} bytes, the files hold {written[place]}")
         for path in self._texts():
-            target = place / path.name if place.is_dir() else place.with_name(path.name)
+            target = place / path.name if place.is_dir() else place.with_name(place.stem + path.name[len(self.path.stem) :])
             if not target.exists():
                 shutil.copyfile(path, target)
 

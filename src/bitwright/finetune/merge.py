@@ -19,12 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned
+from bitwright.containers.registry import container_of, require_suffix
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail, in_one_line
-from bitwright.finetune.finetune import Training, held, texts_of
-from bitwright.finetune.model import adapt, load
+from bitwright.finetune.answers import Answers, of_files
+from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import Example
-from bitwright.host.device import device_of, precision_of
+from bitwright.finetune.training import Training
+from bitwright.host.device import device_of
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object, record
 from bitwright.pipeline import quantize
@@ -37,16 +39,16 @@ FEWEST = 24  # texts of calibration; where there are fewer, they are mixed with 
 
 @dataclass(frozen=True)
 class Merged:
-    """Losses in nats per answer token on the texts that training kept apart, and the share of the gain that survived."""
+    """Answers to the texts that training kept apart: before it, with the adapter, and of the written file."""
 
-    loss_before: float
-    loss_adapter: float
-    loss_merged: float
+    before: Answers
+    adapter: Answers
+    merged: Answers
 
     @property
     def kept(self) -> float:
-        gain = self.loss_before - self.loss_adapter
-        return (self.loss_before - self.loss_merged) / gain if gain > 0 else float("nan")
+        """Share of the gain that survived."""
+        return self.merged.share_of(self.before, self.adapter)
 
 
 def merge(
@@ -61,6 +63,7 @@ def merge(
     reporter: Reporter | None = None,
 ) -> Merged:
     """Write ``source`` (16 bit) with ``adapter`` in it as a quantized checkpoint ``out``, calibrated on the texts of ``data``.
+    ``settings.container`` says for whom.
 
     ``adapter`` is what ``finetune`` wrote, ``data`` what it was trained on. Raises BitwrightError, with nothing at ``out`` or
     what was there before, where the written file keeps less than LEAST_KEPT of what training gained.
@@ -68,7 +71,9 @@ def merge(
     settings, reporter, out, adapter = settings or Settings(), reporter or Reporter(), Path(out), Path(adapter)
     training, before, after = _told(adapter)
     work_root = out.absolute().parent / f".{out.name}.merge"
-    with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=True):
+    container = container_of(settings.container)
+    require_suffix(out, container)
+    with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=True):
         whole, made = work_root / "source" / "merged", work_root / "made" / out.name
         directory = local_directory(source)
         tokenizer = tokenizer_of(directory)
@@ -78,21 +83,21 @@ def merge(
         own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
         made.parent.mkdir(parents=True, exist_ok=True)
         quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
-        loss = _loss(made, texts.kept, training, reporter)
-        found = Merged(before, after, loss)
+        (merged,) = _of_file(whole, made, texts.kept, training, work_root, reporter)
+        found = Merged(before, after, merged)
         loses = bool(texts.kept) and not found.kept >= LEAST_KEPT
         if not loses:
             with claim.made() as place:
-                for path in made.iterdir():
-                    path.rename(place / path.name)
+                for path in (made.parent if container.suffix else made).iterdir():
+                    path.rename((place.parent if container.suffix else place) / path.name)
     shutil.rmtree(work_root, ignore_errors=True)
     if loses:
         raise fail(
             "finetune/merge-loses",
             out,
-            saw=f"the file keeps {100 * found.kept:.0f} % of the gain ({loss:.3f} nats, adapter {found.loss_adapter:.3f})",
+            saw=f"the file keeps {100 * found.kept:.0f} % of what training gained: {_told_of(found)}",
             wanted=f"at least {100 * LEAST_KEPT:.0f} %",
-            help="a larger --budget, or use the adapter beside its checkpoint, which loses nothing",
+            help="bitwright finetune --method qat trains what will be written; a larger --budget keeps more",
         )
     return found
 
@@ -105,13 +110,26 @@ def write_merged(source: Path, adapter: Path, out: Path) -> None:
     PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(torch.bfloat16).save_pretrained(out)
 
 
-def _told(adapter: Path) -> tuple[Training, float, float]:
-    """What ``finetune`` noted of an adapter: how it was trained, and the losses before and after; NaN without kept texts."""
+def _told_of(found: Merged) -> str:
+    parts = {"before": found.before, "with the adapter": found.adapter, "merged": found.merged}
+    return ", ".join(f"{name} {one.loss:.3f} nats and {100 * one.right:.0f} % right" for name, one in parts.items())
+
+
+def _of_file(
+    whole: Path, made: Path, kept: list[Example], training: Training, work_root: Path, reporter: Reporter
+) -> list[Answers]:
+    """The written file, as its runtime loads it."""
+    if not kept:
+        return [Answers(math.nan, math.nan)]
+    return of_files(whole, [made], kept, device_of(training.device), work_root, reporter, CHECKED)
+
+
+def _told(adapter: Path) -> tuple[Training, Answers, Answers]:
+    """What ``finetune`` noted of an adapter: how it was trained, and the answers before and after; NaN without kept texts."""
     try:
         told = read_object(adapter / PROOF)
         training = record(Training, {**told["training"], "targets": tuple(told["training"]["targets"])})
-        losses = (told["outcome"][name] for name in ("loss_before", "loss_after"))
-        before, after = (math.nan if loss is None else float(loss) for loss in losses)
+        before, after = (_answers(told["outcome"][name]) for name in ("before", "after"))
     except (ValueError, KeyError, TypeError) as error:
         raise fail(
             "finetune/adapter",
@@ -120,15 +138,20 @@ def _told(adapter: Path) -> tuple[Training, float, float]:
             wanted=f"a directory with {PROOF} beside adapter_model.safetensors",
             help="bitwright finetune MODEL DATA ADAPTER",
         ) from None
-    if after >= before:
+    if after.loss >= before.loss:
         raise fail(
             "finetune/no-gain",
             adapter,
-            saw=f"training gained nothing: {before:.3f} nats before, {after:.3f} after",
+            saw=f"training gained nothing: {before.loss:.3f} nats before, {after.loss:.3f} after",
             wanted="an adapter that lowers the loss on kept texts",
             help="train longer, or with another --learning-rate",
         )
     return training, before, after
+
+
+def _answers(told: dict[str, float | None]) -> Answers:
+    loss, right = (math.nan if told[name] is None else float(str(told[name])) for name in ("loss", "right"))
+    return Answers(loss, right)
 
 
 def _calibration(learnt: Sequence[Example], tokenizer: Any, folder: Path) -> str:
@@ -139,11 +162,3 @@ def _calibration(learnt: Sequence[Example], tokenizer: Any, folder: Path) -> str
     rows = (json.dumps({"text": tokenizer.decode(example.ids)}) for example in learnt)
     path.write_text("\n".join(rows), encoding="utf-8")
     return str(path)
-
-
-def _loss(path: Path, kept: list[Example], training: Training, reporter: Reporter) -> float:
-    """Loss of the written checkpoint, as it is loaded again."""
-    device = device_of(training.device)
-    model = load(path, device, precision_of(training.dtype, device).work)
-    adapt(model, ("*",), 0, 0.0, False)
-    return held(model, kept, training.batch, reporter, CHECKED)

@@ -23,6 +23,7 @@ from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Advance, Reporter
 
 TRAIN, LIKELIEST = "train", "likeliest"
+TEXT = "text"  # which of the batch a token belongs to, -1 for what fills a row
 STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 TRAINED = "trained.safetensors"  # in a checkpoint
@@ -44,25 +45,34 @@ def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
             rows.append([example])
         else:
             room.append(example)
-    filled = [_row(row, width) for row in rows]
-    return {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", "labels")}
+    number = {id(example): i for i, example in enumerate(batch)}
+    filled = [_row(row, width, number) for row in rows]
+    return {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", "labels", TEXT)}
 
 
-def _row(texts: Sequence[Example], width: int) -> dict[str, Tensor]:
+def _row(texts: Sequence[Example], width: int, number: dict[int, int]) -> dict[str, Tensor]:
     rest = width - sum(len(text.ids) for text in texts)
     if rest:
         texts = [*texts, Example(texts[0].ids[:1].expand(rest), torch.full((rest,), IGNORED), 0, 0)]
     return {
+        TEXT: torch.cat([torch.full_like(text.ids, number.get(id(text), -1)) for text in texts]),
         "input_ids": torch.cat([text.ids for text in texts]),
         "position_ids": torch.cat([torch.arange(len(text.ids)) for text in texts]),
         "labels": torch.cat([text.labels for text in texts]),
     }
 
 
-def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
+def loss_of(
+    model: Any,
+    inputs: dict[str, Tensor],
+    n_labels: Tensor | int | None = None,
+    arena: Arena | None = None,
+    target: Target | None = None,
+) -> Tensor:
     """Mean distance from what the inputs say should follow; over ``n_labels`` tokens, those of a whole step, where a step has
     several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them.
-    ``arena``: where what the backward pass needs is kept."""
+    ``arena``: where what the backward pass needs is kept. ``target``: of the tokens with labels, instead of these.
+    """
     labels = inputs["labels"].reshape(-1)
     config = model.config.get_text_config()
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
@@ -73,7 +83,7 @@ def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None
     return_free_pages(entries)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
-    total = summed_loss(learnt_states, head, _target(inputs, learnt), scale, cap)
+    total = summed_loss(learnt_states, head, target or _target(inputs, learnt), scale, cap)
     return total / (int(learnt.sum()) if n_labels is None else n_labels)
 
 

@@ -1,0 +1,100 @@
+"""How a model answers texts that training kept apart: in this process, or as a written file in a fresh one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.data.probe import Probe
+from bitwright.data.samples import IDS, Sample
+from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.finetune.loss import Labels
+from bitwright.finetune.tokens import IGNORED, Example
+from bitwright.finetune.train import TEXT, loss_of, packed
+from bitwright.host.device import reference_dtype
+from bitwright.host.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Answers:
+    """``loss`` in nats per answer token; ``right``: share of the texts whose answers come out as they stand, to the last token,
+    where the likeliest token is always taken. NaN where no texts were kept."""
+
+    loss: float
+    right: float
+
+    def share_of(self, before: Answers, best: Answers) -> float:
+        """How much of what ``best`` gained over ``before`` is here: the lesser share of loss and of right answers.
+
+        Right answers count where at least a twentieth of the texts was gained.
+
+        >>> Answers(1.1, 0.4).share_of(Answers(2.0, 0.0), Answers(1.0, 0.5))
+        0.8
+        """
+        shares = [(before.loss - self.loss) / (before.loss - best.loss)] if best.loss < before.loss else []
+        if best.right - before.right >= COUNTS:
+            shares.append((self.right - before.right) / (best.right - before.right))
+        return min(shares, default=math.nan)
+
+
+COUNTS = 0.05
+
+
+@dataclass(frozen=True)
+class _Seen(Labels):
+    """Labels that also notes which of them were the likeliest tokens."""
+
+    hits: list[Tensor] = field(default_factory=list)
+
+    def apart(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        self.hits.append(logits.argmax(1) == self.labels[rows])
+        return super().apart(logits, rows)
+
+
+def held(model: Any, kept: Sequence[Example], batch: int, reporter: Reporter, stage: str) -> Answers:
+    """``kept`` by ``model`` as it is in memory."""
+    device, total, count, right = next(model.parameters()).device, 0.0, 0, 0
+    model.eval()
+    parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
+    for part in reporter.track(parts, stage, len(parts)):
+        inputs = {name: tensor.to(device) for name, tensor in packed(part).items()}
+        learnt = inputs["labels"].reshape(-1) != IGNORED
+        seen = _Seen(inputs["labels"].reshape(-1)[learnt])
+        with torch.no_grad():
+            total += float(loss_of(model, inputs, 1, target=seen))
+        count += len(seen.labels)
+        wrong = inputs[TEXT].reshape(-1)[learnt][~torch.cat(seen.hits)]
+        right += len(part) - len(wrong.unique())
+    return Answers(total / count, right / len(kept)) if count else Answers(math.nan, math.nan)
+
+
+def of_files(
+    reference: Path,
+    paths: Sequence[Path],
+    kept: Sequence[Example],
+    device: torch.device,
+    scratch: Path,
+    reporter: Reporter,
+    stage: str,
+) -> list[Answers]:
+    """``kept`` by each of the written models ``paths``, which their own runtimes load in a fresh process.
+
+    ``reference``: the 16-bit model that they are compared with on the way.
+    """
+    samples = [Sample({IDS: example.ids}, example.labels != IGNORED) for example in kept]
+    found = compare(
+        Candidate("16 bit", str(reference), dtype=reference_dtype(device)),
+        [Candidate(path.name, str(path)) for path in paths],
+        Probe.of(samples),
+        device=str(device),
+        reporter=reporter,
+        stage=stage,
+        scratch=scratch,
+    )
+    return [Answers(math.log(one.perplexity), one.right) for one in found]

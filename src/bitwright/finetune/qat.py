@@ -1,0 +1,73 @@
+"""Fine-tuning in the format that is written (quantization-aware training): no adapter is left, and nothing is lost by merging.
+
+In every pass each weight is what its file will hold, so that the trained model and the written one are the same codes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
+from bitwright.checkpoint.workdir import content_hash, finite
+from bitwright.containers.registry import require_suffix
+from bitwright.finetune.answers import Answers, held, of_files
+from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.texts import require_sound, texts_of, told_of
+from bitwright.finetune.train import TRAIN, packed, train
+from bitwright.finetune.training import BEFORE, Outcome, Training
+from bitwright.host.progress import Reporter
+from bitwright.host.texts import read_object
+from bitwright.host.versions import versions
+from bitwright.settings import Settings
+
+SCALE_RATE = 0.3  # learning rate of scales and minima, over that of the low-rank change
+WRITTEN = "answers of the written file"
+
+
+def finetune_in_format(
+    model: Path, data: str, out: Path, training: Training, workdir: Path | None, overwrite: bool, reporter: Reporter
+) -> Outcome:
+    """Train the checkpoint ``model`` that ``quantize`` wrote on ``data``, and write it with its new codes to ``out``.
+
+    Formats and size stay as they are. ``Outcome.after`` is what the written file answers, in a fresh process.
+    """
+    started = time.monotonic()
+    settings = Settings(device=training.device, dtype=training.dtype, seed=training.seed)
+    work_root = workdir or out.absolute().parent / f".{out.name}.work"
+    with Output(out, model.is_file(), overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
+        finished = Finished.open(model, training.source, settings)
+        require_suffix(out, finished.subject.container)
+        subject, tokenizer = finished.subject, finished.subject.tokenizer
+        texts = texts_of(data, tokenizer, training)
+        require_sound(texts, finished.directory, tokenizer, training.length)
+        for line in told_of(texts, training):
+            reporter.say(line)
+        torch.manual_seed(training.seed)
+        ready = finished.model(subject.precision.work, training.rank, training.alpha)
+        reporter.kept = work_root
+        reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
+        before = held(ready, texts.kept, training.batch, reporter, BEFORE)
+        key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
+        rates = {"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE}
+        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, **training.of_trainer())
+        n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
+        codes = trained_codes(ready)
+        del ready
+        with claim.made() as place:
+            finished.write(place, codes)
+            after = Answers(math.nan, math.nan)
+            if texts.kept:
+                (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
+            seconds = round(time.monotonic() - started, 1)
+            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
+            proof = beside(place, PROOF)
+            write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
+        if not workdir:
+            shutil.rmtree(work_root, ignore_errors=True)
+        return outcome

@@ -1,0 +1,69 @@
+"""What a fine-tuning is asked for, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitwright.finetune.answers import Answers
+from bitwright.host.places import without_place
+
+BEFORE, AFTER = "answers before", "answers after"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a fine-tuning is asked for. Names and defaults are those of the command line."""
+
+    method: str = "lora"  # beside frozen weights, packed or not; qat: of the codes themselves
+    source: str = ""  # qat: the 16-bit model, where the name in the checkpoint's plan does not tell
+    targets: tuple[str, ...] = ("*",)
+    rank: int = 16
+    alpha: float = 16.0
+    rslora: bool = False
+    length: int = 1024  # tokens of a text
+    batch: int = 4  # texts of a pass
+    accumulate: int = 1  # passes of a step
+    learning_rate: float = 2e-4
+    epochs: float = 1.0
+    max_steps: int = 0  # 0: by epochs
+    held_out: float = 0.05  # share of the texts that are kept apart
+    template: str = ""
+    answer: str = ""
+    sheet: str = ""
+    rows_together: int = 1
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def of_trainer(self) -> dict[str, Any]:
+        """The same in the words of transformers' Trainer."""
+        return {
+            "per_device_train_batch_size": self.batch,
+            "gradient_accumulation_steps": self.accumulate,
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "seed": self.seed,
+        }
+
+    def told(self) -> dict[str, Any]:
+        """For a file that others may read."""
+        return asdict(self) | {"source": without_place(self.source)}
+
+    def passes(self, n_texts: int) -> float:
+        """What training on ``n_texts`` costs, in texts that are only read: forward, again, and backward."""
+        return 4.0 * (self.max_steps * self.batch * self.accumulate or self.epochs * n_texts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. ``before`` and ``after``: on texts that were kept apart."""
+
+    before: Answers
+    after: Answers
+    steps: int
+    losses: tuple[tuple[int, float], ...]  # of the texts that were learnt from, by step
+    n_trained: int  # parameters
+    n_texts: int
+    seconds: float

@@ -1,0 +1,121 @@
+"""Fine-tuned in the format that is written: the file answers as the trained model did, whatever its container."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitwright
+from bitwright import Settings
+from bitwright.containers.registry import container_of
+from bitwright.errors import BitwrightError
+from bitwright.finetune import qat
+from bitwright.finetune.answers import Answers, held, of_files
+from bitwright.finetune.finetune import finetune
+from bitwright.finetune.finished import Finished
+from bitwright.finetune.texts import texts_of
+from bitwright.finetune.training import Training
+from bitwright.formats.families import unpacked
+from bitwright.host.progress import QUIET
+from tests.conftest import Build
+
+MODEL = {"hidden_size": 64, "intermediate_size": 128}
+SETTINGS = Settings(
+    sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
+)
+TRAINING = Training(
+    method="qat", rank=8, length=64, batch=4, max_steps=30, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "sums.csv"
+    rows = [f"What is {a} + {b}?,It is {a + b}." for a in range(6) for b in range(5)]
+    path.write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("container", "formats"), [("bitsandbytes", ()), ("gguf", ("q4_0", "q8_0"))])
+def test_what_was_learnt_is_what_is_written(
+    container: str, formats: tuple[str, ...], build: Build, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, suffix = build("llama", **MODEL), ".gguf" if container == "gguf" else ""
+    model, out = tmp_path / f"model{suffix}", tmp_path / f"tuned{suffix}"
+    settings = replace(SETTINGS, container=container, formats=formats, calibration="documentation")
+    bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
+    in_memory: list[Answers] = []
+    real = qat.trained_codes
+
+    def codes(trained: object) -> object:
+        finished = Finished.open(model, str(source), Settings(device="cpu", dtype="float32"))
+        kept = texts_of(data, finished.subject.tokenizer, TRAINING).kept
+        in_memory.append(held(trained, kept, 4, QUIET, "now"))
+        return real(trained)
+
+    monkeypatch.setattr(qat, "trained_codes", codes)
+    found = finetune(model, data, out, training=replace(TRAINING, source=str(source)), reporter=QUIET)
+    assert in_memory[0].loss < found.before.loss - 0.5
+    assert found.after.loss == pytest.approx(in_memory[0].loss, abs=0.03)  # runtimes compute in 16 bit
+    weights = Finished.open(out, str(source), SETTINGS).subject.source.spec.weights
+    old, new = (container_of(container).read(path, weights) for path in (model, out))
+    assert {name: packed.format for name, packed in old.items()} == {name: packed.format for name, packed in new.items()}
+    moved = [float((unpacked(new[n]).code != unpacked(old[n]).code).float().mean()) for n in old]  # type: ignore[attr-defined]
+    assert max(moved) > 0.01
+    assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
+
+
+def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, tmp_path: Path) -> None:
+    from bitwright.data.tokenizer import tokenizer_of
+    from bitwright.finetune.model import adapt, load
+
+    source = build("llama", torch.float32, **MODEL)
+    kept = texts_of(data, tokenizer_of(source), TRAINING).kept
+    model = load(source, torch.device("cpu"), torch.float32)
+    adapt(model, ("*",), 0, 0.0, False)
+    mine = held(model, kept, 3, QUIET, "now")
+    (of_file,) = of_files(source, [source], kept, torch.device("cpu"), tmp_path, QUIET, "file")
+    assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
+    assert mine.right == of_file.right == 0
+
+
+def test_right_answers_are_counted_text_by_text(build: Build, data: str) -> None:
+    from bitwright.data.tokenizer import tokenizer_of
+    from bitwright.finetune.model import adapt, load
+
+    source = build("llama", **MODEL)
+    kept = texts_of(data, tokenizer_of(source), TRAINING).kept
+    model = load(source, torch.device("cpu"), torch.float32)
+    adapt(model, ("*",), 0, 0.0, False)
+    with torch.no_grad():
+        logits = [model(input_ids=example.ids[None]).logits[0] for example in kept]
+    likeliest = [torch.where(e.labels >= 0, own.argmax(1), e.labels) for e, own in zip(kept, logits, strict=True)]
+    known = [replace(e, labels=labels) if i % 2 else e for i, (e, labels) in enumerate(zip(kept, likeliest, strict=True))]
+    assert held(model, known, 3, QUIET, "now").right == (len(kept) // 2) / len(kept)
+
+
+def test_the_share_that_survived() -> None:
+    before, best = Answers(2.0, 0.0), Answers(1.0, 0.5)
+    assert Answers(1.02, 0.24).share_of(before, best) == pytest.approx(0.48)  # though the loss has kept 98 %
+    assert Answers(1.1, 0.01).share_of(before, Answers(1.0, 0.02)) == pytest.approx(0.9)  # two in a hundred are chance
+
+
+@pytest.mark.parametrize("case", ["method", "not ours", "suffix"])
+def test_what_cannot_be_trained_in_its_format(case: str, build: Build, data: str, tmp_path: Path) -> None:
+    source, out, training = build("llama", **MODEL), tmp_path / "out", TRAINING
+    if case == "method":
+        training, rule = replace(TRAINING, method="magic"), "finetune/method"
+    elif case == "not ours":
+        rule = "finetune/finished"
+    else:
+        model = tmp_path / "model"
+        settings = replace(SETTINGS, calibration="documentation")
+        bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
+        source_name, source, out, rule = str(source), model, tmp_path / "out.gguf", "output/suffix"
+        training = replace(TRAINING, source=source_name)
+    with pytest.raises(BitwrightError) as caught:
+        finetune(source, data, out, training=training, reporter=QUIET)
+    assert caught.value.finding.rule == rule
