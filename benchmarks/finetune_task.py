@@ -1,8 +1,12 @@
-"""python -m benchmarks.finetune_task — a task that is learnt in minutes: right answers before, with the adapter, and merged.
+"""python -m benchmarks.finetune_task — a task that is learnt in minutes: right answers before, after, and of written files.
 
-SmolLM2-135M as stock NF4 learns one-step sums of numbers below 100, told in words and answered in one fixed form: 2,000 rows,
-one epoch. Answers are greedy, by stock transformers with stock PEFT, to 200 questions that were not learnt; one counts when
-every character is right.
+SmolLM2-135M learns one-step sums of numbers below 100, told in words and answered in one fixed form: 2,000 rows, one epoch.
+Right answers are counted on 200 questions that were not learnt, in a fresh process of the file's own runtime; one counts when
+greedy decoding gives every token of it and its end. Parts, any of which can be asked for alone:
+
+  lora        an adapter beside stock NF4, by stock transformers with stock PEFT
+  merge       that adapter merged into the 16-bit model, which is quantized anew (bitsandbytes, +10 %)
+  nf4, gguf   trained in the format that is written (--method qat): bitsandbytes +10 %, and GGUF of Q4_K_M's size
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bitwright
 from benchmarks.finetune import stock
+from benchmarks.models import reference
 from bitwright import Settings, Training
+from bitwright.errors import BitwrightError
+from bitwright.finetune.answers import of_files
+from bitwright.finetune.conversations import conversations
+from bitwright.finetune.tokens import Example, examples
+from bitwright.host.progress import Reporter
 from bitwright.settings import Effort
 
 STORIES = (
@@ -30,6 +41,8 @@ STORIES = (
 )
 NAMES, THINGS = ("Mia", "Tom", "Ada", "Ben", "Zoe"), ("apples", "coins", "books", "stones", "cards")
 ROWS, QUESTIONS, BATCH = 2000, 200, 50
+PARTS = ("lora", "merge", "nf4", "gguf")
+QUICK = Settings(effort=Effort.QUICK, compare=False)
 
 
 def rows(seed: int, count: int) -> Iterator[tuple[str, str]]:
@@ -42,13 +55,11 @@ def rows(seed: int, count: int) -> Iterator[tuple[str, str]]:
         yield story.format(**words), f"The answer is {result} {words['thing']}."
 
 
-def accuracy(path: Path, adapter: Path | None = None) -> float:
-    """Share of right answers of the checkpoint at ``path``, with ``adapter``."""
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    if adapter:
-        from peft import PeftModel
+def with_adapter(path: Path, adapter: Path) -> float:
+    """Share of right answers of the checkpoint at ``path`` with ``adapter``, by stock libraries."""
+    from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), str(adapter))
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     questions, right = list(rows(1, QUESTIONS)), 0
@@ -65,28 +76,55 @@ def accuracy(path: Path, adapter: Path | None = None) -> float:
     return right / len(questions)
 
 
+def of_file(path: Path, unseen: list[Example], scratch: Path) -> dict[str, Any]:
+    """The same of a written file."""
+    reporter = Reporter(quiet=True)
+    (found,) = of_files(reference("smollm2"), [path], unseen, torch.device("cpu"), scratch, reporter, "answers")
+    return {"right": found.right, "loss": round(found.loss, 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=0, help="fewer, to try it out")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     options = parser.parse_args()
+    wanted = options.only.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stock(folder / "model")
         lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows(0, ROWS)]
         (folder / "sums.jsonl").write_text("\n".join(lines), encoding="utf-8")
         data, training = str(folder / "sums.jsonl"), Training(length=128, batch=16, learning_rate=1e-3, max_steps=options.steps)
-        print(json.dumps({"before": accuracy(folder / "model")}), flush=True)
-        outcome = bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
-        told = {"loss": [round(outcome.before.loss, 4), round(outcome.after.loss, 4)], "seconds": outcome.seconds}
-        print(json.dumps({"adapter": accuracy(folder / "model", folder / "adapter")} | told), flush=True)
-        settings = Settings(effort=Effort.QUICK, compare=False)
-        merged = bitwright.merge(folder / "adapter", "demo", data, folder / "merged", settings=settings)
-        line = {
-            "merged": accuracy(folder / "merged"),
-            "loss_merged": round(merged.merged.loss, 4),
-            "kept": round(merged.kept, 3),
-        }
-        print(json.dumps(line), flush=True)
+        asked = [{"question": question, "answer": answer} for question, answer in rows(1, QUESTIONS)]
+        unseen = examples(conversations(asked)[0], AutoTokenizer.from_pretrained(reference("smollm2")), 128)
+        if "lora" in wanted or "merge" in wanted:
+            stock(folder / "model")
+            say("before", of_file(folder / "model", unseen, folder))
+            outcome = bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
+            say("lora", {"right": with_adapter(folder / "model", folder / "adapter"), "loss": round(outcome.after.loss, 4)})
+        if "merge" in wanted:
+            try:
+                merged = bitwright.merge(folder / "adapter", "demo", data, folder / "merged", settings=QUICK)
+                say("merge", of_file(folder / "merged", unseen, folder) | {"kept": round(merged.kept, 3)})
+            except BitwrightError as error:
+                say("merge", {"refused": error.finding.saw})
+        if "nf4" in wanted:
+            in_format(folder / "plain", folder / "tuned", "bitsandbytes", "+10%", data, training, unseen, folder)
+        if "gguf" in wanted:
+            in_format(folder / "plain.gguf", folder / "tuned.gguf", "gguf", "like Q4_K_M", data, training, unseen, folder)
+
+
+def in_format(
+    plain: Path, tuned: Path, container: str, budget: str, data: str, training: Training, unseen: list[Example], scratch: Path
+) -> None:
+    """Quantize, train the codes, and ask the file."""
+    bitwright.quantize("demo", plain, budget, settings=replace(QUICK, container=container))
+    say(f"{container} before", of_file(plain, unseen, scratch))
+    outcome = bitwright.finetune(plain, data, tuned, training=replace(training, method="qat", source="demo"))
+    say(f"{container} trained", of_file(tuned, unseen, scratch) | {"seconds": outcome.seconds})
+
+
+def say(part: str, found: dict[str, Any]) -> None:
+    print(json.dumps({"part": part} | found), flush=True)
 
 
 if __name__ == "__main__":

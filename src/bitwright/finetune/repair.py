@@ -25,6 +25,7 @@ from bitwright.data.held_out import held_out, require_unseen
 from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample
 from bitwright.errors import fail
+from bitwright.estimate.training import KEPT, activation_nbytes
 from bitwright.evaluate.divergence import bootstrap_interval
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
@@ -32,6 +33,7 @@ from bitwright.finetune.finished import Finished, trained_codes
 from bitwright.finetune.teacher import ASK, Lesson, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
+from bitwright.host.memory import total_nbytes
 from bitwright.host.packages import require_package
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import COMPARE
@@ -46,6 +48,7 @@ SCALE_RATE = 0.3  # that of scales and minima, over it
 BETA2 = 0.95  # of Adam: runs are short
 PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget
 LEAST_STEPS = 10
+MEMORY_SHARE = 0.3  # of the machine's, up to which nothing is recomputed
 BEFORE, AFTER = "before", "repaired"
 TEACHER = "teacher.safetensors"
 
@@ -109,7 +112,8 @@ def repair(
         model = finished.model(subject.precision.work, rank)
         batch = max(1, STEP_TOKENS // settings.length)
         left = 60 * minutes - PROVING_SECONDS - (time.monotonic() - started)
-        count = steps or _steps_within(model, lessons[:batch], left, folder / "steps.json")
+        recomputed = _kept_nbytes(model, batch * settings.length) > MEMORY_SHARE * total_nbytes()
+        count = steps or _steps_within(model, lessons[:batch], left, recomputed, folder / "steps.json")
         losses = train(
             model,
             lessons,
@@ -117,6 +121,7 @@ def repair(
             folder,
             reporter,
             rates={"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE},
+            recomputed=recomputed,
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
             adam_beta2=BETA2,
@@ -163,11 +168,12 @@ def _lessons(finished: Finished, work_root: Path, reporter: Reporter) -> list[Le
     return lessons_of(finished.directory, samples, subject.device, subject.precision.work, work.path(TEACHER), reporter)
 
 
-def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, kept: Path) -> int:
+def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, recomputed: bool, kept: Path) -> int:
     """How many steps fit into ``seconds``, by a trial of two; a run that goes on takes as many as it had begun."""
     if kept.exists():
         return int(json.loads(kept.read_text(encoding="utf-8")))
-    recompute(model)
+    if recomputed:
+        recompute(model)
     model.train()
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in together(lessons).items()}
@@ -188,6 +194,13 @@ def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, kept: P
         )
     write_json(kept, count)
     return count
+
+
+def _kept_nbytes(model: Any, n_tokens: int) -> int:
+    """What the backward pass needs where nothing is recomputed: activations in 32 bit (estimate/training.py counts those of 16
+    bit), and of each trained weight its level, its value and whether it is beyond the last level."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return 2 * activation_nbytes(model.config.to_dict(), n_tokens, 1, KEPT) + (4 + 4 + 1) * trained
 
 
 def _compared(

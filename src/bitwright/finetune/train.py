@@ -129,7 +129,9 @@ class PartTrainer(Trainer):
                 named = [pair for pair in named if pair[0] not in {name for name, _ in taken}]
                 groups.append({"params": [p for _, p in taken], "lr": rate * self.args.learning_rate})
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]], betas=betas, weight_decay=0.0, fused=True
+            )
         return super().create_optimizer(*args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -164,14 +166,17 @@ def train(
     folder: Path,
     reporter: Reporter,
     rates: Mapping[str, float] | None = None,
+    recomputed: bool = True,
     **given: Any,
 ) -> tuple[tuple[int, float], ...]:
     """Train on ``lessons``, on from the last checkpoint in ``folder``; the loss of each step, with its number.
 
     ``collate`` makes the inputs of ``loss_of`` from some of them; ``given``: settings of transformers' Trainer.
+    ``recomputed``: whether blocks are run again in the backward pass, which takes a quarter longer and far less memory.
     """
     settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given)
-    recompute(model)
+    if recomputed:
+        recompute(model)
     with reporter.stage(TRAIN) as advance:
         watch = [Told(advance)]
         trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, rates=rates)
