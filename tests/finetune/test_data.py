@@ -147,3 +147,11 @@ def test_silent_mistakes_stop_before_training() -> None:
     assert rule_of(lambda: require_no_mistake(good, tokenizer, {7}, 500)) == "finetune/end-never-trained"
     long = examples([Talk(text="word " * 100), Talk(text="word " * 100)], tokenizer, 20)
     assert rule_of(lambda: require_no_mistake(long, tokenizer, ends, 20)) == "finetune/most-are-cut"
+
+
+def test_formulas_and_columns_without_names(tmp_path: Path) -> None:
+    write_xlsx(tmp_path / "formula.xlsx", {"s": [["question", "answer"], ["1 + 1", "=1+1"]]})
+    assert rule_of(lambda: read_table(str(tmp_path / "formula.xlsx"))) == "data/formula"
+    write_xlsx(tmp_path / "gap.xlsx", {"s": [["question", None, "answer"], ["q", "note", "a"], ["r", None, None]]})
+    rows = read_table(str(tmp_path / "gap.xlsx"))
+    assert rows == [{"question": "q", "answer": "a"}, {"question": "r", "answer": ""}]

@@ -113,6 +113,11 @@ def test_it_learns_and_stock_peft_loads_it(
     assert capfd.readouterr().out == ""
     assert outcome.steps == 6
     assert outcome.after.loss < outcome.before.loss - 0.3
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert f"| {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |" in card
+    assert "sums.csv" in card
+    assert str(tmp_path) not in card
     base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
     stock = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = torch.arange(5, 25)[None]

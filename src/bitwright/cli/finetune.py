@@ -53,6 +53,7 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Train a small addition (LoRA) to MODEL on DATA. The weights of MODEL stay as they are stored."""
+    from bitwright.finetune.card import curve
     from bitwright.finetune.finetune import QAT, base_of, finetune
     from bitwright.finetune.training import Training
     from bitwright.host.progress import Reporter
@@ -88,6 +89,7 @@ def run(
         print(json.dumps(asdict(found), indent=1))
         return
     console = wide_console()
+    print_plain(console, f"loss while training: {curve(found.losses)}")
     if not math.isnan(found.after.loss):
         before, after = found.before, found.after
         print_plain(console, f"loss on texts that were kept apart: {before.loss:.3f} before, {after.loss:.3f} after")

@@ -38,6 +38,7 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Train the codes of OUT against its 16-bit model, and keep the new file only if it measures closer."""
+    from bitwright.finetune.card import curve
     from bitwright.finetune.repair import repair
     from bitwright.host.progress import Reporter
 
@@ -73,6 +74,7 @@ def run(
         return
     console = wide_console()
     before, after = found.before, found.after
+    print_plain(console, f"loss while training: {curve(found.losses)}")
     print_plain(console, f"{found.steps} steps in {found.seconds / 60:.0f} min")
     print_plain(console, f"KL divergence from 16 bit on held-out text: {before.kl:.4f} before, {after.kl:.4f} after")
     print_plain(console, f"the same next word as 16 bit: {100 * before.top1:.1f} % before, {100 * after.top1:.1f} % after")

@@ -12,11 +12,12 @@ import torch
 
 from bitwright.checkpoint.demo import DEMO_MODEL
 from bitwright.checkpoint.open import local_directory
-from bitwright.checkpoint.output import PROOF, Output, owned, write_json
+from bitwright.checkpoint.output import PROOF, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.finetune.answers import held
+from bitwright.finetune.card import adapter_card
 from bitwright.finetune.model import adapt, load, require_trainable
 from bitwright.finetune.qat import finetune_in_format
 from bitwright.finetune.texts import Texts, require_sound, texts_of, told_of
@@ -96,6 +97,7 @@ def _adapter(
             proof = {"adapter_of": without_place(base), "training": training.told(), "outcome": asdict(outcome)}
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
+            write_text(place / "README.md", adapter_card(base, data, training, outcome))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
+from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import Answers, held, of_files
+from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, trained_codes
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, packed, train
@@ -68,6 +69,9 @@ def finetune_in_format(
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
             proof = beside(place, PROOF)
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
+            card = beside(place, "README.md")
+            if card.exists():
+                write_text(card, card.read_text(encoding="utf-8") + trained_section(data, training, outcome))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

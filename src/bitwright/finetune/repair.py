@@ -200,7 +200,8 @@ def _kept_nbytes(model: Any, n_tokens: int) -> int:
     """What the backward pass needs where nothing is recomputed: activations in 32 bit (estimate/training.py counts those of 16
     bit), and of each trained weight its level, its value and whether it is beyond the last level."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return 2 * activation_nbytes(model.config.to_dict(), n_tokens, 1, KEPT) + (4 + 4 + 1) * trained
+    kept = activation_nbytes(model.config.get_text_config().to_dict(), n_tokens, 1, KEPT)
+    return int(2 * kept + (4 + 4 + 1) * trained)
 
 
 def _compared(

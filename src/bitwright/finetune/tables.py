@@ -87,11 +87,15 @@ def _sheet(path: Path, wanted: str) -> list[Row]:
         from openpyxl import load_workbook
     except ImportError:
         raise not_installed("data/package", path, "openpyxl", "it reads .xlsx files") from None
-    try:
-        book = load_workbook(path, read_only=True, data_only=True)
-        tables = {sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets}
-    except Exception as error:  # noqa: BLE001 - whatever a broken archive raises in that library
-        raise _bad(path, f"{type(error).__name__}: {str(error)[:100]}", "an .xlsx file that Excel opens") from None
+
+    def opened(saved: bool) -> dict[str, list[list[Any]]]:
+        try:
+            book = load_workbook(path, read_only=True, data_only=saved)
+            return {sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets}
+        except Exception as error:  # noqa: BLE001 - whatever a broken archive raises in that library
+            raise _bad(path, f"{type(error).__name__}: {str(error)[:100]}", "an .xlsx file that Excel opens") from None
+
+    tables = opened(saved=True)
     held = [name for name, rows in tables.items() if len(rows) > 1]
     if wanted and wanted not in tables:
         raise _bad(path, f"no sheet {wanted!r}", f"one of {', '.join(map(repr, tables))}")
@@ -103,12 +107,29 @@ def _sheet(path: Path, wanted: str) -> list[Row]:
             wanted="the sheet that holds the examples",
             help=f"--sheet {held[0]!r}",
         )
-    rows = tables[wanted or (held or list(tables))[0]]
-    names = [str(name).strip() for name in rows[0] if name is not None] if rows else []
-    if len(set(names)) < len(names):
-        raise _bad(path, f"column names {names}", "a first line with a name of its own for each column")
+    title = wanted or (held or list(tables))[0]
+    rows = tables[title]
+    names = {at: str(name).strip() for at, name in enumerate(rows[0]) if name is not None} if rows else {}
+    if len(set(names.values())) < len(names):
+        raise _bad(path, f"column names {list(names.values())}", "a first line with a name of its own for each column")
+    if any(cell is None for row in rows[1:] for cell in row):
+        _require_values(path, rows, opened(saved=False)[title])
     filled = [row for row in rows[1:] if any(cell is not None for cell in row)]
-    return [{name: "" if cell is None else str(cell) for name, cell in zip(names, row, strict=False)} for row in filled]
+    return [{name: "" if row[at] is None else str(row[at]) for at, name in names.items() if at < len(row)} for row in filled]
+
+
+def _require_values(path: Path, rows: list[list[Any]], written: list[list[Any]]) -> None:
+    """Raise for a formula without a saved value, as programs write them that do not compute: it would read as an empty cell."""
+    for number, (row, formulas) in enumerate(zip(rows, written, strict=False), 1):
+        for cell, formula in zip(row, formulas, strict=False):
+            if cell is None and str(formula or "").startswith("="):
+                raise fail(
+                    "data/formula",
+                    path,
+                    saw=f"row {number}: the formula {str(formula)[:40]} has no saved value",
+                    wanted="the values of formulas, which Excel and LibreOffice save beside them",
+                    help="open the file there and save it again",
+                )
 
 
 def _json(path: Path) -> list[Row]:

@@ -1,0 +1,56 @@
+"""The model card of what was trained: on what, how, and what came of it (no torch)."""
+
+from __future__ import annotations
+
+import math
+
+from bitwright.errors import printable
+from bitwright.finetune.training import Outcome, Training
+from bitwright.host.places import without_place
+
+BARS = "▁▂▃▄▅▆▇█"
+COLUMNS = 40  # of the curve
+
+
+def adapter_card(base: str, data: str, training: Training, outcome: Outcome) -> str:
+    """README.md of an adapter for ``base``, with the front matter that the hub reads."""
+    head = f"---\nbase_model: {without_place(base)}\nlibrary_name: peft\ntags:\n- lora\n- bitwright\n---\n\n"
+    use = (
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{without_place(base)}"), "HERE")\n```\n'
+    )
+    return f"{head}# An adapter for {without_place(base)}\n\n{told(data, training, outcome)}\n## Use\n\n{use}"
+
+
+def trained_section(data: str, training: Training, outcome: Outcome) -> str:
+    """What is added to the card of a checkpoint whose codes were trained."""
+    return f"\n## Trained\n\nThe figures above are of the checkpoint before. {told(data, training, outcome)}"
+
+
+def told(data: str, training: Training, outcome: Outcome) -> str:
+    """What was learnt from, with which settings, and what it changed."""
+    name = printable(without_place(data))
+    lines = [
+        f"Learnt from {outcome.n_texts:,} texts of `{name}` in {outcome.steps} steps "
+        f"({training.method}, rank {training.rank}, learning rate {training.learning_rate:g}, "
+        f"{training.batch * training.accumulate} texts a step, seed {training.seed}).\n"
+    ]
+    if not math.isnan(outcome.after.loss):
+        lines.append("| on texts that were kept apart | before | after |\n|---|---|---|")
+        lines.append(f"| loss, nats per answer token | {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |")
+        lines.append(f"| answers right to the last token | {outcome.before.right:.0%} | {outcome.after.right:.0%} |\n")
+    return "\n".join(lines)
+
+
+def curve(losses: tuple[tuple[int, float], ...]) -> str:
+    """The losses of a training as one line of bars, each the mean of as many steps.
+
+    >>> curve(((1, 2.0), (2, 1.0), (3, 0.0)))
+    '█▄▁ 2.000 to 0.000'
+    """
+    values = [loss for _, loss in losses]
+    size = -(-len(values) // COLUMNS)
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[int((mean - low) * scale)] for mean in means) + f" {means[0]:.3f} to {means[-1]:.3f}"
