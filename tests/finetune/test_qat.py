@@ -109,7 +109,7 @@ def test_what_cannot_be_trained_in_its_format(case: str, build: Build, data: str
     if case == "method":
         training, rule = replace(TRAINING, method="magic"), "finetune/method"
     elif case == "not ours":
-        rule = "finetune/finished"
+        rule = "result/not-ours"
     else:
         model = tmp_path / "model"
         settings = replace(SETTINGS, calibration="documentation")

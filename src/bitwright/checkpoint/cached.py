@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from bitwright.checkpoint.output import write_failed
+from bitwright.errors import fail
 
 MANIFEST = ".whole.json"  # in a kept folder: the size of each file that it was left with
 
@@ -64,3 +65,34 @@ def sha256(path: Path) -> str:
     """Of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_entries(cache: Path) -> list[tuple[str, int]]:
+    """What the cache directory holds, by name, with the bytes of each; links are not followed."""
+    if not cache.is_dir():
+        return []
+    return [(path.name, _nbytes(path)) for path in sorted(cache.iterdir()) if not path.name.startswith(".")]
+
+
+def remove_kept(cache: Path) -> None:
+    """Empty the cache directory. Raises BitwrightError where the system refuses."""
+    try:
+        for path in cache.iterdir() if cache.is_dir() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise fail(
+            "cache/clean",
+            error.filename or cache,
+            saw=error.strerror or type(error).__name__,
+            wanted="what lies in the cache can be removed",
+            help=f"end other runs, then remove {cache} yourself",
+        ) from error
+
+
+def _nbytes(path: Path) -> int:
+    if path.is_symlink() or path.is_file():
+        return path.lstat().st_size
+    return sum(part.lstat().st_size for part in path.rglob("*") if part.is_symlink() or part.is_file())

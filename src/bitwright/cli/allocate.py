@@ -15,7 +15,7 @@ from bitwright.cli.common import guarded, print_plain, wide_console
 
 @guarded
 def run(
-    sensitivity: Annotated[Path, typer.Argument(help="The table that bitwright measure wrote.")],
+    sensitivity: Annotated[Path, typer.Argument(metavar="SENSITIVITY", help="The table that bitwright measure wrote.")],
     budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
     like: Annotated[str, typer.Option(help="As many bytes as this recipe of the container takes: Q4_K_M.")] = "",
     max_damage: Annotated[float | None, typer.Option(help="Fewest bytes within this many nats per token, instead.")] = None,

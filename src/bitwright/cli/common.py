@@ -23,11 +23,14 @@ R = TypeVar("R")
 LEAST_NBYTES = 10**6  # of a size without a unit; nobody has so little memory
 INTERNAL = 70  # exit code of a mistake of ours: EX_SOFTWARE of sysexits.h
 
+TEXT, MACHINE, SHOWN = "Calibration text", "Machine", "What is shown"  # panels of --help
+
 Calibration = Annotated[
     str,
     typer.Option(
+        rich_help_panel=TEXT,
         help="mixed (the default where the model fits), installed, self, documentation, code, pictures, a .txt/.jsonl/.parquet "
-        "file, a folder of pictures, or a datasets id."
+        "file, a folder of pictures, or a datasets id.",
     ),
 ]
 HeldOut = Annotated[
@@ -37,28 +40,51 @@ HeldOut = Annotated[
     ),
 ]
 EffortOption = Annotated[
-    Effort, typer.Option(help="How much calibration text: quick reads a quarter of normal, thorough three times as much.")
+    Effort,
+    typer.Option(
+        rich_help_panel=TEXT, help="How much calibration text: quick reads a quarter of normal, thorough three times as much."
+    ),
 ]
-Sequences = Annotated[int | None, typer.Option(min=6, help="Calibration sequences, instead of what --effort gives.")]
-Length = Annotated[int, typer.Option(min=16, help="Tokens per calibration sequence.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed on the same machine gives the same bytes.")]
+Sequences = Annotated[
+    int | None, typer.Option(min=6, rich_help_panel=TEXT, help="Calibration sequences, instead of what --effort gives.")
+]
+Length = Annotated[int, typer.Option(min=16, rich_help_panel=TEXT, help="Tokens per calibration sequence.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 1, rich_help_panel=TEXT, help="The same seed on the same machine gives the same bytes."),
+]
 Workdir = Annotated[
-    str, typer.Option(help="Folder for finished pieces, which stays. Default: a hidden one beside OUT, removed at the end.")
+    str,
+    typer.Option(
+        rich_help_panel=MACHINE,
+        help="Folder for finished pieces, which stays. Default: a hidden one beside OUT, removed at the end.",
+    ),
 ]
-MaxMemory = Annotated[str, typer.Option(help="Ceiling for the whole process, such as 8GB.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str, typer.Option(help="Arithmetic of the measurement: auto, bfloat16, float32.")]
+MaxMemory = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="Ceiling for the whole process, such as 8GB.")]
+Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="Arithmetic of the measurement: auto, bfloat16, float32.")]
 ContainerName = Annotated[
     str, typer.Option("--container", help=f"What to write: {', '.join(CONTAINERS)}. quantize also goes by the name of OUT.")
 ]
 FusedGroups = Annotated[
     bool, typer.Option(help="Treat q, k, v alike, and gate and up, as vLLM needs. Off: for transformers only.")
 ]
-Imatrix = Annotated[str, typer.Option(help="llama.cpp's importance matrix, used together with the calibration text.")]
+Imatrix = Annotated[
+    str, typer.Option(rich_help_panel=TEXT, help="llama.cpp's importance matrix, used together with the calibration text.")
+]
 Formats = Annotated[str, typer.Option(help="Formats to measure instead of the usual ones, such as nf4-b64,nf4-b32-dq.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along. Off unless asked for.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what libraries and worker processes print.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and no progress.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", rich_help_panel=MACHINE, help="Run code that the model brings along. Off unless asked for."
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", rich_help_panel=SHOWN, help="Also show what libraries and worker processes print.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=SHOWN, help="Print the result as JSON on standard output, and no progress.")
+]
 
 
 def guarded(run: Callable[P, R]) -> Callable[P, R]:

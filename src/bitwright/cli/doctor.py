@@ -18,7 +18,10 @@ from bitwright.cli.common import guarded
 def run(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A model directory, a .gguf file, demo, or a hub id (of which texts and headers are fetched).")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model directory, a .gguf file, demo, or a hub id (of which texts and headers are fetched)."
+        ),
     ] = "",
     weights: Annotated[bool, typer.Option("--weights", help="Read every weight once, too.")] = False,
     fix: Annotated[str, typer.Option(help="Write a corrected copy here: what can be put right without a guess.")] = "",

@@ -16,9 +16,13 @@ from bitwright.errors import Finding
 
 @guarded
 def run(
-    reference: Annotated[str, typer.Argument(help="The 16-bit model: a directory, a .gguf file, a hub id, demo, demo-vision.")],
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="REFERENCE", help="The 16-bit model: a directory, a .gguf file, a hub id, demo, demo-vision."),
+    ],
     candidates: Annotated[
-        list[str], typer.Argument(help="Models to compare: directories that transformers loads, .gguf files.")
+        list[str],
+        typer.Argument(metavar="CANDIDATES", help="Models to compare: directories that transformers loads, .gguf files."),
     ],
     held_out: common.HeldOut = "documentation",
     sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 8,

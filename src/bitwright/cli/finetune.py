@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @guarded
 def run(
-    model: Annotated[str, typer.Argument(help="A bitsandbytes checkpoint in 4 bits, or a 16-bit model, or demo.")],
-    data: Annotated[str, typer.Argument(help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")],
-    out: Annotated[Path, typer.Argument(help="What to create: the adapter's directory, or with qat a checkpoint.")] = Path(
-        "adapter"
-    ),
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A bitsandbytes checkpoint in 4 bits, or a 16-bit model, or demo.")
+    ],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="What to create: the adapter's directory, or with qat a checkpoint.")
+    ] = Path("adapter"),
     method: Annotated[
         str, typer.Option(help="lora: an adapter beside MODEL. qat: the codes of MODEL, which quantize wrote.")
     ] = "lora",

@@ -14,7 +14,9 @@ from bitwright.settings import Effort
 
 @guarded
 def run(
-    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, demo or demo-vision.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model directory, a .gguf file, a hub id, demo or demo-vision.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table to write.")] = Path("sensitivity.json"),
     container: common.ContainerName = "bitsandbytes",
     formats: common.Formats = "",

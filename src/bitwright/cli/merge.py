@@ -16,10 +16,15 @@ from bitwright.settings import Effort
 
 @guarded
 def run(
-    adapter: Annotated[Path, typer.Argument(help="What bitwright finetune wrote.")],
-    source: Annotated[str, typer.Argument(help="The 16-bit model that it was trained for: a directory, a hub id, demo.")],
-    data: Annotated[str, typer.Argument(help="The file that it was trained on: it calibrates the rounding.")],
-    out: Annotated[Path, typer.Argument(help="The checkpoint to create: a directory, or NAME.gguf for llama.cpp and Ollama.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="What bitwright finetune wrote.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The 16-bit model that it was trained for: a directory, a hub id, demo.")
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The file that it was trained on: it calibrates the rounding.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="The checkpoint to create: a directory, or NAME.gguf for llama.cpp and Ollama."),
+    ],
     container: Annotated[
         str, typer.Option(help="bitsandbytes, compressed-tensors or gguf; by the name of OUT where it is left out.")
     ] = "",

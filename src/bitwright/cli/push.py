@@ -14,8 +14,8 @@ from bitwright.cli.common import guarded, wide_console
 
 @guarded
 def run(
-    out: Annotated[Path, typer.Argument(help="What bitwright quantize wrote: a directory or a .gguf file.")],
-    repo: Annotated[str, typer.Argument(help="Where to: USER/NAME.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What bitwright quantize wrote: a directory or a .gguf file.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Where to: USER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Create the repository for yourself alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
     json_: common.Json = False,

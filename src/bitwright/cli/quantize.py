@@ -20,8 +20,10 @@ USUAL = "+10%"
 
 @guarded
 def run(
-    source: Annotated[str, typer.Argument(help="A model directory, a .gguf file, a hub id, demo or demo-vision.")],
-    out: Annotated[Path, typer.Argument(help="The directory or .gguf file to create.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A model directory, a .gguf file, a hub id, demo or demo-vision.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory or .gguf file to create.")],
     budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = USUAL,
     like: Annotated[str, typer.Option(help="GGUF: the size of llama.cpp's Q4_K_M, Q5_K_S ... instead of --budget.")] = "",
     max_damage: Annotated[

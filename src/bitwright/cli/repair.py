@@ -16,7 +16,9 @@ from bitwright.settings import Effort
 
 @guarded
 def run(
-    out: Annotated[Path, typer.Argument(help="A checkpoint that bitwright quantize wrote. It is replaced by a better one.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A checkpoint that bitwright quantize wrote. It is replaced by a better one.")
+    ],
     source: Annotated[str, typer.Option(help="The 16-bit model that it was made of, where its name alone does not tell.")] = "",
     minutes: Annotated[float, typer.Option(min=1.0, help="How long it may take in all.")] = 30.0,
     steps: Annotated[int, typer.Option(min=0, help="So many steps, instead of as many as there is time for.")] = 0,

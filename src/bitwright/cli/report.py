@@ -12,7 +12,9 @@ from bitwright.cli.common import guarded
 
 @guarded
 def run(
-    workdir: Annotated[Path, typer.Argument(help="The --workdir of a run of quantize that came to its end.")],
+    workdir: Annotated[
+        Path, typer.Argument(metavar="WORKDIR", help="The --workdir of a run of quantize that came to its end.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="The page to write. Default: report.html in WORKDIR.")] = "",
 ) -> None:
     """Draw the report page of a finished run again."""

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from bitwright.checkpoint.output import PROOF, beside
-from bitwright.errors import BitwrightError, fail, in_one_line
+from bitwright.checkpoint.result import plan_of
+from bitwright.errors import BitwrightError, fail
 from bitwright.finetune.model import as_it_is, load
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.weights import PackedWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.families import unpacked
-from bitwright.host.texts import read_object
 from bitwright.measure.subject import Subject
 from bitwright.models.open import auto_class
 from bitwright.models.spec import Kind, Weight
@@ -44,7 +43,7 @@ class Finished:
 
         Raises BitwrightError for another checkpoint, a source that is not there or is another one, and a model that sees.
         """
-        plan = _plan_of(path)
+        plan = plan_of(path)
         try:
             subject = Subject.open(source or plan.source, replace(settings, container=plan.container))
         except BitwrightError as error:
@@ -144,19 +143,6 @@ def _put_vocabulary(model: Any, weight: Weight, packed: Packed) -> None:
         rows.data = unpacked(packed).decode().to(rows)
     if weight.kind is not Kind.EMBEDDING:
         model.set_output_embeddings(QuantLinear(PackedWeight(packed)))
-
-
-def _plan_of(path: Path) -> Plan:
-    try:
-        return Plan.from_dict(read_object(beside(path, PROOF))["plan"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise fail(
-            "finetune/finished",
-            path,
-            saw=f"no checkpoint that Bitwright wrote: {in_one_line(error)}",
-            wanted=f"one with {beside(path, PROOF).name}",
-            help="bitwright quantize SOURCE OUT",
-        ) from None
 
 
 def _require_same_source(plan: Plan, subject: Subject, path: Path) -> None:

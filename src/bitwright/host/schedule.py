@@ -73,7 +73,7 @@ class Schedule:
 
     def _pace(self, elapsed: float, done: float) -> float | None:
         """Seconds that a unit of cost takes, by what has been done."""
-        seconds = sum(spent for spent, _ in self._spent.values() if spent)
+        seconds = sum(spent for spent, cost in self._spent.values() if cost)
         expected = sum(cost for _, cost in self._spent.values())
         if self.stage not in self._spent and done >= SURE:
             seconds, expected = seconds + elapsed, expected + self.costs.get(self.stage, 0.0) * done

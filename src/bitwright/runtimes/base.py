@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +26,13 @@ class Loaded(ABC):
         """The ``count`` likeliest ids [P, count] that follow ``prompts`` [P, T], one after the other."""
 
     @abstractmethod
-    def answer(self, prompt: Sample, count: int) -> list[int]:
-        """The likeliest ids that follow ``prompt``, one after the other, until the model ends or there are ``count``."""
+    def answer(
+        self, prompt: Sample, count: int, tell: Callable[[int], None] | None = None, temperature: float = 0.0
+    ) -> list[int]:
+        """The likeliest ids that follow ``prompt``, one after the other, until the model ends or there are ``count``.
+
+        ``tell`` is called with each as soon as it is known. With a ``temperature`` they are drawn, from the global generator.
+        """
 
     @abstractmethod
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:

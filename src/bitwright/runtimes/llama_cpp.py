@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -194,23 +194,35 @@ class LlamaCpp(Loaded):
     def greedy(self, prompts: Tensor, count: int) -> Tensor:
         return torch.stack([torch.tensor(self._continued([prompt], count)) for prompt in prompts])
 
-    def answer(self, prompt: Sample, count: int) -> list[int]:
-        return self._continued(self._segments(prompt), count, until_end=True)
+    def answer(
+        self, prompt: Sample, count: int, tell: Callable[[int], None] | None = None, temperature: float = 0.0
+    ) -> list[int]:
+        return self._continued(self._segments(prompt), count, True, tell, temperature)
 
     def for_harness(self, tokenizer: Any, longest: int, batch: int) -> Any:
         from bitwright.runtimes.harness import GgufLM  # a large library, for tasks alone
 
         return GgufLM(self, longest)
 
-    def _continued(self, parts: list[Tensor], count: int, until_end: bool = False) -> list[int]:
+    def _continued(
+        self,
+        parts: list[Tensor],
+        count: int,
+        until_end: bool = False,
+        tell: Callable[[int], None] | None = None,
+        temperature: float = 0.0,
+    ) -> list[int]:
         """The ``count`` ids that follow ``parts`` when the likeliest is taken each time; fewer where a text's end stops it."""
         for logits in self.logit_parts(*parts):
-            following = int(logits[-1].argmax())
+            following = _drawn(logits[-1], temperature)
         found: list[int] = []
         at = sum(map(len, parts))
         while len(found) < count and not (until_end and self._library.llama_vocab_is_eog(self._vocabulary, following)):
             found.append(following)
-            following = int(self._decode(torch.tensor(found[-1:]), at)[-1].argmax())
+            if tell:
+                tell(following)
+            if len(found) < count:
+                following = _drawn(self._decode(torch.tensor(found[-1:]), at)[-1], temperature)
             at += 1
         return found
 
@@ -220,6 +232,11 @@ class LlamaCpp(Loaded):
         room = (ctypes.c_int32 * (len(raw) + 16))()
         count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, len(room), True, special)
         return list(room[:count])
+
+
+def _drawn(logits: Tensor, temperature: float) -> int:
+    """The likeliest id, or one drawn at ``temperature``."""
+    return int((logits / temperature).softmax(-1).multinomial(1) if temperature else logits.argmax())
 
 
 _MESSAGES: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, GgufConfig
+from transformers.generation.streamers import BaseStreamer
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from bitwright.data.samples import Sample, batches
@@ -54,6 +55,21 @@ def _as_stored(model: Any) -> Any:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+class _Told(BaseStreamer):
+    """Passes on each id but for those that end a text; what comes first is the prompt."""
+
+    def __init__(self, tell: Callable[[int], None], ends: Sequence[int]) -> None:
+        self._tell, self._ends, self._begun = tell, set(ends), False
+
+    def put(self, value: Tensor) -> None:
+        for token in value.reshape(-1).tolist() if self._begun else ():
+            if token not in self._ends:
+                self._tell(token)
+        self._begun = True
+
+    def end(self) -> None: ...
 
 
 class TransformersModel(Loaded):
@@ -109,15 +125,19 @@ class TransformersModel(Loaded):
         return torch.as_tensor(made)[:, prompts.shape[1] :].cpu()
 
     @torch.no_grad()
-    def answer(self, prompt: Sample, count: int) -> list[int]:
+    def answer(
+        self, prompt: Sample, count: int, tell: Callable[[int], None] | None = None, temperature: float = 0.0
+    ) -> list[int]:
         model = self.model
         inputs = self._placed({name: tensor[None] for name, tensor in prompt.inputs.items()} | prompt.media)
         own, model.generation_config = model.generation_config, GenerationConfig()
         ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         ends = [end for end in ends if isinstance(end, int)]
         try:
-            plain = GenerationConfig(do_sample=False, max_new_tokens=count, eos_token_id=ends or None, pad_token_id=0)
-            made = model.generate(**inputs, generation_config=plain)[0, prompt.n_tokens :].tolist()
+            how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            plain = GenerationConfig(max_new_tokens=count, eos_token_id=ends or None, pad_token_id=0, **how)
+            streamer = _Told(tell, ends) if tell else None
+            made = model.generate(**inputs, generation_config=plain, streamer=streamer)[0, prompt.n_tokens :].tolist()
         finally:
             model.generation_config = own
         return [token for token in made if token not in ends]

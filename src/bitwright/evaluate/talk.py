@@ -1,0 +1,100 @@
+"""Talking with a model in its own runtime: an answer word by word, how fast it came, and what the model takes in memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
+from bitwright.data.samples import Sample
+from bitwright.data.tokenizer import bos_prefix, token_ids
+from bitwright.evaluate.evaluate import Candidate
+from bitwright.runtimes.base import Loaded
+from bitwright.runtimes.registry import load
+
+QUESTIONS = (  # asked where nobody asks anything: facts, a sum, instructions, an opinion
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Name three animals that can fly.",
+    "Why is the sky blue?",
+)
+UNFINISHED = "\ufffd"  # at the end of a text: the first bytes of a letter
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Tokens that a model wrote, as ids and text, and the seconds that took."""
+
+    ids: tuple[int, ...]
+    text: str
+    seconds: float
+
+
+class Talker:
+    """A model that is talked with. ``nbytes``: what loading it added to this process's memory."""
+
+    def __init__(self, path: Path, tokenizer: Any, longest: int, device: str = "cpu") -> None:
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        self.tokenizer, self.longest = tokenizer, longest
+        self.loaded: Loaded = load(asdict(Candidate(path.name, str(path))), device, longest)
+        self.nbytes = max(0, psutil.Process().memory_info().rss - before)
+        self._spent = self._written = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all replies so far, reading the question included."""
+        return self._written / self._spent if self._spent else 0.0
+
+    def reply(
+        self,
+        messages: Sequence[Message],
+        count: int,
+        tell: Callable[[str, int], None] = lambda text, token: None,
+        temperature: float = 0.0,
+    ) -> Reply:
+        """Up to ``count`` tokens that answer the last of ``messages``. ``tell`` is called with each token's
+        piece of text and its id; ``temperature`` 0: always the likeliest."""
+        prompt = prompt_of(messages, self.tokenizer, self.longest - count)
+        found: list[int] = []
+        told = ""
+
+        def note(token: int) -> None:
+            nonlocal told
+            found.append(token)
+            text = self.tokenizer.decode(found, skip_special_tokens=True)
+            whole = not text.endswith(UNFINISHED)
+            tell(text[len(told) :] if whole else "", token)
+            told = text if whole else told
+
+        begin = time.perf_counter()
+        self.loaded.answer(prompt, count, note, temperature)
+        seconds = time.perf_counter() - begin
+        self._spent, self._written = self._spent + seconds, self._written + len(found)
+        return Reply(tuple(found), self.tokenizer.decode(found, skip_special_tokens=True).strip(), seconds)
+
+
+def prompt_of(messages: Sequence[Message], tokenizer: Any, longest: int) -> Sample:
+    """``messages`` through the chat template, or one after the other where there is none; the last ``longest`` tokens."""
+    try:
+        (text,) = render_with(tokenizer, [Conversation([dict(message) for message in messages], prompt=True)])
+        ids = token_ids(tokenizer, text)
+    except TemplateFailedError:
+        ids = bos_prefix(tokenizer) + token_ids(tokenizer, "\n".join(message["content"] for message in messages))
+    return Sample.of(ids[-longest:])
+
+
+def agreed(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with.
+
+    >>> agreed([5, 7, 9], [5, 7, 8, 1])
+    2
+    """
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
