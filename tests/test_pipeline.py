@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 import bitwright
 from bitwright import BitwrightError, Plan, Settings
@@ -42,7 +45,8 @@ def digest(directory: Path) -> dict[str, str]:
 def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) -> None:
     source, out = build("llama", **MODEL), tmp_path / "out"
     report = bitwright.quantize(str(source), out, "+15%", settings=SMALL, reporter=QUIET, workdir=tmp_path / "work")
-    assert {e.label for e in report.verdict.entries} >= {RESULT, report.verdict.stock, NOISE_FLOOR, SAME_BYTES, SKIPS_ONLY}
+    rivals = {report.verdict.stock, NOISE_FLOOR, "uniform nf4-b32-dq", SAME_BYTES, SKIPS_ONLY}  # of the menu the finest blocks
+    assert {e.label for e in report.verdict.entries} == {RESULT, *rivals}
     stock, floor = report.verdict.entry(report.verdict.stock), report.verdict.entry(NOISE_FLOOR)
     assert report.result.nbytes <= 1.15 * stock.nbytes
     assert report.result.divergence.kl < 0.8 * stock.divergence.kl
@@ -66,12 +70,21 @@ def test_quantize_beats_stock_within_its_budget(build: Build, tmp_path: Path) ->
     assert list(tmp_path.glob(".*")) == [], "no scratch is left"
 
 
+def matrices_of(source: Path) -> set[str]:
+    """What the classes of transformers multiply by; a head that is the embedding is a table of it."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    table = model.get_input_embeddings().weight
+    return {f"{name}.weight" for name, module in modules.items() if module.weight is not table}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_goes_through(build: Build, tmp_path: Path, architecture: str) -> None:
-    settings = replace(SMALL, sequences=8, compare=False)
-    report = bitwright.quantize(build(architecture), tmp_path / "out", "+40%", settings=settings, reporter=QUIET)
+    settings, source = replace(SMALL, sequences=8, compare=False), build(architecture)
+    report = bitwright.quantize(source, tmp_path / "out", "+40%", settings=settings, reporter=QUIET)
     assert report.result.divergence.kl < report.verdict.entry(report.verdict.stock).divergence.kl
-    assert {c.weight for c in report.plan.choices} >= {c.weight for c in report.plan.choices if c.format != "16bit"} != set()
+    assert sorted(choice.weight for choice in report.plan.choices) == sorted(matrices_of(source)), "every matrix, and once"
+    assert {choice.format for choice in report.plan.choices} != {"16bit"}
 
 
 def test_the_same_seed_gives_the_same_bytes(build: Build, tmp_path: Path) -> None:

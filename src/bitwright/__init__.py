@@ -87,4 +87,16 @@ class _Public:
         pass
 
 
-sys.modules[__name__].__class__ = type("Bitwright", (ModuleType,), {name: _Public(name) for name in _HOME})
+class _Version:
+    """``bitwright.__version__``, as installed."""
+
+    def __get__(self, package: ModuleType, owner: type) -> str:
+        return str(import_module("importlib.metadata").version("bitwright"))
+
+
+def _names(package: ModuleType) -> list[str]:
+    return [*__all__, "__version__", "__doc__", "__name__", "__path__"]
+
+
+_OWN = {name: _Public(name) for name in _HOME} | {"__version__": _Version(), "__dir__": _names}
+sys.modules[__name__].__class__ = type("Bitwright", (ModuleType,), _OWN)

@@ -69,10 +69,30 @@ def quantize(
 ) -> Report:
     """Write ``source`` as a quantized checkpoint ``out`` within ``budget`` and prove it against the 16-bit model.
 
-    ``plan``: a plan.json whose formats are written instead of a choice of ours. Every stage's results stay in ``workdir``
-    (default: a hidden folder beside ``out``, removed at the end), so that a killed run goes on where it was. ``overwrite``:
-    replace a checkpoint at ``out`` that Bitwright wrote. ``command``: the words that asked for it, for the report. Raises
-    BitwrightError, with nothing at ``out`` or what was there before, when any rule is broken.
+    Args:
+        source: A model directory, a .gguf file, a hub id, ``demo`` or ``demo-vision``.
+        out: The directory or .gguf file to create.
+        budget: ``+10%`` over the container's stock quantization, ``0.5GB``, ``500MB``, ``4.6bpw``, ``like Q4_K_M``.
+        max_damage: Instead of a budget: the smallest file predicted below this KL divergence, in nats per token.
+        pins: Formats that are forced, such as ``"*.down_proj=16bit"``.
+        plan: A plan.json whose formats are written instead of a choice of ours.
+        workdir: Every stage's results stay here, so that a killed run goes on where it was. Default: a hidden folder beside
+            ``out``, removed at the end.
+        overwrite: Replace a checkpoint at ``out`` that Bitwright wrote.
+        settings: Everything else; its ``container`` says for whom.
+        reporter: Shows progress. Default: on the terminal.
+        command: The words that asked for it, for the report.
+
+    Returns:
+        What is known about the written checkpoint, the same as report.json beside it. A notebook shows its table.
+
+    Raises:
+        BitwrightError: A rule is broken; nothing is at ``out`` then, or what was there before.
+
+    Example:
+        >>> report = bitwright.quantize("demo", "demo-out", "+10%")  # doctest: +SKIP
+        >>> report.kl_ratio_to_stock  # doctest: +SKIP
+        0.124
     """
     settings, reporter, out = settings or Settings(), reporter or Reporter(), Path(out)
     clock = Clock()
@@ -135,9 +155,21 @@ def forecast(
 ) -> Forecast:
     """What ``quantize`` with these arguments would take on this machine: time by stage, memory, disk, the size of the result.
 
-    Two small trials tell how fast the machine is. Where ``workdir`` holds a finished measurement, the predicted damage is told
-    too. Nothing is written, and ``out`` is not looked at but for its name. Raises BitwrightError for what ``quantize`` would
-    refuse before it measures.
+    Two small trials tell how fast the machine is. Nothing is written, and ``out`` is not looked at but for its name.
+
+    Args:
+        source, out, budget, max_damage, pins, plan, settings: As of ``quantize``.
+        workdir: Where it holds a finished measurement, the predicted damage is told too.
+
+    Returns:
+        Seconds by stage, bytes of memory and disk, bytes of the result.
+
+    Raises:
+        BitwrightError: For what ``quantize`` would refuse before it measures.
+
+    Example:
+        >>> bitwright.forecast("demo", "demo-out").nbytes  # doctest: +SKIP
+        128079044
     """
     settings = settings or Settings()
     require_suffix(Path(out), container_of(settings.container))
@@ -211,9 +243,21 @@ def _with_pages(report: Report, measured: Measurement, source: str, place: Path)
 
 
 def report(workdir: str | Path, output: str | Path | None = None) -> Path:
-    """Draw ``report.html`` again from the files that a run left in ``workdir``; returns where it is (default: there).
+    """Draw ``report.html`` again from the files that a run left in ``workdir``.
 
-    Raises BitwrightError when the run has not come to its end there.
+    Args:
+        workdir: The ``workdir`` of a run of ``quantize`` that came to its end.
+        output: The page to write. Default: report.html in ``workdir``.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        BitwrightError: The run has not come to its end there.
+
+    Example:
+        >>> bitwright.report("work", "page.html")  # doctest: +SKIP
+        PosixPath('page.html')
     """
     root = Path(workdir)
     output = Path(output) if output else root / "report.html"
@@ -248,9 +292,26 @@ def measure(
     settings: Settings | None = None,
     reporter: Reporter | None = None,
 ) -> Sensitivity:
-    """Measure ``source`` and write the table to ``output``; pieces stay in ``workdir`` (default: beside ``output``).
+    """Measure what every weight of ``source`` loses in every format, and write the table.
 
-    ``imatrix_output``: also write the mean squared inputs as llama.cpp's importance matrix.
+    Args:
+        source: A model directory, a .gguf file, a hub id, ``demo`` or ``demo-vision``.
+        output: The table to write, JSON.
+        imatrix_output: Also write the mean squared inputs here, as llama.cpp's importance matrix.
+        workdir: Where finished pieces stay. Default: a hidden folder beside ``output``, removed at the end.
+        settings: Container, formats, calibration text and the like.
+        reporter: Shows progress. Default: on the terminal.
+
+    Returns:
+        The table: for each weight and format its bytes and its damage in nats per token.
+
+    Raises:
+        BitwrightError: A source or settings that cannot be carried out.
+
+    Example:
+        >>> table = bitwright.measure("demo", "sensitivity.json")  # doctest: +SKIP
+        >>> table.weights[0].rows[0].damage_nats  # doctest: +SKIP
+        0.00041
     """
     output = Path(output)
     root = Path(workdir) if workdir else output.absolute().parent / f".{output.name}.work"
@@ -290,10 +351,32 @@ def evaluate(
 ) -> tuple[Entry, ...]:
     """Compare ``candidates`` with ``reference`` on the same text in a fresh process, beside the reference's noise floor.
 
-    ``tasks``: names of lm-evaluation-harness and .jsonl files of questions, ``task_limit`` questions of each. ``greedy``: also
-    continue the start of every sequence by that many tokens, always the likeliest. What is kept of the
-    reference's distributions stays in the cache directory, so that the next comparison need not load it. Raises
-    PartlyEvaluatedError, which carries the lines of the others, where some of the models cannot be run.
+    What is kept of the reference's distributions stays in the cache directory, so that the next comparison need not load it.
+
+    Args:
+        reference: The 16-bit model.
+        candidates: Checkpoints, quantized or not, in whatever container.
+        held_out: ``documentation``, a file, a folder of images, a datasets id.
+        sequences, length: How much of it: sequences of so many tokens.
+        greedy: Also continue the start of every sequence by so many tokens, always the likeliest.
+        tasks: Names of lm-evaluation-harness, and .jsonl files of questions.
+        task_limit: Questions of each task.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        trust_remote_code: Run code that the models bring along.
+        reporter: Shows progress. Default: on the terminal.
+
+    Returns:
+        A line for the noise floor and for each candidate.
+
+    Raises:
+        PartlyEvaluatedError: Some of the models cannot be run; it carries the lines of the others.
+        BitwrightError: None can.
+
+    Example:
+        >>> for line in bitwright.evaluate("demo", ["demo-out"]):  # doctest: +SKIP
+        ...     print(line.label, line.divergence.kl)
+        16-bit arithmetic 0.0011
+        demo-out 0.0331
     """
     reporter, where = reporter or Reporter(), device_of(device)
     checkpoint = open_checkpoint(reference)

@@ -45,7 +45,7 @@ class FrontierPoint:
     damage_nats: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A choice for every weight within a budget, and what it is expected to cost."""
 
@@ -69,6 +69,9 @@ class Plan:
     check_by_kind: tuple[tuple[str, float], ...] = ()  # check_nats of each kind of calibration text
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: str = SCHEMA
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.source} in {self.container}: {self.nbytes / 1e6:.1f} MB, predicted {self.check_nats:.4f} nats>"
 
     def choice(self, weight: str) -> Choice:
         return next(c for c in self.choices if c.weight == weight)

@@ -75,7 +75,7 @@ class WeightRows:
         return found[0] if found else self.row(SIXTEEN, Rounding.NONE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sensitivity:
     """Every weight's candidates, and the facts that the plan must carry along."""
 
@@ -89,6 +89,10 @@ class Sensitivity:
     groups: tuple[Group, ...] = ()  # of weights that a runtime fuses
     serves: tuple[str, ...] = ()  # the runtimes that do
     schema: str = SCHEMA
+
+    def __repr__(self) -> str:
+        formats = sorted({row.format for weight in self.weights for row in weight.rows})
+        return f"<Sensitivity of {self.source}: {len(self.weights)} weights in {', '.join(formats)}>"
 
     @property
     def n_parameters(self) -> int:

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -178,10 +177,7 @@ def test_the_command_answers_without_torch(table: Sensitivity, tmp_path: Path) -
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["budget"] == "+10%"
     assert Plan.load(tmp_path / "plan.json").budget == "+10%"
-    assert seconds < 30  # a hang, not a benchmark

@@ -136,9 +136,14 @@ def test_the_directory_is_whole(build: Build, tmp_path: Path) -> None:
     source = source_of(build("llama"))
     plan = plan_of(source, ["16bit", "nf4-b32-dq"])
     write(source, tmp_path, plan)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= names
-    assert "chat_template.jinja" in names
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     skipped = [c.weight.removesuffix(".weight") for c in plan.choices if c.format == "16bit"]
     assert config["llm_int8_skip_modules"] == [*skipped, "lm_head"]

@@ -244,7 +244,36 @@ def test_a_recipe_is_what_llama_cpp_makes_of_a_model() -> None:
         assert {found[f"blk.{i}.{p}.weight"] for p in ("attn_q", "attn_k", "ffn_gate", "ffn_up")} == {"q5_0"}
         assert found[f"blk.{i}.attn_output.weight"] == "q4_k"
     assert set(recipe("Q8_0", matrices, 18, 4, tied=True).values()) == {"q8_0"}
-    assert all(recipe(name, matrices, 18, 4, tied=True) for name in BASES)
+
+
+# Of a model of 32 blocks whose rows are records: the base, attn_v and ffn_down in blocks 1, 3, 5 and 6, attn_output.
+# Read off llama-quant.cpp of llama.cpp by hand (2026-11); where it asks for an importance matrix first there is a dash.
+MIXTURES = {
+    "Q2_K": ("q2_k", "q4_k q4_k q4_k q4_k", "q3_k q3_k q3_k q3_k", "q3_k"),
+    "Q3_K_S": ("q3_k", "q3_k q3_k q3_k q3_k", "q3_k q3_k q3_k q3_k", "q3_k"),
+    "Q3_K_M": ("q3_k", "q5_k q4_k q4_k q4_k", "q5_k q4_k q4_k q4_k", "q4_k"),
+    "Q3_K_L": ("q3_k", "q5_k q5_k q5_k q5_k", "q5_k q5_k q5_k q5_k", "q5_k"),
+    "Q4_0": ("q4_0", "q4_0 q4_0 q4_0 q4_0", "- - q4_0 q4_0", "q4_0"),
+    "IQ4_NL": ("iq4_nl", "q5_k q5_k q5_k q5_k", "- - iq4_nl iq4_nl", "iq4_nl"),
+    "IQ4_XS": ("iq4_xs", "q5_k q5_k q5_k q5_k", "- - iq4_xs iq4_xs", "iq4_xs"),
+    "Q4_K_S": ("q4_k", "q5_k q5_k q4_k q4_k", "q5_k q5_k q4_k q4_k", "q4_k"),
+    "Q4_K_M": ("q4_k", "q6_k q6_k q4_k q6_k", "q6_k q6_k q4_k q6_k", "q4_k"),
+    "Q5_K_S": ("q5_k", "q5_k q5_k q5_k q5_k", "q5_k q5_k q5_k q5_k", "q5_k"),
+    "Q5_K_M": ("q5_k", "q6_k q6_k q5_k q6_k", "q6_k q6_k q5_k q6_k", "q5_k"),
+    "Q6_K": ("q6_k", "q6_k q6_k q6_k q6_k", "q6_k q6_k q6_k q6_k", "q6_k"),
+    "Q8_0": ("q8_0", "q8_0 q8_0 q8_0 q8_0", "q8_0 q8_0 q8_0 q8_0", "q8_0"),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_recipe_mixes_as_llama_cpp_does(name: str) -> None:
+    base, values, downs, output = MIXTURES[name]
+    expected = {"token_embd.weight": base, "output.weight": "q8_0" if name == "Q8_0" else "q6_k"}
+    for block, value, down in zip((1, 3, 5, 6), values.split(), downs.split(), strict=True):
+        parts = dict.fromkeys(("attn_q", "attn_k", "ffn_gate", "ffn_up"), base)
+        parts |= {"attn_v": value, "ffn_down": down, "attn_output": output}
+        expected |= {f"blk.{block}.{part}.weight": format for part, format in parts.items() if format != "-"}
+    assert recipe(name, [Matrix(one, 1024) for one in expected], 32, 4, tied=False) == expected
 
 
 def test_what_llama_cpp_does_not_run_is_refused(build: Build) -> None:

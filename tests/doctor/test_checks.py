@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -313,14 +315,26 @@ def test_each_mistake_is_found_and_nothing_else(tmp_path: Path, rule: str, broke
     assert found(tmp_path) == {rule}
 
 
+PREFIXES = {"checks": "", "weight_checks": "", "gguf_checks": "gguf_"}  # of titles, by folder
+
+
+def check_paths() -> list[tuple[str, str]]:
+    """Folder and file name of every check, as they stand on the disk."""
+    paths = [(folder, path) for folder in PREFIXES for path in sorted((Path(doctor.__file__).parent / folder).glob("*.py"))]
+    return [(folder, path.stem) for folder, path in paths if path.stem != "__init__"]
+
+
 def test_every_check_is_documented() -> None:
+    """One section a module and no other, in pairs: of two checks of one name neither hides the other."""
     page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
-    folders = [Path(doctor.__file__).parent / name for name in ("checks", "weight_checks", "gguf_checks")]
-    assert len(rules()) == sum(path.name != "__init__.py" for folder in folders for path in folder.glob("*.py"))
-    for name, text in rules().items():
-        assert f"## {name}\n\n{text}\n" in page, name
-        assert "Source:" in text, name
-        assert text.splitlines()[0].endswith("."), name
+    wanted = []
+    for folder, name in check_paths():
+        text = (import_module(f"bitwright.doctor.{folder}.{name}").__doc__ or "").strip()
+        assert "Source:" in text, (folder, name)
+        assert text.splitlines()[0].endswith("."), (folder, name)
+        wanted.append((PREFIXES[folder] + name, text))
+    assert re.findall(r"^## (.*)\n\n((?s:.*?))\n(?=\n## |\Z)", page, re.MULTILINE) == wanted
+    assert list(rules().items()) == wanted, "what --explain prints"
 
 
 @pytest.mark.parametrize(

@@ -65,29 +65,28 @@ def test_stays_finite_and_close_whatever_the_scale(seed: int, name: str, scale: 
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "damping"),  # the first of DAMPING * 10^i above minus the least eigenvalue, at a mean diagonal of one
     [
-        torch.zeros(64, 64),
-        torch.ones(64, 64),
-        torch.diag(torch.cat([torch.zeros(32), torch.ones(32)])),
-        torch.diag(torch.logspace(-12, 6, 64)),
-        correlated_moment(64) * 1e-20,
-        -torch.eye(64) * 1e-3 + torch.ones(64, 64),
+        pytest.param(torch.zeros(64, 64), 0.01, id="dead"),
+        pytest.param(torch.ones(64, 64), 0.01, id="rank one"),
+        pytest.param(torch.diag(torch.cat([torch.zeros(32), torch.ones(32)])), 0.01, id="half dead"),
+        pytest.param(torch.diag(torch.logspace(-12, 6, 64)), 0.01, id="18 decades"),
+        pytest.param(correlated_moment(64) * 1e-20, 0.01, id="tiny"),
+        pytest.param(torch.ones(64, 64) - 1e-3 * torch.eye(64), 0.01, id="not positive by 0.001"),
+        pytest.param(torch.ones(64, 64) - 0.05 * torch.eye(64), 0.1, id="not positive by 0.053"),
+        pytest.param(torch.ones(64, 64) - 1.5 * torch.eye(64), 10.0, id="not positive by 3"),
     ],
-    ids=["dead", "rank one", "half dead", "18 decades", "tiny", "not positive"],
 )
-def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor) -> None:
+def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor, damping: float) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     feedback = Feedback.of(moment.clone())
-    assert feedback.damping >= DAMPING
+    assert feedback.damping == pytest.approx(damping)
+    scaled = moment / moment.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    assert torch.allclose(feedback.moment, scaled + damping * torch.eye(64)), "what was factored has the damping it reports"
     (codes,) = error_feedback(weight, feedback, [BLOCK_FORMATS["nf4-b64-dq"]])
     change = (codes.decode() - weight).norm() / weight.norm()
     assert torch.isfinite(change)
     assert change < 1.0
-
-
-def test_an_indefinite_moment_is_reported_by_its_damping() -> None:
-    assert Feedback.of(torch.ones(64, 64) - 1.5 * torch.eye(64)).damping > DAMPING
 
 
 def test_factor_inverts_the_damped_moment() -> None:
@@ -109,5 +108,7 @@ def test_gpu_gives_the_same_objective() -> None:
     weight, moment, format = torch.randn(64, 256), correlated_moment(256), BLOCK_FORMATS["nf4-b64-dq"]
     (here,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
     (there,) = error_feedback(weight.cuda(), Feedback.of(moment.cuda()), [format])
-    on_cpu = BlockCodes(format, there.shape, there.code.cpu(), here.scales)
-    assert objective(weight, on_cpu, moment) == pytest.approx(objective(weight, here, moment), rel=0.1)
+    fetched = {name: tensor.cpu() for name, tensor in there.tensors().items()}  # codes and the scales that they were chosen for
+    on_cpu = BlockCodes.from_tensors(format, there.shape, fetched)
+    # Sums in another order: 0.2 % when weights and moment are off by 1e-6 (twelve draws on a CPU, 2026-11).
+    assert objective(weight, on_cpu, moment) == pytest.approx(objective(weight, here, moment), rel=0.02)

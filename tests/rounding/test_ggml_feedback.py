@@ -1,10 +1,11 @@
 """Calibrated rounding into llama.cpp's formats lowers the objective, decides with what is stored, and survives odd weights."""
 
+import gguf
 import pytest
 import torch
 
 from bitwright.formats.ggml.codes import GgmlCodes
-from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.formats.ggml.format import GGML_FORMATS, GgmlFormat
 from bitwright.measure.curvature import energy
 from bitwright.rounding.ggml import ggml_descent, ggml_feedback
 from bitwright.rounding.kernels.affine_search import search_affine
@@ -43,17 +44,37 @@ def test_the_file_decodes_to_what_was_rounded(name: str) -> None:
     assert (again[1] == 0).all(), "a row of zeros stays one"
 
 
+def drawn_codes(format: GgmlFormat, n_rows: int, n_cols: int) -> GgmlCodes:
+    """Codes that no rounder chose; every block has both ends of the grid, every record both ends of its steps."""
+    generator = torch.Generator().manual_seed(3)
+    n_records, per_record = n_rows * n_cols // format.record, format.record // format.block
+    levels = torch.tensor(format.written_levels)
+    code = torch.randint(0, len(levels), (n_records * per_record, format.block), generator=generator)
+    code[:, 0], code[:, -1] = levels.argmin(), levels.argmax()
+
+    def unit() -> torch.Tensor:
+        return (0.01 + 0.01 * torch.rand(n_records, generator=generator)).half()
+
+    def steps(lowest: int, highest: int) -> torch.Tensor:
+        step = torch.randint(1, highest + 1, (n_records, per_record), generator=generator)
+        step[:, 0] = lowest if lowest < 0 else highest
+        return step.to(torch.int8).reshape(-1)
+
+    powers = torch.randint(110, 130, (n_records,), generator=generator, dtype=torch.uint8)
+    scale = powers if format.has_power_scale else unit()
+    minimum = (unit() if format.steps else -unit()) if format.has_minimum else None  # with steps its negative is stored
+    scale_step = steps(format.steps.lowest, format.steps.highest) if format.steps else None
+    minimum_step = steps(0, format.steps.highest) if format.steps and format.has_minimum else None
+    return GgmlCodes(format, (n_rows, n_cols), code.to(torch.uint8).reshape(-1), scale, minimum, scale_step, minimum_step)
+
+
 @pytest.mark.parametrize("name", GGML_FORMATS)
 def test_weights_on_the_grid_stay_there(name: str) -> None:
-    """Without correlation, a weight that the format holds exactly is found again."""
-    if name == "mxfp4":
-        w = nearest_ggml(torch.randn(8, 512, generator=torch.Generator().manual_seed(3)), GGML_FORMATS[name]).decode()
-    else:
-        w = ggml_feedback(
-            torch.randn(8, 512, generator=torch.Generator().manual_seed(3)), Feedback.of(torch.eye(512)), GGML_FORMATS[name]
-        ).decode()
+    """Without correlation, a weight that the format holds exactly, as the gguf package decodes it, is found again."""
+    records = drawn_codes(GGML_FORMATS[name], 8, 512).tensors()["records"]
+    w = torch.from_numpy(gguf.dequantize(records.reshape(8, -1).numpy(), gguf.GGMLQuantizationType[name.upper()]))
     codes = ggml_feedback(w, Feedback.of(torch.eye(512)), GGML_FORMATS[name])
-    assert (codes.decode() - w).norm() < 0.03 * w.norm()
+    assert torch.equal(codes.decode(), w)
 
 
 @pytest.mark.parametrize("name", GGML_FORMATS)

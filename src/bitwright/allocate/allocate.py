@@ -44,12 +44,28 @@ def allocate(
     frontier: bool = True,
     fused_groups: bool = True,
 ) -> Plan:
-    """The plan with the least predicted damage within ``budget``, or the fewest bytes within ``max_damage`` nats per token.
+    """The plan with the least predicted damage within ``budget``, or the fewest bytes within ``max_damage``.
 
-    ``pins`` are ``pattern=format``, shell patterns over module names or over parts of the model such as vision.
-    ``fused_groups``: weights that a runtime multiplies as one matrix share what it asks of them. Raises BitwrightError for a
-    budget below what the formats can reach or above the 16-bit size, and for a pin that matches nothing, cannot be stored, or
-    breaks a group.
+    Args:
+        sensitivity: The table of ``measure``.
+        budget: ``+10%``, ``500MB``, ``4.6bpw``, ``like Q4_K_M``.
+        max_damage: In nats per token, instead of a budget.
+        pins: ``pattern=format``, shell patterns over module names or over parts of the model such as vision.
+        allowed: Which rows of the table may be chosen.
+        frontier: Also the least damage at other sizes.
+        fused_groups: Weights that a runtime multiplies as one matrix share what it asks of them.
+
+    Returns:
+        A format for every weight, the optimum of an exact search, with reasons.
+
+    Raises:
+        BitwrightError: A budget below what the formats can reach or above the 16-bit size; a pin that matches nothing, cannot
+            be stored, or breaks a group.
+
+    Example:
+        >>> plan = bitwright.allocate(table, "4.6bpw", pins=("*.down_proj=16bit",))  # doctest: +SKIP
+        >>> plan.nbytes  # doctest: +SKIP
+        128079044
     """
     free = _problem(sensitivity, pins, allowed)
     problem = free.fused(sensitivity) if fused_groups else free

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bitwright.estimate.cache import cache_nbytes, longest_context
+from bitwright.estimate.advice import advise
 from bitwright.estimate.families import ODD, odd_settings
+from bitwright.estimate.footnotes import footnotes
 from bitwright.estimate.parts import by_role
 from bitwright.estimate.source import Source
 from bitwright.estimate.storage import SIXTEEN, stored_nbytes
-from bitwright.models.settings import Config, require_sizes, text_config, unknown_types
-
-CHUNK_TOKENS = 512  # of a prompt that are worked on at once
+from bitwright.estimate.workload import CUDA_NBYTES, Workload
+from bitwright.models.settings import Config, require_sizes, text_config
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All formats of one model at one context."""
+    """All formats of one model at one context, and what to do."""
 
     n_parameters: int
     n_active: int  # that take part in one token
@@ -41,7 +41,9 @@ class Estimate:
     context: int
     batch: int
     lines: tuple[Line, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # rows that are missing, and rows that hold something else than their names say
+    verdict: str = ""  # sentences, a line each
+    command: str | None = None  # what to type next; None where nothing needs to be done, or nothing can be
 
     @property
     def best(self) -> Line | None:
@@ -62,50 +64,35 @@ def estimate(
     batch: int = 1,
     cache_bits: float = 16,
     plans: dict[str, int] | None = None,
-    overhead: int = 0,
+    overhead: int | None = None,
+    gpu: bool = False,
 ) -> Estimate:
-    """Count ``source`` in every format.
+    """Count ``source`` in every format, and say what to do.
 
     ``memory``: bytes of the device, for what fits and the longest context that does. ``plans``: further lines, by the bytes
-    of their tensors. ``overhead``: bytes that the runtime takes beside the model, such as half a gigabyte of a CUDA context;
-    told as workspace.
+    of their tensors. ``overhead``: bytes that the runtime takes beside the model, told as workspace; where it is not given,
+    CUDA_NBYTES on a ``gpu`` and nothing elsewhere.
     """
+    beside = (CUDA_NBYTES if gpu else 0) if overhead is None else overhead
+    work = Workload(source.config, context, batch, cache_bits, beside, memory)
     text: Config = {}
     try:
         text = text_config(source.config)
         require_sizes(text)
-        lines = tuple(_lines(source, text, memory, context, batch, cache_bits, plans or {}, overhead))
+        lines = tuple(_lines(source, text, work, plans or {}))
+        notes = source.notes + tuple(footnotes(source.parts, text))
+        advice = advise(source, work, {line.format: line.disk_nbytes for line in lines})
     except ODD as error:
         raise odd_settings(text, error) from None
     total, active = (sum(getattr(part, name) for part in source.parts) for name in ("n_parameters", "n_active"))
-    unknown = tuple(f"layers of the kind {kind!r} are counted as full attention" for kind in unknown_types(text))
-    return Estimate(total, active, by_role(source.parts), context, batch, lines, source.notes + unknown)
+    return Estimate(
+        total, active, by_role(source.parts), context, batch, lines, notes, advice.verdict, advice.command
+    )
 
 
-def _lines(
-    source: Source,
-    text: Config,
-    memory: int | None,
-    context: int,
-    batch: int,
-    cache_bits: float,
-    plans: dict[str, int],
-    overhead: int,
-) -> Iterator[Line]:
-    config = source.config
-    cache, workspace = cache_nbytes(config, context, batch, cache_bits), workspace_nbytes(text, batch) + overhead
+def _lines(source: Source, text: Config, work: Workload, plans: dict[str, int]) -> Iterator[Line]:
+    room, cache, workspace = work.room_nbytes, work.cache_nbytes, work.workspace_nbytes
     stored = {f"as it is: {source.stored.format}": source.stored.nbytes} if source.stored else {}
-    for name, nbytes in (stored | stored_nbytes(source.parts, text) | plans).items():
-        room = None if memory is None else memory - nbytes - workspace
-        longest = None if room is None else longest_context(config, max(0, room), batch, cache_bits) if room > 0 else 0
-        yield Line(name, nbytes, cache, workspace, longest, None if room is None else room >= cache)
-
-
-def workspace_nbytes(text: Config, batch: int) -> int:
-    """What one forward pass needs beside weights and cache: activations of one chunk in 16 bit, logits in 32.
-
-    Of a token the residual stream, its norm, queries, keys and values, and both inner vectors of the feed-forward layer are
-    alive at once.
-    """
-    hidden, inner = int(text["hidden_size"]), int(text.get("intermediate_size") or 0)
-    return 2 * batch * CHUNK_TOKENS * (6 * hidden + 3 * inner) + 4 * batch * int(text["vocab_size"])
+    for name, nbytes in (*stored.items(), *stored_nbytes(source.parts, text).items(), *plans.items()):
+        fits = None if room is None else nbytes <= room
+        yield Line(name, nbytes, cache, workspace, work.longest_context(nbytes), fits)

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from bitwright.checkpoint import hub
 from bitwright.checkpoint.demo import demo_gguf
 from bitwright.checkpoint.gguf_header import read_gguf_header
-from bitwright.checkpoint.headers import INDEX_NAME, PLAIN_BYTES, SINGLE_NAME, TensorRef, read_headers
+from bitwright.checkpoint.headers import INDEX_NAME, SINGLE_NAME, TensorRef, read_headers
 from bitwright.errors import BitwrightError, fail
-from bitwright.estimate.families import parts, parts_of_headers
+from bitwright.estimate.families import FAMILIES, parts
 from bitwright.estimate.gguf_settings import gguf_config
+from bitwright.estimate.headers import Stored, of_gguf, of_safetensors
 from bitwright.estimate.parts import Part
+from bitwright.estimate.stated import stated_format
 from bitwright.host.places import cache_dir
 from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.settings import Config, text_config
 from bitwright.plan import Plan
 
 TOWERS = ("visual", "vision_tower", "vision_model")  # in names of weights that are no blocks of the text
-FLOATS = ("F64", "F32", "F16", "BF16")  # of weights; indices and masks are none
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Weights as they lie there."""
-
-    format: str
-    nbytes: int  # of all tensors
+FROM_GGUF = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3")  # that transformers reads, and quantize
+LONGEST_STEM = 100  # characters of a model's name that go into that of OUT
+SKETCHED = "a sketch has no weights"
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,9 @@ class Source:
     parts: tuple[Part, ...]
     stored: Stored | None = None  # None: only the configuration is known
     notes: tuple[str, ...] = ()
+    model: str = ""  # as it was named
+    out: str = ""  # a name that is free for what will be made of it
+    obstacle: str = SKETCHED  # why quantize does not take it; empty where it does
 
 
 def read_source(model: str) -> Source:
@@ -51,14 +48,53 @@ def read_source(model: str) -> Source:
     A family with a row is counted as transformers builds it, any other from its headers. Raises BitwrightError where
     neither is possible.
     """
+    return replace(_read(model), model=model, out=_free_name(model))
+
+
+def _read(model: str) -> Source:
     path = demo_gguf(cache_dir()) if model == "demo" else Path(os.path.expanduser(model))
     if path.suffix == ".gguf" and path.is_file():
         return _of_gguf(path)
     if hub.is_hub_id(model):
-        return _of_headers(_json(hub.one_file(model, "config.json"), model), hub.headers(model))
-    held = path.is_dir() and any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME))
+        config, refs = _json(hub.one_file(model, "config.json"), model), hub.headers(model)
+        return _of_configuration(config, "it has no safetensors files") if refs is None else _of_tensors(config, refs)
     config = _json(path / "config.json" if path.is_dir() else path, model)
-    return _of_headers(config, read_headers(path) if held else None)
+    if path.is_dir() and any((path / name).exists() for name in (SINGLE_NAME, INDEX_NAME)):
+        return _of_tensors(config, read_headers(path))
+    return _of_configuration(config, "only its configuration is here, and no weights")
+
+
+def _of_configuration(config: Config, unheld: str) -> Source:
+    """``unheld``: why there are no tensors."""
+    stated = stated_format(config)
+    row = f"as it is: {stated}" if stated else "as it is"
+    return Source(config, parts(config), notes=(f"no row {row!r}: {unheld}",), obstacle=unheld)
+
+
+def _of_tensors(config: Config, refs: dict[str, TensorRef]) -> Source:
+    found = of_safetensors(config, refs)
+    obstacle = ""
+    if found.stored.quantized or config.get("quantization_config") is not None:
+        obstacle = f"it is quantized already ({found.stored.format})"
+    elif "auto_map" in config and text_config(config).get("model_type") not in FAMILIES:
+        obstacle = "it is built by code that it brings along"
+    return Source(config, found.parts, found.stored, found.notes, obstacle=obstacle)
+
+
+def _of_gguf(path: Path) -> Source:
+    header = read_gguf_header(path)
+    config = gguf_config(header)
+    found = of_gguf(config, header)
+    kind = config["model_type"]
+    obstacle = "" if kind in FROM_GGUF else f"quantize reads no GGUF files of the family {kind}"
+    return Source(config, found.parts, found.stored, found.notes, obstacle=obstacle)
+
+
+def _free_name(model: str) -> str:
+    """A name like that of ``model``, under which nothing lies in this folder, be it a directory or a .gguf file."""
+    stem = Path(os.path.abspath(os.path.expanduser(model))).name.removesuffix(".gguf")[:LONGEST_STEM] or "model"
+    names = (f"{stem}-out" if number == 1 else f"{stem}-out-{number}" for number in count(1))
+    return next(name for name in names if not any(map(os.path.lexists, (name, f"{name}.gguf"))))
 
 
 def require_same_model(plan: Plan, source: Source, path: Path) -> None:
@@ -77,49 +113,6 @@ def require_same_model(plan: Plan, source: Source, path: Path) -> None:
         wanted=f"a plan for this model: {wanted or 'as many'} blocks, at most {most / 1e9:.2f} GB",
         help="bitwright allocate sensitivity.json -o plan.json, with the table of this model",
     )
-
-
-def _of_headers(config: Config, refs: dict[str, TensorRef] | None) -> Source:
-    if refs is None:
-        return Source(config, parts(config))
-    stored = Stored(_formats((ref.dtype, ref.nbytes) for ref in refs.values()), sum(ref.nbytes for ref in refs.values()))
-    plain = not isinstance(config.get("quantization_config"), dict) and all(ref.dtype in PLAIN_BYTES for ref in refs.values())
-    try:
-        counted = parts(config)
-    except BitwrightError as error:
-        if not plain or error.finding.rule not in ("estimate/family", "estimate/vision"):
-            raise
-        text = text_config(config)
-        shapes = {name: ref.shape for name, ref in refs.items()}
-        return Source(config, parts_of_headers(shapes, text.get("num_experts_per_tok")), stored)
-    held = sum(prod(ref.shape) for ref in refs.values() if ref.dtype in FLOATS) if plain else None
-    return Source(config, counted, stored, tuple(_difference(counted, held)))
-
-
-def _difference(counted: tuple[Part, ...], held: int | None) -> Iterable[str]:
-    more = 0 if held is None else held - sum(part.n_parameters for part in counted)
-    if more:
-        words = f"{abs(more) / 1e6:,.2f} million numbers {'more' if more > 0 else 'fewer'}"
-        yield f"the file holds {words} than transformers builds from this configuration"
-
-
-def _of_gguf(path: Path) -> Source:
-    header = read_gguf_header(path)
-    config = gguf_config(header)
-    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
-    tensors = header.tensors.values()
-    stored = Stored(_formats((tensor.type.upper(), tensor.nbytes) for tensor in tensors), sum(t.nbytes for t in tensors))
-    return Source(config, parts_of_headers(shapes, text_config(config).get("num_experts_per_tok")), stored)
-
-
-def _formats(tensors: Iterable[tuple[str, int]]) -> str:
-    """The formats that take most of the bytes, the largest first."""
-    sizes: Counter[str] = Counter()
-    for name, nbytes in tensors:
-        sizes[name] += nbytes
-    total = sum(sizes.values())
-    large = [name for name, nbytes in sizes.most_common(3) if nbytes > total / 20]
-    return " + ".join(large) or "empty"
 
 
 def _json(path: Path, model: str) -> dict[str, Any]:

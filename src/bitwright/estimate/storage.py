@@ -12,6 +12,7 @@ from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.models.settings import n_layers
 
 SIXTEEN, PLAIN_4_BIT = "BF16 / FP16", "NF4 (bitsandbytes)"
+RECIPES = ("Q4_0", "Q4_K_M")  # of llama.cpp
 NF4_BLOCK, GPTQ_GROUP = 64, 128
 NF4_EXTRAS = 16 * 4 + 90  # the map of levels and the JSON record of each weight
 SCALE_BLOCK, NF4_DOUBLE_EXTRAS = 256, 256 * 4 + 60  # scales that share one, and their map of levels with its record
@@ -24,17 +25,22 @@ def stored_nbytes(parts: Parts, config: dict[str, Any]) -> dict[str, int]:
     """Format -> bytes of all tensors; a format that these shapes cannot be counted in is absent."""
     found = {name: count(parts) for name, count in COUNTS.items()}
     found["dynamic 4 bit, +10 %"] = min(found[SIXTEEN], round(DYNAMIC * found[PLAIN_4_BIT]))
-    blocks = [part for part in parts if part.role in (LINEAR, EXPERT)]
-    if blocks and all(part.name.startswith("blk.") for part in blocks):
-        found |= {name: _gguf(parts, config, name) for name in ("Q4_0", "Q4_K_M")}
+    if has_gguf_names(parts):
+        found |= {name: _gguf(parts, config, name) for name in RECIPES}
     return found
+
+
+def has_gguf_names(parts: Parts) -> bool:
+    """Whether every matrix of the blocks has the name that llama.cpp's recipes go by."""
+    blocks = [part for part in parts if part.role in (LINEAR, EXPERT)]
+    return bool(blocks) and all(part.name.startswith("blk.") for part in blocks)
 
 
 def _every(bits: int) -> Callable[[Parts], int]:
     return lambda parts: sum(part.n_parameters for part in parts) * bits // 8
 
 
-def _linears(of_one: Callable[[int, int], int], roles: tuple[str, ...]) -> Callable[[Parts], int]:
+def in_matrices(of_one: Callable[[int, int], int], roles: tuple[str, ...]) -> Callable[[Parts], int]:
     """Matrices of these roles in the format, everything else in 16 bit."""
 
     def count(parts: Parts) -> int:
@@ -57,7 +63,7 @@ def _nf4(n_rows: int, n_cols: int) -> int:
     return -(-n // 2) + 4 * -(-n // NF4_BLOCK) + NF4_EXTRAS
 
 
-def _nf4_double(n_rows: int, n_cols: int) -> int:
+def nf4_double(n_rows: int, n_cols: int) -> int:
     """The same with scales in 8 bit, and a float32 scale for 256 of them (QLoRA, arXiv 2305.14314)."""
     n = n_rows * n_cols
     scales = -(-n // NF4_BLOCK)
@@ -70,15 +76,19 @@ def _gptq(n_rows: int, n_cols: int) -> int:
     return n_rows * n_cols // 2 + groups * n_rows * 2 + groups * n_rows // 2 + 4 * n_cols
 
 
-def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
-    """Under llama.cpp's recipe ``name``; vectors in 32 bit, what sees in a file of its own in 16 bit."""
+def gguf_formats(parts: Parts, config: dict[str, Any], name: str) -> dict[str, str]:
+    """GGUF tensor name -> format under llama.cpp's recipe ``name``."""
     matrices = [Matrix(part.name, part.shape[1]) for part in parts if part.role in (LINEAR, EXPERT, EMBEDDING, HEAD)]
     heads = int(config.get("num_attention_heads") or 1)
     group = heads // int(config.get("num_key_value_heads") or heads)
     tied = not any(part.role == HEAD for part in parts)
     experts = max((part.count for part in parts if part.role == EXPERT), default=0)
-    chosen = recipe(name, matrices, n_layers(config), group, tied, experts)
-    total = 0
+    return recipe(name, matrices, n_layers(config), group, tied, experts)
+
+
+def _gguf(parts: Parts, config: dict[str, Any], name: str) -> int:
+    """Under llama.cpp's recipe ``name``; vectors in 32 bit, what sees in a file of its own in 16 bit."""
+    chosen, total = gguf_formats(parts, config, name), 0
     for part in parts:
         if part.role in (VISION, VISION_LINEAR):
             total += 2 * part.n_parameters
@@ -97,8 +107,8 @@ WEIGHTS = (LINEAR, EXPERT)  # what GPTQ is applied to
 COUNTS: dict[str, Callable[[Parts], int]] = {
     "FP32": _every(32),
     SIXTEEN: _every(16),
-    "INT8 (bitsandbytes)": _linears(_int8, LAYERS),
-    PLAIN_4_BIT: _linears(_nf4, LAYERS),
-    "NF4, double quantized": _linears(_nf4_double, LAYERS),
-    "GPTQ g128": _linears(_gptq, WEIGHTS),
+    "INT8 (bitsandbytes)": in_matrices(_int8, LAYERS),
+    PLAIN_4_BIT: in_matrices(_nf4, LAYERS),
+    "NF4, double quantized": in_matrices(nf4_double, LAYERS),
+    "GPTQ g128": in_matrices(_gptq, WEIGHTS),
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ class Talker:
         gc.collect()
         before = psutil.Process().memory_info().rss
         self.tokenizer, self.longest = tokenizer, longest
-        self.loaded: Loaded = load(asdict(Candidate(path.name, str(path))), device, longest)
+        with redirect_stderr(io.StringIO()):  # progress bars of libraries
+            self.loaded: Loaded = load(asdict(Candidate(path.name, str(path))), device, longest)
         self.nbytes = max(0, psutil.Process().memory_info().rss - before)
         self._spent = self._written = 0.0
 

@@ -44,10 +44,27 @@ def finetune(
 ) -> Outcome:
     """Train ``model`` on ``data`` and write to ``out`` what was learnt.
 
-    With ``training.method`` "lora" that is a low-rank adapter, as stock PEFT reads it: ``model`` is a 16-bit model, or a
-    bitsandbytes checkpoint in 4 bits, whose weights stay packed. With "qat" ``model`` is any checkpoint that ``quantize``
-    wrote, and ``out`` one of the same formats and size that has learnt. A killed run goes on in ``workdir``.
-    Raises BitwrightError, before anything slow, for data that nothing can be learnt from.
+    Args:
+        model: With ``training.method`` "lora" a 16-bit model, or a bitsandbytes checkpoint in 4 bits, whose weights stay
+            packed. With "qat" any checkpoint that ``quantize`` wrote.
+        data: A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.
+        out: With "lora" the directory of a low-rank adapter, as stock PEFT reads it. With "qat" a checkpoint of the same
+            formats and size as ``model`` that has learnt.
+        training: Method, rank, steps, learning rate and the like.
+        workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
+        overwrite: Replace what Bitwright wrote at ``out``.
+        reporter: Shows progress. Default: on the terminal.
+
+    Returns:
+        Losses and right answers on texts that were kept apart, before and after.
+
+    Raises:
+        BitwrightError: Before anything slow, for data that nothing can be learnt from.
+
+    Example:
+        >>> training = bitwright.Training(max_steps=50)  # doctest: +SKIP
+        >>> bitwright.finetune("demo-out", "questions.csv", "adapter", training=training).after.loss  # doctest: +SKIP
+        0.239
     """
     training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
     require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")

@@ -62,11 +62,28 @@ def merge(
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> Merged:
-    """Write ``source`` (16 bit) with ``adapter`` in it as a quantized checkpoint ``out``, calibrated on the texts of ``data``.
-    ``settings.container`` says for whom.
+    """Put ``adapter`` into the 16-bit model ``source``, and quantize the whole anew.
 
-    ``adapter`` is what ``finetune`` wrote, ``data`` what it was trained on. Raises BitwrightError, with nothing at ``out`` or
-    what was there before, where the written file keeps less than LEAST_KEPT of what training gained.
+    Args:
+        adapter: What ``finetune`` wrote.
+        source: The 16-bit model that it was trained for.
+        data: The file that it was trained on; it calibrates the rounding.
+        out: The checkpoint to create.
+        budget: As of ``quantize``.
+        settings: As of ``quantize``; its ``container`` says for whom.
+        overwrite: Replace a checkpoint at ``out`` that Bitwright wrote.
+        reporter: Shows progress. Default: on the terminal.
+
+    Returns:
+        Answers to the kept texts before training, with the adapter, and of the written file.
+
+    Raises:
+        BitwrightError: The written file keeps less than LEAST_KEPT of what training gained. Nothing is at ``out`` then, or what
+            was there before.
+
+    Example:
+        >>> bitwright.merge("adapter", "demo", "questions.csv", "tuned").kept  # doctest: +SKIP
+        0.97
     """
     settings, reporter, out, adapter = settings or Settings(), reporter or Reporter(), Path(out), Path(adapter)
     training, before, after = _told(adapter)

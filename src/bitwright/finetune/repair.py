@@ -87,11 +87,29 @@ def repair(
     workdir: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Repaired:
-    """Train the checkpoint ``out`` that ``quantize`` wrote, within ``minutes``, and replace it where that brought it closer.
+    """Train the codes of the checkpoint ``out`` against its 16-bit model, and replace it where that brought it closer.
 
-    ``source``: its 16-bit model, where that is not the name in its plan. ``steps``: as many instead of what the time allows.
-    ``rank`` > 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
-    A killed run goes on from its last checkpoint. Raises BitwrightError for a checkpoint that is not ours.
+    Args:
+        out: What ``quantize`` wrote: a directory or a .gguf file.
+        source: Its 16-bit model, where that is not the name in its plan.
+        minutes: How long it may take in all.
+        steps: So many steps, instead of as many as there is time for.
+        rank: More than 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
+        learning_rate: Of codes, in steps between two levels.
+        settings: Training text, held-out text, device and the like.
+        workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
+        reporter: Shows progress. Default: on the terminal.
+
+    Returns:
+        KL divergence from 16 bit before and after, and whether the new file was kept.
+
+    Raises:
+        BitwrightError: A checkpoint that is not ours, another source, or no time for ten steps.
+
+    Example:
+        >>> found = bitwright.repair("demo-2bit", minutes=30)  # doctest: +SKIP
+        >>> found.before.kl, found.after.kl  # doctest: +SKIP
+        (1.021, 0.606)
     """
     started, reporter, out = time.monotonic(), reporter or Reporter(), Path(out)
     require_package("finetune/package", "repair", "accelerate", "transformers' Trainer needs it")

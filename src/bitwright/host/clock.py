@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -48,6 +49,10 @@ def _processor_seconds() -> float:
 def _peak_nbytes() -> int:
     if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))):
         return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -37,11 +37,26 @@ class Sent:
 def push(
     out: str | Path, repo: str, *, private: bool = False, dry_run: bool = False, endpoint: str | None = None
 ) -> tuple[list[Sent], str]:
-    """Upload the result ``out`` as the hub's model ``repo`` (owner/name) in one commit; returns files and address.
+    """Upload the result ``out`` as a model of the hub, in one commit.
 
-    ``dry_run``: look and check, but talk to nobody. The access token is the one of ``hf auth login`` or HF_TOKEN; it goes
-    into no file and no message. Raises BitwrightError when ``out`` is no result of quantize, when a file holds an access token
-    or the path of the home directory, and when the hub refuses.
+    The access token is the one of ``hf auth login`` or HF_TOKEN; it goes into no file and no message.
+
+    Args:
+        out: What ``quantize`` wrote: a directory or a .gguf file.
+        repo: ``owner/name``.
+        private: Create the repository for yourself alone.
+        dry_run: Look and check, but talk to nobody.
+        endpoint: Of another hub.
+
+    Returns:
+        The files, and the address of the model.
+
+    Raises:
+        BitwrightError: ``out`` is no result of quantize, a file holds an access token or the path of the home directory, or the
+            hub refuses.
+
+    Example:
+        >>> files, address = bitwright.push("demo-out", "me/demo-out", dry_run=True)  # doctest: +SKIP
     """
     files = files_of(Path(out))
     _require_name(repo)

@@ -20,7 +20,7 @@ SCHEMA = "bitwright.report/2"
 LEAST_NATS = 1e-12  # ratios of less than that mean nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """Everything that is known about one quantized model; the object behind report.json."""
 
@@ -36,6 +36,16 @@ class Report:
     provenance: dict[str, Any]
     command: tuple[str, ...]  # the words that made it
     seen: tuple[Seen, ...] = ()  # of a model that sees
+
+    def __repr__(self) -> str:
+        found = self.result
+        return f"<Report of {self.out}: {found.nbytes / 1e6:.1f} MB, KL {found.divergence.kl:.4f} nats from 16 bit>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the three sentences and the table."""
+        from bitwright.report.notebook import as_html
+
+        return as_html(self)
 
     @property
     def result(self) -> Entry:
