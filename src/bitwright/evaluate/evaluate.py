@@ -31,6 +31,7 @@ class Candidate:
     dtype: str = "bfloat16"
     quantization: dict[str, Any] | None = None
     trust_remote_code: bool = False
+    asked: bool = True  # whether it answers the probe's questions
 
 
 class PartlyComparedError(BitwrightError):

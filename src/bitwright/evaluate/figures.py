@@ -57,11 +57,13 @@ class Divergence:
     n_sequences: int
     n_tokens: int
     kl_of_sequence: tuple[float, ...]
-    right: float = math.nan  # share of the sequences in which the likeliest token is always the one that follows
+    right: float = 0.0  # share of the sequences in which the likeliest token is always the one that follows
     kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
     greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
     domains: tuple[Divergence, ...] = ()  # the same of each domain of the text, its name the label
-    answers: tuple[tuple[int, ...], ...] = ()  # of each question about a picture: the likeliest tokens, one after the other
+    answers: tuple[tuple[int, ...], ...] = ()  # to each question: the likeliest tokens, one after the other
+    tokens_per_second: float = 0.0  # while answering; 0: nothing was asked
+    loaded_nbytes: int = 0  # of memory after loading, above before
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Divergence:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -76,14 +78,19 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
     references, wanted = known
     for candidate in job["candidates"]:
         say_at(job, candidate)
+        before = psutil.Process().memory_info().rss
         model = load(candidate, device, longest)
+        loaded = max(0, psutil.Process().memory_info().rss - before)
         stream = reporter.track(model.logits(texts), candidate["label"], len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
-        if questions:
-            line = replace(line, answers=tuple(tuple(model.answer(question, ANSWER)) for question in questions))
+        if questions and candidate["asked"]:
+            begin = time.perf_counter()
+            answers = tuple(tuple(model.answer(question, ANSWER)) for question in questions)
+            pace = sum(map(len, answers)) / max(time.perf_counter() - begin, 1e-9)
+            line = replace(line, answers=answers, tokens_per_second=pace, loaded_nbytes=loaded)
         del model, stream
         yield line
 

@@ -15,6 +15,7 @@ from bitwright.data.held_out import held_out
 from bitwright.data.probe import Probe
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import Divergence
+from bitwright.evaluate.talk import QUESTIONS, prompt_of
 from bitwright.evaluate.verdict import Contender, Verdict, judge
 from bitwright.formats.base import Packed
 from bitwright.host.clock import Stage
@@ -24,11 +25,13 @@ from bitwright.host.progress import Reporter
 from bitwright.host.schedule import CHECK, COMPARE, WRITE
 from bitwright.measure.measure import Measurement
 from bitwright.models.spec import Weight
-from bitwright.plan import Plan, Rounding
+from bitwright.plan import NOISE_FLOOR, Plan, Rounding
 from bitwright.report.report import Report
+from bitwright.report.said import Said
 from bitwright.report.seen import Seen
 
 RESULT = "bitwright"
+ASKED = 256  # tokens of a question, at most
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class Proof:
         ``may_replace``: whether a uniform choice that measures better takes the result's place.
         """
         probe = self._probe
+        asked = {RESULT, self.measured.sensitivity.stock, NOISE_FLOOR}
         result = Contender(Candidate(RESULT, str(path)), plan.nbytes, plan.check_nats, False, plan)
-        rivals = [self._contender(rival) for rival in self.rivals]
+        rivals = [self._contender(rival, bool(probe.pictures) or rival.label in asked) for rival in self.rivals]
         contenders, notes = [result, *rivals], tuple[str, ...]()
         try:
             divergences = self._on(probe, [contender.candidate for contender in contenders], COMPARE)
@@ -87,8 +91,23 @@ class Proof:
     def _probe(self) -> Probe:
         subject = self.measured.subject
         settings = subject.settings
-        return held_out(
+        found = held_out(
             subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
+        )
+        if found.pictures:
+            return found
+        asked = [prompt_of([{"role": "user", "content": question}], subject.tokenizer, ASKED) for question in QUESTIONS]
+        return replace(found, prompts=tuple(asked))
+
+    def said(self, verdict: Verdict) -> tuple[Said, ...]:
+        """The questions of the verdict with the answers of those that were asked; a model that sees is asked about pictures."""
+        answered = [entry for entry in verdict.entries if entry.divergence.answers]
+        if self._probe.pictures or not answered:
+            return ()
+        words = self.measured.subject.tokenizer
+        return tuple(
+            Said(question, {e.label: words.decode(e.divergence.answers[i], skip_special_tokens=True).strip() for e in answered})
+            for i, question in enumerate(QUESTIONS)
         )
 
     def seen(self, verdict: Verdict) -> tuple[Seen, ...]:
@@ -135,12 +154,13 @@ class Proof:
             provenance={**table.provenance, "held_out": held},
             command=command,
             seen=self.seen(verdict),
+            said=self.said(verdict),
         )
 
-    def _contender(self, rival: Rival) -> Contender:
+    def _contender(self, rival: Rival, asked: bool) -> Contender:
         path = self._source if rival.from_source else str(self._place(rival))
         trust = self.measured.subject.settings.trust_remote_code
-        candidate = Candidate(rival.label, path, quantization=rival.quantization, trust_remote_code=trust)
+        candidate = Candidate(rival.label, path, quantization=rival.quantization, trust_remote_code=trust, asked=asked)
         predicted = None if rival.plan.damage_nats == 0 else rival.plan.check_nats
         return Contender(candidate, rival.plan.nbytes, predicted, rival.gated, rival.plan)
 

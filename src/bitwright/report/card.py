@@ -16,6 +16,7 @@ from bitwright.doctor.model import Model
 from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sees, sentences
+from bitwright.report.said import pace_of
 from bitwright.report.seen import shown_as
 
 DEMOS = ("demo", "demo-vision")
@@ -106,7 +107,7 @@ A quantized copy{of}, made and measured by [Bitwright](https://pypi.org/project/
 {_figures(report)}
 
 {trust}
-{_seen(report)}
+{_seen(report)}{_said(report)}
 ## Use
 
 {container_of(report.plan.container).usage(_in_code(Path(report.out).name), chat, sees(report))}
@@ -164,6 +165,23 @@ def _seen(report: Report) -> str:
         answers = [_plain(seen.answers[label]) or "–" for label in labels]
         lines.append(f"| ![]({name}) | {_plain(seen.question)} | {' | '.join(answers)} |")
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _said(report: Report) -> str:
+    """Questions and answers; bold is what follows the first difference from the 16-bit model."""
+    if not report.said:
+        return ""
+    labels = [label for label in report.shown_labels if label in report.said[0].answers]
+    names = ["**this model**" if label == report.verdict.shipped else shown_as(label) for label in labels]
+    lines = [f"| question | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for one in report.said:
+        answers = []
+        for label in labels:
+            same, rest = (_plain(part) for part in one.apart(label))
+            answers.append(" ".join(part for part in (same, f"**{rest}**" if rest else "") if part) or "–")
+        lines.append(f"| {_plain(one.question)} | {' | '.join(answers)} |")
+    note = "Each with its likeliest words; bold is what follows the first difference from the 16-bit model."
+    return "\n" + "\n".join(lines) + f"\n\n{note} {pace_of(report.verdict.entries, labels)}\n"
 
 
 def picture_files(report: Report) -> dict[str, bytes]:

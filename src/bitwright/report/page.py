@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitwright.evaluate.figures import Divergence
 from bitwright.plan import Choice
+from bitwright.report import said
 from bitwright.report.charts import roles_of, usual_row
 from bitwright.report.pictures import pictures
 from bitwright.report.report import Report, sentences
@@ -33,6 +34,7 @@ def page(report: Report, sensitivity: Sensitivity) -> str:
         _tiles(report, seen),
         _contenders(report, seen),
         as_html(report.seen, report.shown_labels),
+        said.as_html(report.said, report.verdict.entries, report.shown_labels),
         pictures(report, sensitivity),
         _reasons(report, sensitivity),
         _coverage(report),

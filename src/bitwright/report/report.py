@@ -14,6 +14,7 @@ from bitwright.evaluate.verdict import Entry, Verdict
 from bitwright.host.clock import Stage
 from bitwright.host.texts import read_object
 from bitwright.plan import NOISE_FLOOR, Plan
+from bitwright.report.said import Said
 from bitwright.report.seen import Seen
 
 SCHEMA = "bitwright.report/2"
@@ -36,6 +37,7 @@ class Report:
     provenance: dict[str, Any]
     command: tuple[str, ...]  # the words that made it
     seen: tuple[Seen, ...] = ()  # of a model that sees
+    said: tuple[Said, ...] = ()  # of any other
 
     def __repr__(self) -> str:
         found = self.result
@@ -93,6 +95,7 @@ class Report:
                 "provenance": self.provenance,
                 "command": list(self.command),
                 "seen": [asdict(seen) for seen in self.seen],
+                "said": [asdict(said) for said in self.said],
             }
         )
         return found
@@ -117,6 +120,7 @@ class Report:
                 provenance=data["provenance"],
                 command=tuple(data["command"]),
                 seen=tuple(Seen(**seen) for seen in data.get("seen", ())),
+                said=tuple(Said(**said) for said in data.get("said", ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise fail(
