@@ -32,7 +32,7 @@ class Said:
         if own == first:
             return own, ""
         same = next((i for i, (a, b) in enumerate(zip(own, first, strict=False)) if a != b), min(len(own), len(first)))
-        at = own.rfind(" ", 0, same) + 1 if same < len(own) else same
+        at = same if same in (len(own), len(first)) else own.rfind(" ", 0, same) + 1
         return own[:at], own[at:]
 
 
