@@ -20,7 +20,6 @@ from bitwright.settings import Settings
 from tests.conftest import byte_tokenizer
 from tests.vision import FAMILIES, built
 
-
 STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__(nf4|fp4))$")  # beside codes
 
 

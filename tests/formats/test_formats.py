@@ -1,5 +1,7 @@
 """Formats against the library whose files they become."""
 
+from itertools import product
+
 import bitsandbytes.functional as bnb
 import pytest
 import torch
@@ -24,18 +26,16 @@ def loaded(size: int) -> bool:
     """Whether bitsandbytes takes blocks of this size."""
     try:
         bnb.quantize_4bit(torch.ones(2, 4096), blocksize=size)
-    except ValueError as error:
-        assert "blocksize" in str(error)
+    except ValueError:
         return False
     return True
 
 
 def test_every_block_size_that_bitsandbytes_loads_is_a_row() -> None:
-    sizes = [size for size in (2**i for i in range(3, 16)) if loaded(size)]
+    sizes = [2**i for i in range(3, 16) if loaded(2**i)]
     assert sizes == list(BLOCK_SIZES)
-    assert set(BLOCK_FORMATS) == {
-        f"{grid}-b{size}{nested}" for grid in ("nf4", "fp4") for size in sizes for nested in ("", "-dq")
-    }
+    rows = product(("nf4", "fp4"), sizes, ("", "-dq"))
+    assert set(BLOCK_FORMATS) == {f"{grid}-b{size}{nested}" for grid, size, nested in rows}
 
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=99))
