@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
+    from bitwright.diagnose import doctor
     from bitwright.errors import BitwrightError, Finding
     from bitwright.finetune.finetune import finetune
     from bitwright.finetune.merge import merge
@@ -37,6 +38,7 @@ _HOME = {
     "Settings": "bitwright.settings",
     "Training": "bitwright.finetune.training",
     "allocate": "bitwright.allocate.allocate",
+    "doctor": "bitwright.diagnose",
     "evaluate": "bitwright.pipeline",
     "finetune": "bitwright.finetune.finetune",
     "forecast": "bitwright.pipeline",
@@ -60,6 +62,7 @@ __all__ = [
     "Settings",
     "Training",
     "allocate",
+    "doctor",
     "evaluate",
     "finetune",
     "forecast",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +28,8 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Look for silent mistakes in MODEL's configuration, tokenizer and headers. Exit code 0, 1 (warnings) or 2 (errors)."""
-    from bitwright.checkpoint.hub import is_hub_id
-    from bitwright.doctor.doctor import examine, examine_on_hub, exit_code, rules
+    from bitwright.diagnose import doctor, place_of
+    from bitwright.doctor.doctor import examine, exit_code, rules
 
     if not model and not explain:
         print(context.get_help())
@@ -38,19 +37,14 @@ def run(
     if explain:
         print("\n\n".join(f"{name}\n{text}" for name, text in rules().items()))
         return
-    from bitwright.checkpoint.open import local_directory
     from bitwright.host.progress import Reporter
 
-    path = Path(os.path.expanduser(model))
-    if is_hub_id(model) and not weights and not fix:
-        findings = examine_on_hub(model)
+    if not fix:
+        findings = doctor(model, weights, Reporter(quiet=json_))
     else:
-        named = path if path.suffix == ".gguf" and path.is_file() else local_directory(model)
-        findings = examine(named, weights, Reporter(quiet=json_))
-    if fix:
         from bitwright.doctor.fix import fixed_copy
 
-        changes = fixed_copy(named, Path(fix))
+        changes = fixed_copy(place_of(model), Path(fix))
         for name, value in changes.items():
             print(f"{fix}/{name}: {'left out' if value is None else 'corrected'}", file=sys.stderr)
         findings = examine(Path(fix), weights, Reporter(quiet=json_))
