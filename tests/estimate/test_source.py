@@ -77,7 +77,7 @@ def test_packed_weights_are_counted_by_the_row(copied: Path) -> None:
     save_file({"model.x": torch.zeros(9, dtype=torch.uint8)}, copied / "model.safetensors")
     source = read_source(str(copied))
     assert (source.parts, source.notes) == (plain, ())
-    assert stored_line(source) == ("as it is: U8", 9)
+    assert stored_line(source) == ("as it is: bitsandbytes", 9)
 
 
 def test_a_file_that_holds_more_or_less_is_told(copied: Path) -> None:

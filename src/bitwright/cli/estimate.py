@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +14,10 @@ from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, size_nbytes, wide_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from bitwright.estimate.estimate import Line
+    from bitwright.estimate.estimate import Estimate, Line
     from bitwright.estimate.training import TrainingLine
 
 
@@ -32,7 +33,8 @@ def run(
     context: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens whose keys and values are kept.")] = 4096,
     batch: Annotated[int, typer.Option(min=1, max=10**6, help="Texts at once.")] = 1,
     cache_bits: Annotated[float, typer.Option(min=1, max=64, help="Bits of a number in the cache: 16, 8, 4.5 ...")] = 16,
-    overhead: Annotated[str, typer.Option(help="What the runtime takes beside the model: about 0.5GB with CUDA.")] = "",
+    gpu: Annotated[bool, typer.Option("--gpu", help="The memory is a GPU's: 0.5 GB of it go to CUDA.")] = False,
+    overhead: Annotated[str, typer.Option(help="What the runtime takes beside the model, in place of what --gpu says.")] = "",
     plan: Annotated[list[Path] | None, typer.Option(help="A plan.json of bitwright allocate, as one more line.")] = None,
     params: Annotated[str, typer.Option(help="Instead of MODEL: a dense llama of so many parameters, such as 7B.")] = "",
     layers: Annotated[int, typer.Option(min=1, max=MOST_LAYERS, help="With --params: number of layers.")] = 32,
@@ -54,12 +56,12 @@ def run(
     ] = False,
     json_: common.Json = False,
 ) -> None:
-    """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded."""
+    """Estimate what MODEL takes on disk and in memory, format by format, before anything is downloaded; and what to do."""
     from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate
     from bitwright.estimate.families import parts
     from bitwright.estimate.sketch import sketch
-    from bitwright.estimate.source import Source, read_source, require_same_model
+    from bitwright.estimate.source import Source, free_name, read_source, require_same_model
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
     from bitwright.models.settings import text_config
     from bitwright.plan import Plan
@@ -84,8 +86,8 @@ def run(
     if model == "demo-vision":
         from bitwright.checkpoint.open import local_directory  # puts it together where it is not there yet
 
-        model = str(local_directory(model))
-    if model:
+        source = replace(read_source(str(local_directory(model))), model=model, out=free_name(model))
+    elif model:
         source = read_source(model)
     else:
         config = sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
@@ -102,7 +104,8 @@ def run(
         batch=batch,
         cache_bits=cache_bits,
         plans=plans,
-        overhead=size_nbytes(overhead) or 0,
+        overhead=size_nbytes(overhead),
+        gpu=gpu,
     )
     lines: tuple[TrainingLine, ...] = ()
     if train:
@@ -122,19 +125,34 @@ def run(
         print(json.dumps(asdict(found) | {"training": [asdict(line) for line in lines]}, indent=1))
         return
     console = wide_console()
-    active = "" if found.n_active == found.n_parameters else f", {found.n_active / 1e9:.2f} active in a token"
-    console.print(f"{found.n_parameters / 1e9:.3f} billion parameters{active}; context {context:,}, batch {batch}")
-    if len(found.n_by_role) > 1:
-        console.print(", ".join(f"{role} {count / 1e9:.3f}" for role, count in found.n_by_role.items()))
-    for note in found.notes:
-        print_plain(console, f"note: {note}")
-    console.print(_formats(found.lines, bool(memory)))
-    if memory:
-        best = found.best
-        console.print(f"best choice within {memory}: {best.format}" if best else f"nothing fits into {memory} at this context")
+    _table_of(console, found, memory)
     if lines:
         console.print()
         console.print(_methods(lines, bool(memory)))
+    _advice(console, found)
+
+
+def _table_of(console: Console, found: Estimate, memory: str) -> None:
+    """What is counted, the rows, and what is to say of them."""
+    active = "" if found.n_active == found.n_parameters else f", {found.n_active / 1e9:.2f} active in a token"
+    console.print(f"{found.n_parameters / 1e9:.3f} billion parameters{active}; context {found.context:,}, batch {found.batch}")
+    if len(found.n_by_role) > 1:
+        console.print(", ".join(f"{role} {count / 1e9:.3f}" for role, count in found.n_by_role.items()))
+    console.print(_formats(found.lines, bool(memory)))
+    for note in found.notes:
+        print_plain(console, f"note: {note}")
+    if best := found.best:
+        console.print(f"best choice within {memory}: {best.format}")
+
+
+def _advice(console: Console, found: Estimate) -> None:
+    """The verdict, and as the last line, whole however narrow the terminal is, the command."""
+    if found.verdict or found.command:
+        console.print()
+    for sentence in found.verdict.splitlines():
+        print_plain(console, sentence)
+    if found.command:
+        print_plain(console, found.command, code=True)
 
 
 def _formats(lines: tuple[Line, ...], judged: bool) -> Table:

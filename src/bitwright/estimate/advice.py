@@ -15,12 +15,13 @@ from bitwright.models.settings import text_config
 
 SHORTEST = 256  # tokens; a context for a question and its answer
 NARROW_CACHE = 8  # bits that runtimes offer for keys and values
-UNTYPED = "no matrix of it can be stored in blocks of 4 bit"
+READ_BACK = 1  # byte that a size with a decimal point may lose
+NOTHING_STORABLE = "no matrix of it can be stored in blocks of 4 bit"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """``verdict``: sentences, empty where the command says it all. ``command``: one line that works; None where there is none."""
+    """``verdict``: sentences, a line each; empty where the command says it all. ``command``: None where none would work."""
 
     verdict: str
     command: str | None = None
@@ -28,32 +29,26 @@ class Advice:
 
 def advise(source: Source, work: Workload, rows: dict[str, int]) -> Advice:
     """What to do with ``source`` under ``work``. ``rows``: format -> bytes of all tensors, of the whole table."""
-    if enough := _enough(source, work, rows):
-        return Advice(enough)
     reason = obstacle(source.parts, text_config(source.config))
+    if _fits_as_it_is(source, work) and (source.obstacle or reason):
+        return Advice(_as_it_is(source))
+    if work.memory is not None and rows[SIXTEEN] + work.beside_nbytes <= work.memory:
+        return Advice(f"16 bit fits into {in_words(work.memory)}: nothing needs to be quantized")
     kinds = () if reason else writable(source.config, source.parts, rows)
     if not kinds:
-        return Advice(_not_written(reason or UNTYPED, work, rows))
-    if work.room_nbytes is None:
+        return Advice(_not_written(reason or NOTHING_STORABLE, work, rows))
+    room = work.room_nbytes
+    if room is None:
         return _typed(source, kinds[0], kinds[0].usual, "")
-    budget = rounded_down(work.room_nbytes)
-    chosen = _chosen(kinds, budget)
+    chosen = _chosen(kinds, room)
     if chosen is None:
         return Advice(_nothing_fits(kinds, work, rows))
+    options = f"--budget {as_option(rounded_down(room))}"
     if not _fits_as_it_is(source, work):
-        return _typed(source, chosen, f"--budget {as_option(budget)}", _why(chosen, kinds, budget))
+        return _typed(source, chosen, options, _why(chosen, kinds, room))
     if chosen.suffix:
         return Advice(_as_it_is(source))
-    return _typed(source, chosen, f"--budget {as_option(budget)}", f"{_as_it_is(source)} for llama.cpp; for {chosen.reader}")
-
-
-def _enough(source: Source, work: Workload, rows: dict[str, int]) -> str:
-    """Why nothing needs to be quantized; empty where something does."""
-    if _fits_as_it_is(source, work) and source.obstacle:
-        return _as_it_is(source)
-    if work.memory is not None and rows[SIXTEEN] + work.beside_nbytes <= work.memory:
-        return f"16 bit fits into {in_words(work.memory)}: nothing needs to be quantized"
-    return ""
+    return _typed(source, chosen, options, f"{_as_it_is(source)}, unless {chosen.reader} is to load it:")
 
 
 def _fits_as_it_is(source: Source, work: Workload) -> bool:
@@ -66,15 +61,15 @@ def _as_it_is(source: Source) -> str:
     return f"it fits as it is ({source.stored.format if source.stored else ''}): nothing needs to be quantized"
 
 
-def _chosen(kinds: tuple[Writable, ...], budget: int) -> Writable | None:
+def _chosen(kinds: tuple[Writable, ...], room: int) -> Writable | None:
     """The first whose stock fits, which has 4 bit everywhere; else the smallest, which is GGUF where it can be."""
-    fitting = [kind for kind in kinds if kind.least_nbytes <= budget]
-    roomy = [kind for kind in fitting if kind.stock_nbytes <= budget]
+    fitting = [kind for kind in kinds if kind.least_nbytes <= room]
+    roomy = [kind for kind in fitting if kind.stock_nbytes <= room]
     return roomy[0] if roomy else min(fitting, key=lambda kind: kind.least_nbytes, default=None)
 
 
-def _why(chosen: Writable, kinds: tuple[Writable, ...], budget: int) -> str:
-    words = f"{in_words(budget)} are left for weights: {chosen.container}, for {chosen.reader}"
+def _why(chosen: Writable, kinds: tuple[Writable, ...], room: int) -> str:
+    words = f"{in_words(rounded_down(room))} are left for weights: {chosen.container}, for {chosen.reader}"
     if chosen is kinds[0]:
         return words
     return f"{words}; {kinds[0].container} in plain 4 bit takes {in_words(kinds[0].stock_nbytes)}"
@@ -104,25 +99,29 @@ def _nothing_fits(kinds: tuple[Writable, ...], work: Workload, rows: dict[str, i
 
 
 def _too_large(what: str, weights_nbytes: int, work: Workload, whose: str = "") -> str:
-    needed = in_words(weights_nbytes + work.beside_nbytes)
+    needed = in_words(rounded_up(weights_nbytes + work.beside_nbytes))
     return (
         f"nothing{whose} fits into {in_words(work.memory or 0)} at this context: {what} takes {in_words(weights_nbytes)}, "
         f"and {needed} with cache and workspace\n"
-        f"it fits with one of these: {', '.join(_changes(work, weights_nbytes))}"
+        f"it fits with {' or '.join(_changes(work, weights_nbytes))}"
     )
 
 
 def _changes(work: Workload, weights_nbytes: int) -> Iterator[str]:
-    """Options, each of which alone makes room for such weights."""
+    """Options, each of which makes room for such weights."""
     longest = work.longest_context(weights_nbytes) or 0
     if SHORTEST <= longest < work.context:
         yield f"--context {longest}"
-    if n_texts := _most_texts(work, weights_nbytes):
+    n_texts = _most_texts(work, weights_nbytes)
+    if n_texts:
         yield f"--batch {n_texts}"
+    of_one = replace(work, batch=1).longest_context(weights_nbytes) or 0
+    if not n_texts and longest < SHORTEST <= of_one < work.context:
+        yield f"--batch 1 --context {of_one}"
     narrow = replace(work, cache_bits=NARROW_CACHE)
     if work.cache_bits > NARROW_CACHE and weights_nbytes <= (narrow.room_nbytes or 0):
         yield f"--cache-bits {NARROW_CACHE}"
-    yield f"--memory {as_option(rounded_up(weights_nbytes + work.beside_nbytes))}"
+    yield f"--memory {as_option(rounded_up(weights_nbytes + work.beside_nbytes + READ_BACK))}"
 
 
 def _most_texts(work: Workload, weights_nbytes: int) -> int:

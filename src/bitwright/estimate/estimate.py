@@ -85,9 +85,7 @@ def estimate(
     except ODD as error:
         raise odd_settings(text, error) from None
     total, active = (sum(getattr(part, name) for part in source.parts) for name in ("n_parameters", "n_active"))
-    return Estimate(
-        total, active, by_role(source.parts), context, batch, lines, notes, advice.verdict, advice.command
-    )
+    return Estimate(total, active, by_role(source.parts), context, batch, lines, notes, advice.verdict, advice.command)
 
 
 def _lines(source: Source, text: Config, work: Workload, plans: dict[str, int]) -> Iterator[Line]:

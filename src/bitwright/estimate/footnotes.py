@@ -35,18 +35,13 @@ def _without_recipe(text: Config) -> str:
 
 def _other_formats(parts: tuple[Part, ...], text: Config) -> Iterator[str]:
     """Matrices whose rows are no whole blocks of what the recipe would take."""
-    block = GGML_FORMATS["q4_0"].record
-    odd = sorted({part.shape[1] for part in parts if part.name in _in_16_bit(parts, text)})
-    if odd:
-        yield f"rows of {' and '.join(RECIPES)}: rows of {_listed(odd)} weights are no multiple of {block}, and stay in 16 bit"
-    record, chosen = GGML_FORMATS["q4_k"].record, gguf_formats(parts, text, K_QUANTS)
-    narrow = sorted({part.shape[1] for part in parts if part.name in chosen and part.shape[1] % record} - set(odd))
-    if narrow:
-        yield f"row {K_QUANTS}: rows of {_listed(narrow)} weights are no multiple of {record}: llama.cpp takes larger formats there"
-
-
-def _in_16_bit(parts: tuple[Part, ...], text: Config) -> set[str]:
-    return {name for recipe in RECIPES for name, format in gguf_formats(parts, text, recipe).items() if format == "16bit"}
+    block, record = GGML_FORMATS["q4_0"].record, GGML_FORMATS["q4_k"].record
+    chosen = gguf_formats(parts, text, K_QUANTS)
+    widths = {part.shape[1] for part in parts if part.name in chosen}
+    if odd := sorted(width for width in widths if width % block):
+        yield f"rows {' and '.join(RECIPES)}: rows of {_listed(odd)} weights are no multiple of {block}, and stay in 16 bit"
+    if narrow := sorted(width for width in widths if width % record and width % block == 0):
+        yield f"row {K_QUANTS}: rows of {_listed(narrow)} weights are no multiple of {record}, and get larger formats"
 
 
 def _listed(sizes: list[int]) -> str:

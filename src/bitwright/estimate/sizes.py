@@ -12,7 +12,7 @@ def rounded_down(nbytes: int) -> int:
     >>> rounded_down(6_379_999_999), rounded_up(6_370_000_001)
     (6370000000, 6380000000)
     """
-    step = 10 ** max(0, len(str(abs(nbytes))) - DIGITS)
+    step = _step(nbytes)
     return nbytes // step * step
 
 
@@ -29,6 +29,10 @@ def as_option(nbytes: int) -> str:
 
 def in_words(nbytes: int) -> str:
     """``nbytes`` rounded to three digits, to be read: 6.37 GB."""
-    step = 10 ** max(0, len(str(abs(nbytes))) - DIGITS)
+    nbytes = round(nbytes / _step(nbytes)) * _step(nbytes)
     size, unit = next((size, unit) for size, unit in UNITS if nbytes >= size or size == 1)
-    return f"{round(nbytes / step) * step / size:g} {unit}"
+    return f"{nbytes / size:g} {unit}"
+
+
+def _step(nbytes: int) -> int:
+    return int(10 ** max(0, len(str(abs(nbytes))) - DIGITS))

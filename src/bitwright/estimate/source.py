@@ -48,7 +48,7 @@ def read_source(model: str) -> Source:
     A family with a row is counted as transformers builds it, any other from its headers. Raises BitwrightError where
     neither is possible.
     """
-    return replace(_read(model), model=model, out=_free_name(model))
+    return replace(_read(model), model=model, out=free_name(model))
 
 
 def _read(model: str) -> Source:
@@ -72,13 +72,16 @@ def _of_configuration(config: Config, unheld: str) -> Source:
 
 
 def _of_tensors(config: Config, refs: dict[str, TensorRef]) -> Source:
-    found = of_safetensors(config, refs)
-    obstacle = ""
-    if found.stored.quantized or config.get("quantization_config") is not None:
+    found, obstacle = of_safetensors(config, refs), ""
+    notes: tuple[str, ...] = ()
+    kind = text_config(config)["model_type"]
+    if found.stored.quantized:
         obstacle = f"it is quantized already ({found.stored.format})"
-    elif "auto_map" in config and text_config(config).get("model_type") not in FAMILIES:
+    elif kind not in FAMILIES and "auto_map" in config:
         obstacle = "it is built by code that it brings along"
-    return Source(config, found.parts, found.stored, found.notes, obstacle=obstacle)
+    elif kind not in FAMILIES:
+        notes = (f"the family {kind} has no row here; bitwright quantize --dry-run tells whether it takes it",)
+    return Source(config, found.parts, found.stored, found.notes + notes, obstacle=obstacle)
 
 
 def _of_gguf(path: Path) -> Source:
@@ -90,7 +93,7 @@ def _of_gguf(path: Path) -> Source:
     return Source(config, found.parts, found.stored, found.notes, obstacle=obstacle)
 
 
-def _free_name(model: str) -> str:
+def free_name(model: str) -> str:
     """A name like that of ``model``, under which nothing lies in this folder, be it a directory or a .gguf file."""
     stem = Path(os.path.abspath(os.path.expanduser(model))).name.removesuffix(".gguf")[:LONGEST_STEM] or "model"
     names = (f"{stem}-out" if number == 1 else f"{stem}-out-{number}" for number in count(1))

@@ -65,10 +65,10 @@ def _kinds(config: Config, parts: Parts, rows: dict[str, int]) -> Iterator[Writa
 def in_gguf(config: Config) -> bool:
     """Whether quantize writes GGUF files of this family."""
     text = text_config(config)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope = rope.get("full_attention", rope) if isinstance(rope, dict) else {}
-    if str(rope.get("rope_type", rope.get("type", ROPES[0]))) not in ROPES:
-        return False
+    rope = text.get("rope_parameters") or text.get("rope_scaling")
+    for part in (rope, rope.get("full_attention") if isinstance(rope, dict) else None):
+        if isinstance(part, dict) and str(part.get("rope_type", part.get("type", ROPES[0]))) not in ROPES:
+            return False
     if vision_config(config) is not None:
         return str(config.get("model_type")) in SEEING_IN_GGUF
     return str(text.get("model_type")).removesuffix("_text") in IN_GGUF
