@@ -73,3 +73,11 @@ def test_it_measures_where_unix_modules_are_missing(build: Build, tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "s.json").exists()
+
+
+def test_doctor_and_estimate_are_functions_too(build: Build) -> None:
+    source = build("llama")
+    assert {finding.rule for finding in bitwright.doctor(str(source))} == {finding.rule for finding in bitwright.doctor(source)}
+    found = bitwright.estimate(str(source), "8GB")
+    assert found.best is not None
+    assert found.lines == bitwright.estimate(source, 8_000_000_000).lines

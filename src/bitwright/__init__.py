@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bitwright.allocate.allocate import allocate
     from bitwright.diagnose import doctor
     from bitwright.errors import BitwrightError, Finding
+    from bitwright.estimate.model import estimate
     from bitwright.finetune.finetune import finetune
     from bitwright.finetune.merge import merge
     from bitwright.finetune.repair import Repaired, repair
@@ -39,6 +40,7 @@ _HOME = {
     "Training": "bitwright.finetune.training",
     "allocate": "bitwright.allocate.allocate",
     "doctor": "bitwright.diagnose",
+    "estimate": "bitwright.estimate.model",
     "evaluate": "bitwright.pipeline",
     "finetune": "bitwright.finetune.finetune",
     "forecast": "bitwright.pipeline",
@@ -63,6 +65,7 @@ __all__ = [
     "Training",
     "allocate",
     "doctor",
+    "estimate",
     "evaluate",
     "finetune",
     "forecast",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bitwright.cli.common import size_nbytes
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
+from bitwright.host.sizes import size_nbytes
 from tests.conftest import Build
 
 LIBRARIES_SAY = ("Warning", "site-packages", "Loading weights", "Writing model shards", "kernels-community", "%|")

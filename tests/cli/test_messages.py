@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bitwright.allocate.allocate import allocate
-from bitwright.cli.common import size_nbytes
 from bitwright.cli.main import app
 from bitwright.containers.registry import container_of
+from bitwright.host.sizes import size_nbytes
 from bitwright.measure.subject import Subject
 from bitwright.settings import Settings
 from tests.conftest import Build

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from bitwright import BitwrightError
 from bitwright.allocate.allocate import allocate
 from bitwright.cli import estimate as verb
-from bitwright.cli.common import size_nbytes
 from bitwright.cli.main import app
 from bitwright.containers.bitsandbytes import BITSANDBYTES, PACKED_ROWS
 from bitwright.containers.gguf.container import NARROW, NARROW_HEAD, WIDE
@@ -34,6 +33,7 @@ from bitwright.estimate.stated import stated_format
 from bitwright.estimate.storage import COUNTS, PLAIN_4_BIT, RECIPES, SIXTEEN
 from bitwright.estimate.workload import CUDA_NBYTES, Workload
 from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.host.sizes import size_nbytes
 from bitwright.measure.subject import Subject
 from bitwright.models.roles import describe
 from bitwright.models.settings import text_config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -16,11 +15,11 @@ import typer
 
 from bitwright.containers.registry import CONTAINERS
 from bitwright.errors import BitwrightError, Finding, fail, in_one_line, printable
+from bitwright.host.sizes import size_nbytes
 from bitwright.settings import Effort
 
 P = ParamSpec("P")
 R = TypeVar("R")
-LEAST_NBYTES = 10**6  # of a size without a unit; nobody has so little memory
 INTERNAL = 70  # exit code of a mistake of ours: EX_SOFTWARE of sysexits.h
 
 TEXT, MACHINE, SHOWN = "Calibration text", "Machine", "What is shown"  # panels of --help
@@ -170,26 +169,6 @@ def print_plain(console: Any, text: str, code: bool = False) -> None:
     On a terminal sentences are wrapped between words; ``code``, which is copied, never is.
     """
     console.print(printable(text), highlight=False, markup=False, soft_wrap=code or not console.is_terminal)
-
-
-def size_nbytes(text: str) -> int | None:
-    """Bytes in ``text`` such as 8GB or 800MiB; None for an empty text."""
-    if not text:
-        return None
-    units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)(b?)", text.strip().lower())
-    if not match or match[2] not in units:
-        raise fail("memory/syntax", text[:40], saw="not a size", wanted="a number and its unit, such as 8GB", help="8GB")
-    nbytes = int(float(match[1]) * units[match[2]])
-    if not match[2] and not match[3] and 0 < nbytes < LEAST_NBYTES:
-        raise fail(
-            "memory/unit",
-            text[:40],
-            saw=f"{nbytes} bytes: the unit is missing",
-            wanted="a number and its unit, such as 8GB, 500MB or 8GiB",
-            help=f"{match[1]}GB",
-        )
-    return nbytes
 
 
 def settings_of(**options: Any) -> Any:

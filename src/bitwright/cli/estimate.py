@@ -11,7 +11,8 @@ import typer
 
 from bitwright.checkpoint.limits import MOST_LAYERS
 from bitwright.cli import common
-from bitwright.cli.common import guarded, print_plain, size_nbytes, wide_console
+from bitwright.cli.common import guarded, print_plain, wide_console
+from bitwright.host.sizes import size_nbytes
 
 if TYPE_CHECKING:
     from rich.console import Console

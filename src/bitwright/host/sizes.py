@@ -1,0 +1,29 @@
+"""Sizes as people write them (no torch)."""
+
+from __future__ import annotations
+
+import re
+
+from bitwright.errors import fail
+
+LEAST_NBYTES = 10**6  # of a size without a unit; nobody has so little memory
+
+
+def size_nbytes(text: str) -> int | None:
+    """Bytes in ``text`` such as 8GB or 800MiB; None for an empty text."""
+    if not text:
+        return None
+    units = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)(b?)", text.strip().lower())
+    if not match or match[2] not in units:
+        raise fail("memory/syntax", text[:40], saw="not a size", wanted="a number and its unit, such as 8GB", help="8GB")
+    nbytes = int(float(match[1]) * units[match[2]])
+    if not match[2] and not match[3] and 0 < nbytes < LEAST_NBYTES:
+        raise fail(
+            "memory/unit",
+            text[:40],
+            saw=f"{nbytes} bytes: the unit is missing",
+            wanted="a number and its unit, such as 8GB, 500MB or 8GiB",
+            help=f"{match[1]}GB",
+        )
+    return nbytes
