@@ -74,7 +74,7 @@ def test_a_plan_of_another_model(build: Build, tmp_path: Path) -> None:
 
 
 def test_a_bare_doctor_says_how_it_is_used() -> None:
-    assert "doctor [OPTIONS] [model]" in message("doctor").replace("\n", " ")
+    assert "doctor [OPTIONS] [MODEL]" in message("doctor").replace("\n", " ")
 
 
 def test_a_budget_and_a_recipe_at_once(tmp_path: Path) -> None:

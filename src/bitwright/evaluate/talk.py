@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
 from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import bos_prefix, token_ids
 from bitwright.evaluate.evaluate import Candidate
+from bitwright.host.heap import resident_nbytes
 from bitwright.runtimes.base import Loaded
 from bitwright.runtimes.registry import load
 
@@ -43,12 +41,11 @@ class Talker:
     """A model that is talked with. ``nbytes``: what loading it added to this process's memory."""
 
     def __init__(self, path: Path, tokenizer: Any, longest: int, device: str = "cpu") -> None:
-        gc.collect()
-        before = psutil.Process().memory_info().rss
+        before = resident_nbytes()
         self.tokenizer, self.longest = tokenizer, longest
         with redirect_stderr(io.StringIO()):  # progress bars of libraries
             self.loaded: Loaded = load(asdict(Candidate(path.name, str(path))), device, longest)
-        self.nbytes = max(0, psutil.Process().memory_info().rss - before)
+        self.nbytes = max(0, resident_nbytes() - before)
         self._spent = self._written = 0.0
 
     @property

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from bitwright.evaluate.process import begin, say_at
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
+from bitwright.host.heap import resident_nbytes
 from bitwright.host.progress import Relay, Reporter
 from bitwright.runtimes.registry import load
 
@@ -78,9 +78,9 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
     references, wanted = known
     for candidate in job["candidates"]:
         say_at(job, candidate)
-        before = psutil.Process().memory_info().rss
+        before = resident_nbytes()
         model = load(candidate, device, longest)
-        loaded = max(0, psutil.Process().memory_info().rss - before)
+        loaded = max(0, resident_nbytes() - before)
         stream = reporter.track(model.logits(texts), candidate["label"], len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))

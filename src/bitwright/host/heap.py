@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+
+import psutil
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK = 4 * 2**20
@@ -26,6 +29,13 @@ def return_free_pages(n_entries: int) -> None:
     """Hand free pages back that lie between blocks in use, after work on a weight of ``n_entries``."""
     if 4 * n_entries >= WORTH_TRIMMING:
         _glibc("malloc_trim", 0)
+
+
+def resident_nbytes() -> int:
+    """Memory of this process, without what was freed and only kept for later."""
+    gc.collect()
+    _glibc("malloc_trim", 0)
+    return int(psutil.Process().memory_info().rss)
 
 
 def _glibc(function: str, *arguments: int) -> None:

@@ -54,11 +54,9 @@ def as_html(said: Sequence[Said], entries: Sequence[Entry], labels: Sequence[str
 
 def pace_of(entries: Sequence[Entry], labels: Sequence[str]) -> str:
     """Tokens a second and memory of each of ``labels``, in a sentence; nothing where they were not measured."""
-    found = [entry for entry in entries if entry.label in labels and entry.divergence.tokens_per_second]
-    parts = (
-        f"{shown_as(entry.label)} {entry.divergence.tokens_per_second:.1f} and {entry.divergence.loaded_nbytes / 1e9:.2f} GB"
-        for entry in found
-    )
+    measured = {entry.label: entry.divergence for entry in entries if entry.divergence.tokens_per_second}
+    found = [(shown_as(label), measured[label]) for label in labels if label in measured]
+    parts = (f"{name} {one.tokens_per_second:.1f} and {one.loaded_nbytes / 1e9:.2f} GB" for name, one in found)
     return f"Tokens a second while answering, and memory after loading: {', '.join(parts)}." if found else ""
 
 
