@@ -15,17 +15,21 @@ from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.result import plan_of
 from bitwright.errors import BitwrightError, fail
+from bitwright.estimate.training import KEPT, activation_nbytes
 from bitwright.finetune.model import as_it_is, load
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.weights import PackedWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.families import unpacked
+from bitwright.host.memory import total_nbytes
 from bitwright.measure.subject import Subject
 from bitwright.models.open import auto_class
 from bitwright.models.spec import Kind, Weight
 from bitwright.plan import Plan, Rounding
 from bitwright.settings import Settings
+
+MEMORY_SHARE = 0.3  # of the machine's
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,18 @@ def trained_codes(model: Any) -> dict[str, Packed]:
     """The codes of every trained layer, by the name of its weight."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SnappedLinear))
     return {f"{name}.weight": layer.packed() for name, layer in layers}
+
+
+def fits_kept(model: Any, n_tokens: int) -> bool:
+    """Whether this machine has room for all that the backward pass of ``n_tokens`` needs, so that nothing is recomputed.
+
+    Activations in 32 bit (estimate/training.py counts those of 16 bit), and of each snapped weight its level, its value and
+    whether it is beyond the last level.
+    """
+    layers = [module for module in model.modules() if isinstance(module, SnappedLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    kept = activation_nbytes(model.config.get_text_config().to_dict(), n_tokens, 1, KEPT)
+    return bool(2 * kept + (4 + 4 + 1) * weights < MEMORY_SHARE * total_nbytes())
 
 
 def _plain(model: Any, weight: Weight) -> nn.Module:

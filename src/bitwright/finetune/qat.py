@@ -18,7 +18,7 @@ from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import Answers, held, of_files
 from bitwright.finetune.card import trained_section
-from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, packed, train
 from bitwright.finetune.training import BEFORE, Outcome, Training
@@ -56,7 +56,8 @@ def finetune_in_format(
         before = held(ready, texts.kept, training.batch, reporter, BEFORE)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
         rates = {"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE}
-        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, **training.of_trainer())
+        recomputed = not fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
+        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, recomputed, **training.of_trainer())
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
         codes = trained_codes(ready)
         del ready

@@ -25,15 +25,13 @@ from bitwright.data.held_out import held_out, require_unseen
 from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample
 from bitwright.errors import fail
-from bitwright.estimate.training import KEPT, activation_nbytes
 from bitwright.evaluate.divergence import bootstrap_interval
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
-from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.teacher import ASK, Lesson, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
-from bitwright.host.memory import total_nbytes
 from bitwright.host.packages import require_package
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import COMPARE
@@ -48,7 +46,6 @@ SCALE_RATE = 0.3  # that of scales and minima, over it
 BETA2 = 0.95  # of Adam: runs are short
 PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget
 LEAST_STEPS = 10
-MEMORY_SHARE = 0.3  # of the machine's, up to which nothing is recomputed
 BEFORE, AFTER = "before", "repaired"
 TEACHER = "teacher.safetensors"
 
@@ -130,7 +127,7 @@ def repair(
         model = finished.model(subject.precision.work, rank)
         batch = max(1, STEP_TOKENS // settings.length)
         left = 60 * minutes - PROVING_SECONDS - (time.monotonic() - started)
-        recomputed = _kept_nbytes(model, batch * settings.length) > MEMORY_SHARE * total_nbytes()
+        recomputed = not fits_kept(model, batch * settings.length)
         count = steps or _steps_within(model, lessons[:batch], left, recomputed, folder / "steps.json")
         losses = train(
             model,
@@ -212,14 +209,6 @@ def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, recompu
         )
     write_json(kept, count)
     return count
-
-
-def _kept_nbytes(model: Any, n_tokens: int) -> int:
-    """What the backward pass needs where nothing is recomputed: activations in 32 bit (estimate/training.py counts those of 16
-    bit), and of each trained weight its level, its value and whether it is beyond the last level."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = activation_nbytes(model.config.get_text_config().to_dict(), n_tokens, 1, KEPT)
-    return int(2 * kept + (4 + 4 + 1) * trained)
 
 
 def _compared(
