@@ -75,6 +75,22 @@ def test_gradients_pass_the_step_and_end_beyond_the_last_level() -> None:
     assert float(change) == pytest.approx(float((scale.grad * step).sum()), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["nf4-b64", "iq4_nl", "mxfp4"])
+def test_between_levels_that_lie_far_apart_gradients_pass_too(name: str) -> None:
+    rounder = next(r for r in (BNB4, GGML) if name in r.formats)
+    _, _, lattice = made(rounder, rounder.formats[name])
+    levels = lattice.levels_by_code(torch.device("cpu")).unique()
+    middles = (levels[1:] + levels[:-1]) / 2 / lattice.spacing
+    steps = torch.zeros(8, 512)
+    steps[0, : len(middles)] = middles
+    steps[1, :2] = torch.tensor([levels[0] / lattice.spacing - 0.6, levels[-1] / lattice.spacing + 0.6])
+    steps.requires_grad_(True)
+    snap(lattice, steps, torch.ones_like(lattice.scale), None).sum().backward()
+    assert steps.grad is not None
+    assert (steps.grad[0] > 0).all()
+    assert (steps.grad[1, :2] == 0).all()
+
+
 def test_codebooks_have_no_lattice() -> None:
     format = IQ.formats["iq2_xs"]
     assert IQ.lattice(IQ.nearest(torch.randn(2, 256), format)) is None

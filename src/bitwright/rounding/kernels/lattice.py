@@ -30,6 +30,12 @@ class Lattice:
         assert isinstance(self.grid, TableGrid)
         return float(self.grid.levels[-1] - self.grid.levels[0]) / max(1, len(self.grid.levels) - 1)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The outermost levels."""
+        levels = self.levels_by_code(self.scale.device)
+        return float(levels.min()), float(levels.max())
+
     def steps_of(self, weight: Float[Tensor, "N K"]) -> Float32[Tensor, "N K"]:
         """``weight`` in units of ``spacing``, zero where a scale is zero."""
         grouped = weight.float().reshape(*self.scale.shape, self.size)
@@ -72,7 +78,8 @@ class _Snap(torch.autograd.Function):
         grid, spacing = lattice.grid, lattice.spacing
         level = grid.level(grid.cell(steps * spacing))
         if ctx.needs_input_grad[1]:
-            ctx.far = level.sub(steps, alpha=spacing).abs_() > spacing  # beyond the outermost level
+            low, high = (bound / spacing for bound in lattice.bounds)
+            ctx.far = (steps < low - 0.5) | (steps > high + 0.5)
         ctx.spacing = spacing
         level = level.reshape(*scale.shape, lattice.size)
         ctx.save_for_backward(level, scale)
