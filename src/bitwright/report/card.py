@@ -16,7 +16,6 @@ from bitwright.doctor.model import Model
 from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sees, sentences
-from bitwright.report.said import pace_of
 from bitwright.report.seen import shown_as
 
 DEMOS = ("demo", "demo-vision")
@@ -181,7 +180,7 @@ def _said(report: Report) -> str:
             answers.append(" ".join(part for part in (same, f"**{rest}**" if rest else "") if part) or "–")
         lines.append(f"| {_plain(one.question)} | {' | '.join(answers)} |")
     note = "Each with its likeliest words; bold is what follows the first difference from the 16-bit model."
-    return "\n" + "\n".join(lines) + f"\n\n{note} {pace_of(report.verdict.entries, labels)}\n"
+    return "\n" + "\n".join(lines) + f"\n\n{note}\n"  # no times: the same run writes the same card
 
 
 def picture_files(report: Report) -> dict[str, bytes]:
