@@ -31,6 +31,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bitwright.settings import Settings
+
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")  # a red run means a change, not another draw
 
@@ -54,6 +56,9 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+TINY = Settings(  # a whole job on a random model in seconds
+    sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", calibration="documentation"
+)
 Build = Callable[..., Path]
 
 

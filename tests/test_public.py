@@ -10,7 +10,7 @@ import pytest
 
 import bitwright
 from bitwright.report.report import Report
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
 FUNCTIONS = [name for name in bitwright.__all__ if inspect.isfunction(getattr(bitwright, name))]
 UNIX = ("resource", "fcntl", "termios", "pwd", "grp", "tty", "pty")
@@ -57,11 +57,8 @@ def test_what_is_shown_of_objects_is_short(finished_report: Report) -> None:
 
 @pytest.fixture(scope="module")
 def finished_report(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    settings = bitwright.Settings(
-        sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", calibration="documentation"
-    )
     out = tmp_path_factory.mktemp("public") / "<b>out"
-    report = bitwright.quantize(str(build("llama")), str(out), "+40%", settings=settings)  # strings are paths too
+    report = bitwright.quantize(str(build("llama")), str(out), "+40%", settings=TINY)  # strings are paths too
     assert "<b>" not in report._repr_html_()
     return report
 

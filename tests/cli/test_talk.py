@@ -1,6 +1,7 @@
 """try, chat and cache from the shell."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,9 @@ from typer.testing import CliRunner
 import bitwright
 from bitwright.cli.main import app
 from bitwright.host.progress import QUIET
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
-SETTINGS = bitwright.Settings(
-    sequences=8,
-    length=32,
-    held_out_sequences=2,
-    held_out_length=32,
-    dtype="float32",
-    calibration="documentation",
-    compare=False,
-)
+SETTINGS = replace(TINY, compare=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +21,7 @@ def made(build: Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     folder, source = tmp_path_factory.mktemp("talk"), build("llama")
     found = {"bitsandbytes": folder / "out", "gguf": folder / "out.gguf"}
     bitwright.quantize(source, found["bitsandbytes"], "+40%", settings=SETTINGS, reporter=QUIET)
-    gguf = bitwright.Settings(**{**vars(SETTINGS), "container": "gguf", "formats": ("q4_0", "q8_0")})
+    gguf = replace(SETTINGS, container="gguf", formats=("q4_0", "q8_0"))
     bitwright.quantize(source, found["gguf"], "+40%", settings=gguf, reporter=QUIET)
     return found
 

@@ -36,14 +36,6 @@ MODEL = {"hidden_size": 64, "intermediate_size": 128}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "sums.csv"
-    rows = [f"What is {a} + {b}?,It is {a + b}." for a in range(6) for b in range(5)]
-    path.write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
 def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "out"
     settings = Settings(

@@ -20,23 +20,13 @@ from bitwright.finetune.texts import texts_of
 from bitwright.finetune.training import Training
 from bitwright.formats.families import unpacked
 from bitwright.host.progress import QUIET
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
 MODEL = {"hidden_size": 64, "intermediate_size": 128}
-SETTINGS = Settings(
-    sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
-)
+SETTINGS = replace(TINY, compare=False)
 TRAINING = Training(
     method="qat", rank=8, length=64, batch=4, max_steps=30, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "sums.csv"
-    rows = [f"What is {a} + {b}?,It is {a + b}." for a in range(6) for b in range(5)]
-    path.write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.mark.parametrize(("container", "formats"), [("bitsandbytes", ()), ("gguf", ("q4_0", "q8_0"))])
@@ -45,7 +35,7 @@ def test_what_was_learnt_is_what_is_written(
 ) -> None:
     source, suffix = build("llama", **MODEL), ".gguf" if container == "gguf" else ""
     model, out = tmp_path / f"model{suffix}", tmp_path / f"tuned{suffix}"
-    settings = replace(SETTINGS, container=container, formats=formats, calibration="documentation")
+    settings = replace(SETTINGS, container=container, formats=formats)
     bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
     in_memory: list[Answers] = []
     real = qat.trained_codes
@@ -112,7 +102,7 @@ def test_what_cannot_be_trained_in_its_format(case: str, build: Build, data: str
         rule = "result/not-ours"
     else:
         model = tmp_path / "model"
-        settings = replace(SETTINGS, calibration="documentation")
+        settings = SETTINGS
         bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
         source_name, source, out, rule = str(source), model, tmp_path / "out.gguf", "output/suffix"
         training = replace(TRAINING, source=source_name)

@@ -142,7 +142,7 @@ def test_what_cannot_be_repaired(case: str, finished: Any, build: Build, tmp_pat
     elif case == "another source":
         source, rule = str(build("llama")), "finetune/other-source"
     elif case == "no source":
-        source, rule = "", "finetune/source"
+        source, rule = "", "result/source"
     else:
         minutes, rule = 0.01, "finetune/no-time"
     with pytest.raises(BitwrightError) as caught:

@@ -14,9 +14,9 @@ from bitwright.data.samples import Sample
 from bitwright.evaluate.divergence import token_figures
 from bitwright.evaluate.reference import condense
 from bitwright.host.progress import QUIET
-from bitwright.measure import alone, seen
+from bitwright.measure import alone, ceilings
+from bitwright.measure.ceilings import Alone, alone_notes, bounded
 from bitwright.measure.measure import Measurement, measure
-from bitwright.measure.seen import Seen, bounded, seen_notes
 from bitwright.measure.subject import Subject
 from bitwright.plan import Rounding
 from bitwright.sensitivity import Sensitivity
@@ -29,10 +29,10 @@ SETTINGS = Settings(device="cpu", dtype="float32", sequences=8, length=24, seed=
 
 @pytest.fixture
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "LARGE", 0.0)
+    monkeypatch.setattr(ceilings, "LARGE", 0.0)
 
 
-def by_the_whole_model(model: Any, found: Measurement, one: Seen) -> float:
+def by_the_whole_model(model: Any, found: Measurement, one: Alone) -> float:
     """KL over the samples with the weight replaced in the loaded model."""
     source = found.subject.source
     weight = next(w for w in source.spec.weights if w.name == one.weight)
@@ -43,7 +43,7 @@ def by_the_whole_model(model: Any, found: Measurement, one: Seen) -> float:
     before = parameter.detach().clone()
     figures = []
     with torch.no_grad():
-        for sample in found.folds.choosing[: seen.SAMPLES]:
+        for sample in found.folds.choosing[: ceilings.SAMPLES]:
             reference = condense(logits_of(model, sample), sample.ids[sample.positions])
             parameter.copy_(value)
             figures.append(token_figures(reference, logits_of(model, sample), sample.ids[sample.positions]).kl)
@@ -77,7 +77,7 @@ def test_it_is_what_the_whole_model_says(architecture: str, build: Build, tmp_pa
 @pytest.mark.usefixtures("all_are_large")
 @pytest.mark.parametrize("family", ["mllama", "idefics3", "qwen3_vl"])
 def test_models_that_see(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seen, "MOST", 1000)
+    monkeypatch.setattr(ceilings, "MOST", 1000)
     path = tmp_path / "model"
     built(family).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
@@ -128,12 +128,12 @@ def test_only_large_damages_change(build: Build, tmp_path: Path) -> None:
     table = found.sensitivity
     weight = table.weights[0]
     row = max(weight.rows, key=lambda r: r.damage_nats)
-    high = Seen(weight.name, row.format, row.rounding, row.damage_nats, row.damage_nats / 10)
-    low = Seen(table.weights[1].name, row.format, Rounding.NEAREST, 0.1, 0.2)
+    high = Alone(weight.name, row.format, row.rounding, row.damage_nats, row.damage_nats / 10)
+    low = Alone(table.weights[1].name, row.format, Rounding.NEAREST, 0.1, 0.2)
     under = bounded(table, [high, low])
     assert under.weights[0].row(row.format, row.rounding).damage_nats == pytest.approx(row.damage_nats / 10)
     assert under.weights[1:] == table.weights[1:]
-    tiny = [Seen("w", "f", Rounding.NEAREST, 1.0, 0.5)]
+    tiny = [Alone("w", "f", Rounding.NEAREST, 1.0, 0.5)]
     assert tiny[0].ceiling == 1.0
-    assert "1 nats estimated, 0.5 seen" in seen_notes(tiny)[0]
-    assert not seen_notes([low])
+    assert "1 nats estimated, 0.5 seen" in alone_notes(tiny)[0]
+    assert not alone_notes([low])

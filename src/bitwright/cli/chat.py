@@ -19,20 +19,20 @@ def run(
     source: Annotated[str, typer.Option(help="Where its tokenizer is, for a .gguf file whose plan does not tell.")] = "",
     tokens: Annotated[int, typer.Option(min=1, max=4000, help="Tokens of an answer at most.")] = 400,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0: always the likeliest word.")] = 0.7,
-    seed: common.Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
     device: common.Device = "auto",
 ) -> None:
     """Talk with OUT. An empty line or Ctrl-D ends it."""
     import torch
 
     from bitwright.checkpoint.open import local_directory
-    from bitwright.checkpoint.result import plan_of
+    from bitwright.checkpoint.result import original_of
     from bitwright.data.tokenizer import tokenizer_of
     from bitwright.errors import printable
     from bitwright.evaluate.talk import Talker
     from bitwright.host.device import device_of
 
-    words = local_directory(source or plan_of(out).source) if out.is_file() else local_directory(out)
+    words = original_of(out, source) if out.is_file() else local_directory(out)
     torch.manual_seed(seed)
     talker = Talker(out, tokenizer_of(words), LONGEST, str(device_of(device)))
     messages: list[dict[str, str]] = []

@@ -50,7 +50,7 @@ Sequences = Annotated[
 Length = Annotated[int, typer.Option(min=16, rich_help_panel=TEXT, help="Tokens per calibration sequence.")]
 Seed = Annotated[
     int,
-    typer.Option(min=0, max=2**63 - 1, rich_help_panel=TEXT, help="The same seed on the same machine gives the same bytes."),
+    typer.Option(min=0, max=2**63 - 1, rich_help_panel=MACHINE, help="The same seed on the same machine gives the same bytes."),
 ]
 Workdir = Annotated[
     str,
@@ -175,5 +175,5 @@ def settings_of(**options: Any) -> Any:
     """Settings from the options that the verbs share."""
     from bitwright.settings import Settings
 
-    formats = tuple(name.strip() for name in options.pop("formats").split(",") if name.strip())
-    return Settings(formats=formats, max_memory=size_nbytes(options.pop("max_memory")), **options)
+    formats = tuple(name.strip() for name in options.pop("formats", "").split(",") if name.strip())
+    return Settings(formats=formats, max_memory=size_nbytes(options.pop("max_memory", "")), **options)

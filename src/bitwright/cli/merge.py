@@ -46,12 +46,10 @@ def run(
 
     settings = settings_of(
         container=container or container_for(out).name,
-        formats="",
         sequences=sequences or 0,
         effort=effort,
         length=length,
         seed=seed,
-        max_memory="",
         device=device,
         dtype=dtype,
     )

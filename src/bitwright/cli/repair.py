@@ -11,7 +11,6 @@ import typer
 
 from bitwright.cli import common
 from bitwright.cli.common import guarded, print_plain, settings_of, wide_console
-from bitwright.settings import Effort
 
 
 @guarded
@@ -25,10 +24,10 @@ def run(
     rank: Annotated[
         int, typer.Option(min=0, help="Train low-rank changes, for a model too large to train whole. 0: whole.")
     ] = 0,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of codes, in steps between two levels.")] = 3e-3,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of codes, in steps between two levels: 0.003.")] = None,
     calibration: common.Calibration = "",
     held_out: common.HeldOut = "documentation",
-    sequences: Annotated[int, typer.Option(min=6, help="Sequences of training text.")] = 512,
+    sequences: Annotated[int | None, typer.Option(min=6, help="Sequences of training text: 512.")] = None,
     length: common.Length = 256,
     held_out_sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 16,
     held_out_length: Annotated[int, typer.Option(min=16, help="Tokens of each.")] = 512,
@@ -45,17 +44,13 @@ def run(
     from bitwright.host.progress import Reporter
 
     settings = settings_of(
-        container="bitsandbytes",
-        formats="",
         calibration=calibration,
         held_out=held_out,
-        sequences=sequences,
-        effort=Effort.NORMAL,
+        sequences=sequences or 0,
         length=length,
         held_out_sequences=held_out_sequences,
         held_out_length=held_out_length,
         seed=seed,
-        max_memory="",
         device=device,
         dtype=dtype,
     )

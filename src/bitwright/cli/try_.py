@@ -29,18 +29,20 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Ask OUT and its 16-bit model the same, and show both answers. The likeliest word is always taken."""
-    from bitwright.checkpoint.open import local_directory
-    from bitwright.checkpoint.result import plan_of
+    from bitwright.checkpoint.result import original_of
     from bitwright.data.tokenizer import tokenizer_of
     from bitwright.evaluate.talk import QUESTIONS, Talker
     from bitwright.host.device import device_of
+    from bitwright.host.progress import Reporter
+    from bitwright.host.schedule import ASK
 
-    original = local_directory(source or plan_of(out).source)
+    original, reporter = original_of(out, source), Reporter(quiet=json_)
     tokenizer, where = tokenizer_of(original), str(device_of(device))
     questions = (prompt,) if prompt else QUESTIONS
     console = wide_console()
     wide = Talker(original, tokenizer, LONGEST, where)
-    wanted = [wide.reply([{"role": "user", "content": question}], tokens) for question in questions]
+    asked = reporter.track(questions, ASK, len(questions))
+    wanted = [wide.reply([{"role": "user", "content": question}], tokens) for question in asked]
     facts = {"16 bit": (wide.tokens_per_second, wide.nbytes)}
     del wide
     small = Talker(out, tokenizer, LONGEST, where)
@@ -62,7 +64,7 @@ def run(
 def _shown(console: Console, small: Talker, question: str, expected: Reply, name: str, tokens: int, quiet: bool) -> Reply:
     """Print a question with both answers; what follows the first difference is in another colour, or behind a bar."""
     from bitwright.errors import printable
-    from bitwright.evaluate.talk import agreed
+    from bitwright.evaluate.talk import same_start
 
     if quiet:
         return small.reply([{"role": "user", "content": question}], tokens)
@@ -74,14 +76,14 @@ def _shown(console: Console, small: Talker, question: str, expected: Reply, name
 
     def tell(text: str, token: int) -> None:
         ids.append(token)
-        same = agreed(ids, expected.ids)
+        same = same_start(ids, expected.ids)
         if same == len(ids) - 1 and same < len(expected.ids) and console.color_system is None:
             text = f"‖{text}"
         style = "yellow" if same < len(ids) else None
         console.print(printable(text), end="", style=style, highlight=False, markup=False, soft_wrap=True)
 
     reply = small.reply([{"role": "user", "content": question}], tokens, tell)
-    same = agreed(reply.ids, expected.ids)
+    same = same_start(reply.ids, expected.ids)
     console.print()
     words = "the same" if reply.ids == expected.ids else f"the same for {same} of {len(expected.ids)} tokens"
     print_plain(console, f"{'':>{width}}  ({words})\n")

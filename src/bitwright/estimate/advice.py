@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bitwright.estimate.sizes import as_option, in_words, rounded_down, rounded_up
 from bitwright.estimate.source import Source
 from bitwright.estimate.storage import SIXTEEN
 from bitwright.estimate.workload import Workload
 from bitwright.estimate.writable import Writable, obstacle, writable
+from bitwright.host.sizes import as_option, in_units, rounded_down, rounded_up
 from bitwright.models.settings import text_config
 
 SHORTEST = 256  # tokens; a context for a question and its answer
@@ -33,7 +33,7 @@ def advise(source: Source, work: Workload, rows: dict[str, int]) -> Advice:
     if _fits_as_it_is(source, work) and (source.obstacle or reason):
         return Advice(_as_it_is(source))
     if work.memory is not None and rows[SIXTEEN] + work.beside_nbytes <= work.memory:
-        return Advice(f"16 bit fits into {in_words(work.memory)}: nothing needs to be quantized")
+        return Advice(f"16 bit fits into {in_units(work.memory)}: nothing needs to be quantized")
     kinds = () if reason else writable(source.config, source.parts, rows)
     if not kinds:
         return Advice(_not_written(reason or NOTHING_STORABLE, work, rows))
@@ -69,10 +69,10 @@ def _chosen(kinds: tuple[Writable, ...], room: int) -> Writable | None:
 
 
 def _why(chosen: Writable, kinds: tuple[Writable, ...], room: int) -> str:
-    words = f"{in_words(rounded_down(room))} are left for weights: {chosen.container}, for {chosen.reader}"
+    words = f"{in_units(rounded_down(room))} are left for weights: {chosen.container}, for {chosen.reader}"
     if chosen is kinds[0]:
         return words
-    return f"{words}; {kinds[0].container} in plain 4 bit takes {in_words(kinds[0].stock_nbytes)}"
+    return f"{words}; {kinds[0].container} in plain 4 bit takes {in_units(kinds[0].stock_nbytes)}"
 
 
 def _typed(source: Source, chosen: Writable, options: str, verdict: str) -> Advice:
@@ -99,9 +99,9 @@ def _nothing_fits(kinds: tuple[Writable, ...], work: Workload, rows: dict[str, i
 
 
 def _too_large(what: str, weights_nbytes: int, work: Workload, whose: str = "") -> str:
-    needed = in_words(rounded_up(weights_nbytes + work.beside_nbytes))
+    needed = in_units(rounded_up(weights_nbytes + work.beside_nbytes))
     return (
-        f"nothing{whose} fits into {in_words(work.memory or 0)} at this context: {what} takes {in_words(weights_nbytes)}, "
+        f"nothing{whose} fits into {in_units(work.memory or 0)} at this context: {what} takes {in_units(weights_nbytes)}, "
         f"and {needed} with cache and workspace\n"
         f"it fits with {' or '.join(_changes(work, weights_nbytes))}"
     )

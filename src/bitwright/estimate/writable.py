@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from bitwright.containers.gguf.families import FAMILIES, SEEING
 from bitwright.estimate.footnotes import WITH_A_STATE
 from bitwright.estimate.parts import EMBEDDING, EXPERT, HEAD, LINEAR, OTHER, VISION_LINEAR, Part
-from bitwright.estimate.sizes import rounded_up
 from bitwright.estimate.storage import NF4_BLOCK, PLAIN_4_BIT, RECIPES, SIXTEEN, in_matrices, nf4_double
 from bitwright.formats.ggml.format import GGML_FORMATS
+from bitwright.host.sizes import rounded_up
 from bitwright.models.settings import Config, layer_kinds, text_config, vision_config
 
 Parts = tuple[Part, ...]

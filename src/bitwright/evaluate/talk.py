@@ -91,10 +91,10 @@ def prompt_of(messages: Sequence[Message], tokenizer: Any, longest: int) -> Samp
     return Sample.of(ids[-longest:])
 
 
-def agreed(one: Sequence[int], other: Sequence[int]) -> int:
+def same_start(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with.
 
-    >>> agreed([5, 7, 9], [5, 7, 8, 1])
+    >>> same_start([5, 7, 9], [5, 7, 8, 1])
     2
     """
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

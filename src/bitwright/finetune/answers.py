@@ -20,6 +20,8 @@ from bitwright.finetune.train import TEXT, loss_of, packed
 from bitwright.host.device import reference_dtype
 from bitwright.host.progress import Reporter
 
+COUNTS = 0.05  # share of the texts, from which on right answers are told from chance
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -43,11 +45,8 @@ class Answers:
         return min(shares, default=math.nan)
 
 
-COUNTS = 0.05
-
-
 @dataclass(frozen=True)
-class _Seen(Labels):
+class _Noted(Labels):
     """Labels that also notes which of them were the likeliest tokens."""
 
     hits: list[Tensor] = field(default_factory=list)
@@ -65,7 +64,7 @@ def held(model: Any, kept: Sequence[Example], batch: int, reporter: Reporter, st
     for part in reporter.track(parts, stage, len(parts)):
         inputs = {name: tensor.to(device) for name, tensor in packed(part).items()}
         learnt = inputs["labels"].reshape(-1) != IGNORED
-        seen = _Seen(inputs["labels"].reshape(-1)[learnt])
+        seen = _Noted(inputs["labels"].reshape(-1)[learnt])
         with torch.no_grad():
             total += float(loss_of(model, inputs, 1, target=seen))
         count += len(seen.labels)
@@ -87,6 +86,8 @@ def of_files(
 
     ``reference``: the 16-bit model that they are compared with on the way.
     """
+    if not kept:
+        return [Answers(math.nan, math.nan) for _ in paths]
     samples = [Sample({IDS: example.ids}, example.labels != IGNORED) for example in kept]
     found = compare(
         Candidate("16 bit", str(reference), dtype=reference_dtype(device)),

@@ -67,11 +67,11 @@ def finetune(
         0.239
     """
     training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
-    require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     if training.method == QAT:
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
     if training.method != LORA:
         raise fail("finetune/method", "--method", saw=training.method, wanted=f"{LORA} or {QAT}", help=f"--method {LORA}")
+    require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     return _adapter(model, data, out, training, workdir, overwrite, reporter)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from bitwright.checkpoint.result import plan_of
-from bitwright.errors import BitwrightError, fail
+from bitwright.checkpoint.result import original_of, plan_of
+from bitwright.errors import fail
 from bitwright.estimate.training import KEPT, activation_nbytes
 from bitwright.finetune.model import as_it_is, load
 from bitwright.finetune.quant_linear import QuantLinear
@@ -48,18 +48,7 @@ class Finished:
         Raises BitwrightError for another checkpoint, a source that is not there or is another one, and a model that sees.
         """
         plan = plan_of(path)
-        try:
-            subject = Subject.open(source or plan.source, replace(settings, container=plan.container))
-        except BitwrightError as error:
-            if source:
-                raise
-            raise fail(
-                "finetune/source",
-                path,
-                saw=f"its 16-bit model, {plan.source}, is not to be had: {error.finding.saw}",
-                wanted="the model that it was made of",
-                help="--source DIRECTORY",
-            ) from error
+        subject = Subject.open(original_of(path, source), replace(settings, container=plan.container))
         _require_same_source(plan, subject, path)
         return cls(path, plan, subject, subject.container.read(path, subject.source.spec.weights))
 

@@ -100,7 +100,8 @@ def merge(
         own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
         made.parent.mkdir(parents=True, exist_ok=True)
         quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
-        (merged,) = _of_file(whole, made, texts.kept, training, work_root, reporter)
+        device = device_of(training.device)
+        (merged,) = of_files(whole, [made], texts.kept, device, work_root, reporter, CHECKED)
         found = Merged(before, after, merged)
         loses = bool(texts.kept) and not found.kept >= LEAST_KEPT
         if not loses:
@@ -130,15 +131,6 @@ def write_merged(source: Path, adapter: Path, out: Path) -> None:
 def _told_of(found: Merged) -> str:
     parts = {"before": found.before, "with the adapter": found.adapter, "merged": found.merged}
     return ", ".join(f"{name} {one.loss:.3f} nats and {100 * one.right:.0f} % right" for name, one in parts.items())
-
-
-def _of_file(
-    whole: Path, made: Path, kept: list[Example], training: Training, work_root: Path, reporter: Reporter
-) -> list[Answers]:
-    """The written file, as its runtime loads it."""
-    if not kept:
-        return [Answers(math.nan, math.nan)]
-    return of_files(whole, [made], kept, device_of(training.device), work_root, reporter, CHECKED)
 
 
 def _told(adapter: Path) -> tuple[Training, Answers, Answers]:

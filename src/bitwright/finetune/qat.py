@@ -5,7 +5,6 @@ In every pass each weight is what its file will hold, so that the trained model 
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -16,9 +15,10 @@ import torch
 from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
-from bitwright.finetune.answers import Answers, held, of_files
+from bitwright.finetune.answers import held, of_files
 from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
+from bitwright.finetune.snapped import RATES
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, packed, train
 from bitwright.finetune.training import BEFORE, Outcome, Training
@@ -27,7 +27,6 @@ from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
 from bitwright.settings import Settings
 
-SCALE_RATE = 0.3  # learning rate of scales and minima, over that of the low-rank change
 WRITTEN = "answers of the written file"
 
 
@@ -55,17 +54,14 @@ def finetune_in_format(
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
         before = held(ready, texts.kept, training.batch, reporter, BEFORE)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
-        rates = {"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE}
         recomputed = not fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
-        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, recomputed, **training.of_trainer())
+        losses = train(ready, texts.learnt, packed, work_root / key, reporter, RATES, recomputed, **training.of_trainer())
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
         codes = trained_codes(ready)
         del ready
         with claim.made() as place:
             finished.write(place, codes)
-            after = Answers(math.nan, math.nan)
-            if texts.kept:
-                (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
+            (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
             seconds = round(time.monotonic() - started, 1)
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
             proof = beside(place, PROOF)

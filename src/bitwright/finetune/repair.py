@@ -29,12 +29,13 @@ from bitwright.evaluate.divergence import bootstrap_interval
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
-from bitwright.finetune.teacher import ASK, Lesson, lessons_of, together
+from bitwright.finetune.snapped import RATES
+from bitwright.finetune.teacher import Lesson, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
 from bitwright.host.packages import require_package
 from bitwright.host.progress import Reporter
-from bitwright.host.schedule import COMPARE
+from bitwright.host.schedule import ASK, COMPARE
 from bitwright.host.versions import versions
 from bitwright.measure.subject import Subject
 from bitwright.settings import Settings
@@ -42,7 +43,6 @@ from bitwright.settings import Settings
 SEQUENCES = 512  # of training text
 STEP_TOKENS = 2048
 LEARNING_RATE = 3e-3  # of codes, in steps between two levels
-SCALE_RATE = 0.3  # that of scales and minima, over it
 BETA2 = 0.95  # of Adam: runs are short
 PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget
 LEAST_STEPS = 10
@@ -79,7 +79,7 @@ def repair(
     minutes: float = 30.0,
     steps: int = 0,
     rank: int = 0,
-    learning_rate: float = LEARNING_RATE,
+    learning_rate: float | None = None,
     settings: Settings | None = None,
     workdir: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -92,7 +92,7 @@ def repair(
         minutes: How long it may take in all.
         steps: So many steps, instead of as many as there is time for.
         rank: More than 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
-        learning_rate: Of codes, in steps between two levels.
+        learning_rate: Of codes, in steps between two levels; LEARNING_RATE where it is left out.
         settings: Training text, held-out text, device and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
         reporter: Shows progress. Default: on the terminal.
@@ -112,6 +112,7 @@ def repair(
     require_package("finetune/package", "repair", "accelerate", "transformers' Trainer needs it")
     settings = settings or Settings(held_out_sequences=16)
     settings = replace(settings, sequences=settings.sequences or SEQUENCES)
+    learning_rate = LEARNING_RATE if learning_rate is None else learning_rate
     is_file = out.is_file()
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.repair"
     with Output(out, is_file, overwrite=True).claimed() as claim, owned(work_root, out, ours=not workdir):
@@ -135,7 +136,7 @@ def repair(
             together,
             folder,
             reporter,
-            rates={"scale_change": SCALE_RATE, "minimum_change": SCALE_RATE},
+            rates=RATES,
             recomputed=recomputed,
             per_device_train_batch_size=batch,
             learning_rate=learning_rate,
@@ -165,7 +166,7 @@ def repair(
 def _key(finished: Finished, settings: Settings, rank: int, learning_rate: float) -> str:
     """Hash of everything that the training depends on."""
     plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
-    numbers = (STEP_TOKENS, SCALE_RATE, BETA2, rank, learning_rate)
+    numbers = (STEP_TOKENS, RATES, BETA2, rank, learning_rate)
     return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, versions())
 
 

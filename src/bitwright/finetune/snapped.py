@@ -17,6 +17,8 @@ from bitwright.formats.families import unpacked
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.kernels.lattice import snap
 
+RATES = {"scale_change": 0.3, "minimum_change": 0.3}  # learning rates of these parameters, over that of all others
+
 
 class SnappedLinear(nn.Module):
     """y = x W^T + b with W [N, K] on the lattice of ``packed``, whose codes it begins with.

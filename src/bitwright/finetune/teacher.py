@@ -18,8 +18,8 @@ from bitwright.finetune.model import adapt, head_of, load
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import DISTRIBUTION
 from bitwright.host.progress import Reporter
+from bitwright.host.schedule import ASK
 
-ASK = "ask the 16-bit model"
 LIKELIEST_TOKENS = 64  # of each distribution; the rest counts as one event
 
 

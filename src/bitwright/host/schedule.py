@@ -8,6 +8,7 @@ from collections.abc import Mapping
 WRITE_TEXT, ANSWER = "model writes calibration text", "model answers about pictures"
 FORWARD, RECORD, LABELS, ROUND = "run the model", "record its calls", "draw labels", "measure and round"
 ALONE = "measure large damages directly"
+ASK = "ask the 16-bit model"
 WRITE, COMPARE, CHECK, TASKS = "write files", "compare with 16 bit", "check the prediction", "answer tasks"
 
 SURE = 0.05  # share of a stage after which its own pace counts alone

@@ -1,4 +1,4 @@
-"""Sizes as people write them (no torch)."""
+"""Sizes as people write and read them (no torch)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 from bitwright.errors import fail
 
+UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"), (1, "B"))
+DIGITS = 3
 LEAST_NBYTES = 10**6  # of a size without a unit; nobody has so little memory
 
 
@@ -27,3 +29,35 @@ def size_nbytes(text: str) -> int | None:
             help=f"{match[1]}GB",
         )
     return nbytes
+
+
+def rounded_down(nbytes: int) -> int:
+    """The largest number of three digits and zeros that is not above ``nbytes``.
+
+    >>> rounded_down(6_379_999_999), rounded_up(6_370_000_001)
+    (6370000000, 6380000000)
+    """
+    step = _step(nbytes)
+    return nbytes // step * step
+
+
+def rounded_up(nbytes: int) -> int:
+    """The smallest that is not below."""
+    return -rounded_down(-nbytes)
+
+
+def as_option(nbytes: int) -> str:
+    """``nbytes``, which is rounded, to be typed: 6.37GB."""
+    size, unit = next((size, unit) for size, unit in UNITS if nbytes >= size or size == 1)
+    return f"{nbytes / size:g}{unit}"
+
+
+def in_units(nbytes: int) -> str:
+    """``nbytes`` rounded to three digits, to be read: 6.37 GB."""
+    nbytes = round(nbytes / _step(nbytes)) * _step(nbytes)
+    size, unit = next((size, unit) for size, unit in UNITS if nbytes >= size or size == 1)
+    return f"{nbytes / size:g} {unit}"
+
+
+def _step(nbytes: int) -> int:
+    return int(10 ** max(0, len(str(abs(nbytes))) - DIGITS))

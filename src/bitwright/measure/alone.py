@@ -18,8 +18,8 @@ from bitwright.formats.base import Packed
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ALONE
 from bitwright.measure import store
+from bitwright.measure.ceilings import SAMPLES, Alone, largest
 from bitwright.measure.head import Head
-from bitwright.measure.seen import SAMPLES, Seen, largest
 from bitwright.measure.subject import Subject
 from bitwright.measure.trace import Trace, first_of
 from bitwright.models.skeleton import Skeleton
@@ -32,7 +32,7 @@ PackedOf = Callable[[Weight, str, Rounding], Packed]
 
 def look(
     table: Sensitivity, subject: Subject, samples: Sequence[Sample], packed_of: PackedOf, work: WorkDir, reporter: Reporter
-) -> list[Seen]:
+) -> list[Alone]:
     """Measure the largest damages of ``table`` directly on ``samples``; what an earlier run has seen is taken from ``work``."""
     wanted = largest(table)
     known = {(one.weight, one.format, one.rounding): one for one in store.load_alone(work)}
@@ -49,7 +49,7 @@ def look(
             changed = replace(subject.skeleton, source=subject.source.swapped({weight.name: value}))
             pairs = zip(references, _logits(subject, changed, samples), strict=True)
             kl = torch.cat([token_figures(reference.to(logits.device), logits, ids).kl for reference, (logits, ids) in pairs])
-            seen = Seen(weight.name, row.format, row.rounding, row.damage_nats, float(kl.double().mean()))
+            seen = Alone(weight.name, row.format, row.rounding, row.damage_nats, float(kl.double().mean()))
             known[weight.name, row.format, row.rounding] = seen
             store.save_alone(work, list(known.values()))
     return [known[weight.name, row.format, row.rounding] for weight, row in wanted]

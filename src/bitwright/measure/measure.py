@@ -22,9 +22,9 @@ from bitwright.host.schedule import ROUND
 from bitwright.host.versions import versions
 from bitwright.measure import store
 from bitwright.measure.alone import look
+from bitwright.measure.ceilings import alone_notes, bounded
 from bitwright.measure.overflow import float16_notes
 from bitwright.measure.scores import Scored, WeightScores, score
-from bitwright.measure.seen import bounded, seen_notes
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.table import table_of
@@ -99,7 +99,7 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
         subject.notes
         + notes
         + float16_notes(sweep.work, subject.source.spec)
-        + _unseen_notes(subject, scores)
+        + _unalone_notes(subject, scores)
         + _damping_notes(scores)
     )
     measured = _with_large_seen(Measurement(subject, sweep.work, folds, table, notes), reporter)
@@ -110,7 +110,7 @@ def measure(subject: Subject, work_root: Path, reporter: Reporter) -> Measuremen
 def _with_large_seen(found: Measurement, reporter: Reporter) -> Measurement:
     """The same with the largest damages measured directly."""
     seen = look(found.sensitivity, found.subject, found.folds.choosing, found.packed_of, found.work, reporter)
-    return replace(found, sensitivity=bounded(found.sensitivity, seen), notes=found.notes + seen_notes(seen))
+    return replace(found, sensitivity=bounded(found.sensitivity, seen), notes=found.notes + alone_notes(seen))
 
 
 def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds, tuple[str, ...]]:
@@ -166,7 +166,7 @@ def work_nbytes(subject: Subject) -> int:
     return codes + boundaries
 
 
-def _unseen_notes(subject: Subject, found: list[WeightScores]) -> tuple[str, ...]:
+def _unalone_notes(subject: Subject, found: list[WeightScores]) -> tuple[str, ...]:
     """Weights that no calibration sample passed, part by part."""
     measurable = {name for name, formats in subject.method.formats.items() if formats}
     unseen = {one.name for one in found if not one.formats and one.name in measurable}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.formats.base import Format, Packed
+from bitwright.measure.ceilings import SAMPLES, Alone
 from bitwright.measure.scores import FormatScore, WeightScores
-from bitwright.measure.seen import SAMPLES, Seen
 from bitwright.models.spec import BlockId, Weight
 from bitwright.plan import Rounding
 
@@ -55,15 +55,15 @@ def load_codes(work: WorkDir, weight: Weight, format: Format) -> Packed:
     return Packed(format, (weight.n_rows, weight.n_cols), tensors)
 
 
-def save_alone(work: WorkDir, seen: Sequence[Seen]) -> None:
+def save_alone(work: WorkDir, seen: Sequence[Alone]) -> None:
     """Keep what was seen of weights that were replaced alone."""
     work.save_json(ALONE_PIECE, [asdict(one) for one in seen])
 
 
-def load_alone(work: WorkDir) -> list[Seen]:
+def load_alone(work: WorkDir) -> list[Alone]:
     """What an earlier run has seen of them."""
     known = work.load_json(ALONE_PIECE) if work.has(ALONE_PIECE) else []
-    return [Seen(**{**one, "rounding": Rounding(one["rounding"])}) for one in known]
+    return [Alone(**{**one, "rounding": Rounding(one["rounding"])}) for one in known]
 
 
 def load_mean_square(work: WorkDir, weight: Weight) -> Tensor:

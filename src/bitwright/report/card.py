@@ -16,6 +16,7 @@ from bitwright.doctor.model import Model
 from bitwright.errors import printable
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report, sees, sentences
+from bitwright.report.said import Said
 from bitwright.report.seen import shown_as
 
 DEMOS = ("demo", "demo-vision")
@@ -155,32 +156,34 @@ def _figures(report: Report) -> str:
 
 def _seen(report: Report) -> str:
     """Pictures and answers; the pictures are files beside the card, by ``picture_files``."""
-    if not report.seen:
-        return ""
-    labels = [label for label in report.shown_labels if label in report.seen[0].answers]
-    names = ["**this model**" if label == report.verdict.shipped else shown_as(label) for label in labels]
-    lines = [f"| picture | question | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for name, seen in zip(picture_files(report), report.seen, strict=True):
-        answers = [_plain(seen.answers[label]) or "–" for label in labels]
-        lines.append(f"| ![]({name}) | {_plain(seen.question)} | {' | '.join(answers)} |")
-    return "\n" + "\n".join(lines) + "\n"
+    pairs = list(zip(picture_files(report), report.seen, strict=True))
+    rows = [
+        ([f"![]({name})", _plain(seen.question)], {who: _plain(a) for who, a in seen.answers.items()}) for name, seen in pairs
+    ]
+    return _answers(report, ["picture", "question"], rows)
 
 
 def _said(report: Report) -> str:
     """Questions and answers; bold is what follows the first difference from the 16-bit model."""
-    if not report.said:
+    rows = [([_plain(one.question)], {who: _marked(one, who) for who in one.answers}) for one in report.said]
+    note = "\nEach with its likeliest words; bold is what follows the first difference from the 16-bit model.\n"
+    return _answers(report, ["question"], rows) + (note if rows else "")  # no times: the same run writes the same card
+
+
+def _answers(report: Report, titles: list[str], rows: list[tuple[list[str], dict[str, str]]]) -> str:
+    """A table of first cells and of what each contender that is shown answered; nothing without rows."""
+    if not rows:
         return ""
-    labels = [label for label in report.shown_labels if label in report.said[0].answers]
+    labels = [label for label in report.shown_labels if label in rows[0][1]]
     names = ["**this model**" if label == report.verdict.shipped else shown_as(label) for label in labels]
-    lines = [f"| question | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for one in report.said:
-        answers = []
-        for label in labels:
-            same, rest = (_plain(part) for part in one.apart(label))
-            answers.append(" ".join(part for part in (same, f"**{rest}**" if rest else "") if part) or "–")
-        lines.append(f"| {_plain(one.question)} | {' | '.join(answers)} |")
-    note = "Each with its likeliest words; bold is what follows the first difference from the 16-bit model."
-    return "\n" + "\n".join(lines) + f"\n\n{note}\n"  # no times: the same run writes the same card
+    lines = [f"| {' | '.join((*titles, *names))} |", "|---" * (len(titles) + len(names)) + "|"]
+    lines += [f"| {' | '.join((*cells, *(said[label] or '–' for label in labels)))} |" for cells, said in rows]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _marked(one: Said, label: str) -> str:
+    same, rest = (_plain(part) for part in one.apart(label))
+    return " ".join(part for part in (same, f"**{rest}**" if rest else "") if part)
 
 
 def picture_files(report: Report) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ SAMPLES = 16  # on which they are
 
 
 @dataclass(frozen=True)
-class Seen:
+class Alone:
     """One weight in one format, the others in 16 bit: what was estimated and what was seen, in nats per token."""
 
     weight: str
@@ -33,7 +33,7 @@ class Seen:
     def ceiling(self) -> float | None:
         """What the weight cannot cost more than; None where no less was seen than estimated.
 
-        >>> Seen("w", "q2_k", Rounding.CALIBRATED, estimated=0.9, nats=0.09).ceiling
+        >>> Alone("w", "q2_k", Rounding.CALIBRATED, estimated=0.9, nats=0.09).ceiling
         0.1
         """
         if self.nats >= self.estimated:
@@ -48,14 +48,14 @@ def largest(table: Sensitivity) -> list[tuple[WeightRows, Row]]:
     return sorted(large, key=lambda pair: -pair[1].damage_nats)[:MOST]
 
 
-def bounded(table: Sensitivity, seen: Sequence[Seen]) -> Sensitivity:
+def bounded(table: Sensitivity, seen: Sequence[Alone]) -> Sensitivity:
     """``table`` with the damages of those weights under their ceilings."""
     ceilings = {one.weight: one.ceiling for one in seen if one.ceiling is not None}
     weights = tuple(_under(weight, ceilings.get(weight.name)) for weight in table.weights)
     return replace(table, weights=weights)
 
 
-def seen_notes(seen: Sequence[Seen]) -> tuple[str, ...]:
+def alone_notes(seen: Sequence[Alone]) -> tuple[str, ...]:
     """What a person should know of it."""
     high = [one for one in seen if one.ceiling is not None]
     if not high:
