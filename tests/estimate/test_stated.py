@@ -19,7 +19,7 @@ from bitwright.estimate.source import Source, read_source
 from bitwright.estimate.stated import stated_format
 from bitwright.estimate.storage import COUNTS, RECIPES, SIXTEEN
 from tests.conftest import Build
-from tests.estimate.test_acts import WIDE_ENOUGH, advised, rows
+from tests.estimate.test_acts import WIDE_ENOUGH, advised, kinds, rows
 from tests.estimate.test_families import CASES, TEXT, given
 
 # what the configuration itself says
