@@ -15,7 +15,7 @@ def test_no_traceback_on_the_terminal(monkeypatch: pytest.MonkeyPatch, error: Ba
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("bitwright.doctor.doctor.examine", fails)
+    monkeypatch.setattr("bitwright.diagnose.examine", fails)
     result = CliRunner().invoke(app, ["doctor", "."])
     assert result.exit_code == code
     assert "Traceback" not in result.stderr

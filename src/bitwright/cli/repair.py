@@ -67,7 +67,7 @@ def run(
     )
     low, high = found.gain
     if json_:
-        print(json.dumps(asdict(found) | {"ratio": found.ratio, "gain": [low, high]}, indent=1))
+        print(json.dumps(asdict(found) | {"kept": found.kept, "ratio": found.ratio, "gain": [low, high]}, indent=1))
         return
     console = wide_console()
     before, after = found.before, found.after
@@ -78,4 +78,4 @@ def run(
     if found.kept:
         print_plain(console, f"{out} is the repaired one now; it gained {low:.4f} to {high:.4f} nats (95 % interval)")
     else:
-        print_plain(console, f"{out} stays as it was: training did not bring it closer")
+        print_plain(console, f"{out} stays as it was: training did not bring it closer beyond chance")

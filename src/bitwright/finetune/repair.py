@@ -52,11 +52,10 @@ TEACHER = "teacher.safetensors"
 
 @dataclass(frozen=True)
 class Repaired:
-    """What came of it: KL divergence in nats from the 16-bit model on held-out text, and whether the new file was kept."""
+    """What came of it: KL divergence in nats from the 16-bit model on held-out text."""
 
     before: Divergence
     after: Divergence
-    kept: bool
     steps: int
     losses: tuple[tuple[int, float], ...]  # on the training text, by step
     seconds: float
@@ -64,6 +63,11 @@ class Repaired:
     @property
     def ratio(self) -> float:
         return self.after.kl / self.before.kl if self.before.kl else math.nan
+
+    @property
+    def kept(self) -> bool:
+        """Whether the new file was closer beyond chance, and took the old one's place."""
+        return self.gain[0] > 0
 
     @property
     def gain(self) -> tuple[float, float]:
@@ -84,7 +88,7 @@ def repair(
     workdir: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Repaired:
-    """Train the codes of the checkpoint ``out`` against its 16-bit model, and replace it where that brought it closer.
+    """Train the codes of the checkpoint ``out`` against its 16-bit model; replace it where that came closer beyond chance.
 
     Args:
         out: What ``quantize`` wrote: a directory or a .gguf file.
@@ -151,7 +155,7 @@ def repair(
         del model
         before, after = _compared(subject, out, made, probe, work_root, reporter)
         seconds = round(time.monotonic() - started, 1)
-        found = Repaired(before, after, after.kl < before.kl, losses[-1][0], losses, seconds)
+        found = Repaired(before, after, losses[-1][0], losses, seconds)
         if found.kept:
             _tell(made, found)
             with claim.made() as place:
