@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/bitwright quantize demo $(DEMO_OUT) --overwrite
 
 test: $(VENV)/installed check
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 site: $(VENV)/installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs site

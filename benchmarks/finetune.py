@@ -78,9 +78,10 @@ def texts(tokenizer: Any, length: int) -> list[torch.Tensor]:
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of our loop's own parts: pack, loss, backward, AdamW."""
     from bitwright.finetune.arena import Arena
+    from bitwright.finetune.inputs import packed
     from bitwright.finetune.model import adapt, load
     from bitwright.finetune.tokens import Example
-    from bitwright.finetune.train import loss_of, packed, recompute
+    from bitwright.finetune.train import loss_of, recompute
     from bitwright.host.device import precision_of
 
     work = precision_of("auto", torch.device("cpu")).work

@@ -60,11 +60,16 @@ TINY = Settings(  # a whole job on a random model in seconds
     sequences=8, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", calibration="documentation"
 )
 Build = Callable[..., Path]
+LONGEST = (  # files of tests that run whole jobs in fresh processes, the longest first
+    *("test_pipeline", "test_pipeline_gguf", "test_qat", "test_repair", "test_forecast", "test_edited", "test_terminal"),
+    *("test_demo_vision", "test_finetune", "test_base", "test_seen", "test_source", "test_tasks", "test_talk"),
+    *("test_gguf_vision", "test_gguf", "test_page", "test_pipeline_vision", "test_cli", "test_compressed_tensors"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole jobs first, which take longest: a worker that got them at the end would be waited for."""
-    items.sort(key=lambda item: not item.path.name.startswith("test_pipeline"))
+    """What takes longest comes first: a worker that got it at the end would be waited for."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

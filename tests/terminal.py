@@ -39,7 +39,7 @@ class Terminal:
         self._tmux("kill-server")
         self._status.unlink(missing_ok=True)
 
-    def run(self, command: str, seconds: float = 120) -> int:
+    def run(self, command: str, seconds: float = 300) -> int:
         """Type ``command``, wait for its end; its exit code."""
         self.begin(command)
         return self.end(seconds)
@@ -49,7 +49,7 @@ class Terminal:
         self._tmux("send-keys", "-l", command)
         self._tmux("send-keys", "Enter")
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 300) -> int:
         """Wait until the command has ended; its exit code."""
         self._count += 1
         return int(self._wait(self._count, seconds))
@@ -58,7 +58,7 @@ class Terminal:
         """Ctrl-C."""
         self._tmux("send-keys", "C-c")
 
-    def wait_for(self, words: str, seconds: float = 120) -> None:
+    def wait_for(self, words: str, seconds: float = 300) -> None:
         """Wait until ``words`` stand on the screen."""
         self._until(lambda: words in self.text(), words, seconds)
 

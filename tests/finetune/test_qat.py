@@ -42,7 +42,7 @@ def test_what_was_learnt_is_what_is_written(
 
     def codes(trained: object) -> object:
         finished = Finished.open(model, str(source), Settings(device="cpu", dtype="float32"))
-        kept = texts_of(data, finished.subject.tokenizer, TRAINING).kept
+        kept = texts_of(data, finished.directory, finished.subject.tokenizer, TRAINING).kept
         in_memory.append(held(trained, kept, 4, QUIET, "now"))
         return real(trained)
 
@@ -56,6 +56,14 @@ def test_what_was_learnt_is_what_is_written(
     moved = [float((unpacked(new[n]).code != unpacked(old[n]).code).float().mean()) for n in old]  # type: ignore[attr-defined]
     assert max(moved) > 0.01
     assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
+    monkeypatch.undo()
+    scaled = tmp_path / f"scaled{suffix}"
+    training = replace(TRAINING, source=str(source), method="scales", learning_rate=0.03)
+    of_scales = finetune(model, data, scaled, training=training, reporter=QUIET)
+    assert of_scales.after.loss < of_scales.before.loss - 0.1
+    assert of_scales.n_trained < found.n_trained
+    same = container_of(container).read(scaled, weights)
+    assert all(torch.equal(unpacked(same[n]).code, unpacked(old[n]).code) for n in old)  # type: ignore[attr-defined]
 
 
 def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, tmp_path: Path) -> None:
@@ -63,7 +71,7 @@ def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, t
     from bitwright.finetune.model import adapt, load
 
     source = build("llama", torch.float32, **MODEL)
-    kept = texts_of(data, tokenizer_of(source), TRAINING).kept
+    kept = texts_of(data, source, tokenizer_of(source), TRAINING).kept
     model = load(source, torch.device("cpu"), torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
     mine = held(model, kept, 3, QUIET, "now")
@@ -77,7 +85,7 @@ def test_right_answers_are_counted_text_by_text(build: Build, data: str) -> None
     from bitwright.finetune.model import adapt, load
 
     source = build("llama", **MODEL)
-    kept = texts_of(data, tokenizer_of(source), TRAINING).kept
+    kept = texts_of(data, source, tokenizer_of(source), TRAINING).kept
     model = load(source, torch.device("cpu"), torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
     with torch.no_grad():

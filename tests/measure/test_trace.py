@@ -115,7 +115,7 @@ def test_streamed_equals_resident(build: Build, architecture: str) -> None:
             whole = (expected_inputs[weight.name].flatten(0, 1), expected_gradients[weight.name].flatten(0, 1))
             scores = fisher_scores(change, traffic[weight.name], SEQUENCES)
             expected = fisher_scores(change, Traffic(*whole, numbers.repeat_interleave(TOKENS)), SEQUENCES)
-            assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max())), weight.name
+            assert torch.allclose(scores, expected, rtol=0, atol=2e-5 * float(expected.abs().max())), weight.name
     assert all(parameter.is_meta for parameter in skeleton.model.parameters()), "no weight stays resident"
 
 

@@ -1,5 +1,7 @@
 """Training through the step to a lattice: what is trained is what a file decodes to, for every family with scales."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,31 +10,31 @@ from bitwright.formats.bnb4.format import BLOCK_FORMATS
 from bitwright.formats.families import unpacked
 from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.formats.group.format import GROUP_FORMATS
+from bitwright.formats.iq.codes import table_of
+from bitwright.formats.iq.format import CODEBOOK_FORMATS, DELTA
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.bnb4 import BNB4
 from bitwright.rounding.ggml import GGML
 from bitwright.rounding.group import GROUP
 from bitwright.rounding.iq import IQ
-from bitwright.rounding.kernels.lattice import Lattice, snap
+from bitwright.rounding.kernels.lattice import Lattice, ScalarLattice, snap
 
 CASES = [(BNB4, f) for f in BLOCK_FORMATS.values()] + [(GGML, f) for f in GGML_FORMATS.values() if f.name != "tq1_0"]
 CASES += [(GROUP, f) for f in GROUP_FORMATS.values()]
+CASES += [(IQ, f) for f in CODEBOOK_FORMATS.values()]
 
 
 def made(rounder: Rounder, format: Format) -> tuple[torch.Tensor, Codes, Lattice]:
     torch.manual_seed(0)
     weight = 0.05 * torch.randn(8, 4096 if format.unavailable(512) else 512)
     codes = rounder.nearest(weight, format)
-    lattice = rounder.lattice(codes)
-    assert lattice is not None
-    return weight, codes, lattice
+    return weight, codes, rounder.lattice(codes)
 
 
 @pytest.mark.parametrize(("rounder", "format"), CASES, ids=lambda part: getattr(part, "name", ""))
 def test_it_begins_with_the_codes_that_are_there(rounder: Rounder, format: Format) -> None:
     weight, codes, lattice = made(rounder, format)
-    code = codes.code.reshape(weight.shape)  # type: ignore[attr-defined]
-    steps = lattice.within(lattice.steps_of(weight), code)
+    steps = lattice.begun(weight, codes)
     begun = snap(lattice, steps, lattice.scale, lattice.minimum)
     assert torch.allclose(begun, codes.decode(), rtol=1e-5, atol=1e-7)
     again = rounder.recoded(codes, lattice.codes_of(steps))
@@ -46,7 +48,6 @@ def test_what_is_trained_is_what_is_stored(rounder: Rounder, format: Format) -> 
     minimum = None if lattice.minimum is None else lattice.minimum * (1 + 0.2 * torch.randn(lattice.minimum.shape))
     moved = rounder.rescaled(codes, scale, minimum)
     now = rounder.lattice(moved)
-    assert now is not None
     assert not torch.equal(now.scale, lattice.scale)
     steps = now.steps_of(weight + 0.02 * torch.randn(weight.shape))
     trained = snap(now, steps, now.scale, now.minimum)
@@ -79,6 +80,7 @@ def test_gradients_pass_the_step_and_end_beyond_the_last_level() -> None:
 def test_between_levels_that_lie_far_apart_gradients_pass_too(name: str) -> None:
     rounder = next(r for r in (BNB4, GGML) if name in r.formats)
     _, _, lattice = made(rounder, rounder.formats[name])
+    assert isinstance(lattice, ScalarLattice)
     levels = lattice.levels_by_code(torch.device("cpu")).unique()
     middles = (levels[1:] + levels[:-1]) / 2 / lattice.spacing
     steps = torch.zeros(8, 512)
@@ -91,6 +93,18 @@ def test_between_levels_that_lie_far_apart_gradients_pass_too(name: str) -> None
     assert (steps.grad[1, :2] == 0).all()
 
 
-def test_codebooks_have_no_lattice() -> None:
-    format = IQ.formats["iq2_xs"]
-    assert IQ.lattice(IQ.nearest(torch.randn(2, 256), format)) is None
+@pytest.mark.parametrize("name", ["iq2_s", "iq3_s", "iq1_m"])
+def test_no_entry_of_a_codebook_is_nearer(name: str) -> None:
+    format = IQ.formats[name]
+    weight, _, lattice = made(IQ, format)
+    steps = lattice.steps_of(weight)
+    size, n = format.group, 4
+    found = lattice.levels(steps).reshape(-1, size)[:n]
+    table = table_of(format)
+    if format.signs == "free":
+        signs = torch.tensor(list(product((-1.0, 1.0), repeat=size)))
+        every = (table[:, None] * signs).reshape(-1, size)
+    else:
+        every = torch.cat([table + DELTA, table - DELTA])
+    wanted = every[torch.cdist(steps.reshape(-1, size)[:n] * lattice.spacing, every).argmin(1)]
+    assert torch.equal(found, wanted)

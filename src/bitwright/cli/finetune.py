@@ -29,13 +29,19 @@ def run(
         Path, typer.Argument(metavar="OUT", help="What to create: the adapter's directory, or with qat a checkpoint.")
     ] = Path("adapter"),
     method: Annotated[
-        str, typer.Option(help="lora: an adapter beside MODEL. qat: the codes of MODEL, which quantize wrote.")
+        str,
+        typer.Option(
+            help="lora: an adapter beside MODEL. qat: the codes of MODEL, which quantize wrote. scales: only their scales."
+        ),
     ] = "lora",
-    source: Annotated[str, typer.Option(help="qat: the 16-bit model of MODEL, where its name alone does not tell.")] = "",
+    source: Annotated[
+        str, typer.Option(help="qat, scales: the 16-bit model of MODEL, where its name alone does not tell.")
+    ] = "",
     template: Annotated[str, typer.Option(help="The question, such as '{instruction}[[ Context: {context}]]'.")] = "",
     answer: Annotated[str, typer.Option(help="The column with the answer, together with --template.")] = "",
     sheet: Annotated[str, typer.Option(help="Of an .xlsx file with rows in several sheets.")] = "",
     rows_together: Annotated[int, typer.Option(min=1, help="Rows that make one conversation.")] = 1,
+    train: Annotated[str, typer.Option(help="Parts of a model that sees, by commas: text, vision, projector.")] = "text",
     targets: Annotated[str, typer.Option(help="Linears that are trained, by patterns separated by commas.")] = "*",
     rank: Annotated[int, typer.Option(min=1, help="Of the change that is trained.")] = 16,
     alpha: Annotated[float, typer.Option(min=0.0, help="The change is scaled by alpha / rank.")] = 16.0,
@@ -46,6 +52,7 @@ def run(
     learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest; it rises first and then falls.")] = 2e-4,
     epochs: Annotated[float, typer.Option(min=0.0, help="How often all texts are read.")] = 1.0,
     max_steps: Annotated[int, typer.Option(min=0, help="Stop after so many steps. 0: by epochs.")] = 0,
+    optimizer: Annotated[str, typer.Option(help="adamw, or adamw8bit, whose states take a quarter of the memory.")] = "adamw",
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the texts that are kept apart.")] = 0.05,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",
@@ -56,15 +63,21 @@ def run(
     verbose: common.Verbose = False,
     json_: common.Json = False,
 ) -> None:
-    """Train a small addition (LoRA) to MODEL on DATA. The weights of MODEL stay as they are stored."""
+    """Train MODEL on DATA: a small addition (LoRA) beside weights that stay as they are stored, or the stored codes."""
+    from transformers import AutoConfig
+
+    from bitwright.checkpoint.open import local_directory
+    from bitwright.finetune.base import base_of
     from bitwright.finetune.card import curve
-    from bitwright.finetune.finetune import QAT, base_of, finetune
-    from bitwright.finetune.training import Training
+    from bitwright.finetune.finetune import finetune
+    from bitwright.finetune.training import IN_FORMAT, Training
     from bitwright.host.progress import Reporter
+    from bitwright.models.open import auto_class
 
     training = Training(
         method=method,
         source=source,
+        train=tuple(name.strip() for name in train.split(",") if name.strip()),
         targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
         rank=rank,
         alpha=alpha,
@@ -75,6 +88,7 @@ def run(
         learning_rate=learning_rate,
         epochs=epochs,
         max_steps=max_steps,
+        optimizer=optimizer,
         held_out=held_out,
         template=template,
         answer=answer,
@@ -101,13 +115,14 @@ def run(
             console, f"answers right to the last token: {100 * before.right:.0f} % before, {100 * after.right:.0f} % after"
         )
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
-    if method == QAT:
+    if method in IN_FORMAT:
         print_plain(console, f"{out} is a checkpoint like {model}: the same formats, the same size")
         return
+    auto = auto_class(AutoConfig.from_pretrained(local_directory(model))).__name__
     lines = (
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        f"base = AutoModelForCausalLM.from_pretrained({base_of(model)!r})",
+        f"from transformers import {auto}",
+        f"base = {auto}.from_pretrained({base_of(model)!r})",
         f"model = PeftModel.from_pretrained(base, {str(out)!r})",
     )
     for line in lines:
@@ -123,7 +138,7 @@ def _preview(model: str, data: str, training: Training, count: int) -> None:
 
     path = local_directory(model)
     tokenizer = tokenizer_of(path)
-    texts = texts_of(data, tokenizer, training)
+    texts = texts_of(data, path, tokenizer, training)
     console = wide_console()
     for line in told_of(texts, training):
         print_plain(console, line)

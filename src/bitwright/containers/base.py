@@ -99,6 +99,16 @@ class Container(ABC):
     def loading(self, path: str, sees: bool = False) -> tuple[str, ...]:
         """Up to three lines that load the checkpoint at ``path``, for the end of a run."""
 
+    def write_adapter(
+        self, place: Path, source: Source, changes: Mapping[str, tuple[Tensor, Tensor]], alpha: float, name: str
+    ) -> str:
+        """Write an adapter for the checkpoint ``name`` as its own program loads it, and say how, as Markdown.
+
+        ``changes``: of each weight A [R, K] and B [N, R], whose product is scaled by ``alpha`` / R. Nothing is written where
+        that program loads what PEFT does.
+        """
+        return ""
+
     @abstractmethod
     def menu(self, weight: Weight) -> tuple[str, ...]:
         """Formats in which ``weight`` is measured unless the user asks for others."""

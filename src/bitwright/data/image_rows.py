@@ -62,12 +62,17 @@ def _of_folder(folder: Path) -> Iterator[Picture]:
 
 def picture_of(row: dict[str, Any], folder: Path, where: str) -> Picture:
     """The picture of a ``row`` of a file in ``folder``. Raises BitwrightError, naming the row by ``where``."""
-    given = [row["image"]] if row.get("image") is not None else row["images"]
-    if not isinstance(given, list) or len(given) > MOST_IMAGES:
-        raise _bad(where, f"{len(given)} images" if isinstance(given, list) else f"images is {type(given).__name__}", WANTED)
-    first, *more = [_image_of(one, folder, where) for one in given]
+    first, *more = images_of(row, folder, where)
     question, answer = _talk(row)
     return Picture(first, question or DESCRIBE, answer, more=tuple(more))
+
+
+def images_of(row: dict[str, Any], folder: Path, where: str) -> list[Any]:
+    """The images of such a ``row``, opened."""
+    given = [row["image"]] if row.get("image") not in (None, "") else row["images"]
+    if not isinstance(given, list) or len(given) > MOST_IMAGES:
+        raise _bad(where, f"{len(given)} images" if isinstance(given, list) else f"images is {type(given).__name__}", WANTED)
+    return [_image_of(one, folder, where) for one in given]
 
 
 def _image_of(given: Any, folder: Path, where: str) -> Any:

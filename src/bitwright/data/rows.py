@@ -27,7 +27,7 @@ def read_texts(source: str, tokenizer: Any) -> list[str]:
 
 
 def has_image(row: Any) -> bool:
-    return isinstance(row, dict) and (row.get("image") is not None or bool(row.get("images")))
+    return isinstance(row, dict) and (row.get("image") not in (None, "") or bool(row.get("images")))
 
 
 def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:

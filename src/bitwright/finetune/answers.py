@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bitwright.data.probe import Probe
-from bitwright.data.samples import IDS, Sample
 from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.finetune.inputs import LABELS, TEXT, inputs_of
 from bitwright.finetune.loss import Labels
 from bitwright.finetune.tokens import IGNORED, Example
-from bitwright.finetune.train import TEXT, loss_of, packed
+from bitwright.finetune.train import loss_of
 from bitwright.host.device import reference_dtype
 from bitwright.host.progress import Reporter
 
@@ -56,15 +56,19 @@ class _Noted(Labels):
         return super().apart(logits, rows)
 
 
-def held(model: Any, kept: Sequence[Example], batch: int, reporter: Reporter, stage: str) -> Answers:
-    """``kept`` by ``model`` as it is in memory."""
+def held(
+    model: Any, kept: Sequence[Example], batch: int, reporter: Reporter, stage: str, dtype: torch.dtype = torch.float32
+) -> Answers:
+    """``kept`` by ``model`` as it is in memory. ``dtype``: of pixels."""
     device, total, count, right = next(model.parameters()).device, 0.0, 0, 0
     model.eval()
+    if any(example.media for example in kept):
+        batch = 1
     parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
     for part in reporter.track(parts, stage, len(parts)):
-        inputs = {name: tensor.to(device) for name, tensor in packed(part).items()}
-        learnt = inputs["labels"].reshape(-1) != IGNORED
-        seen = _Noted(inputs["labels"].reshape(-1)[learnt])
+        inputs = {name: tensor.to(device) for name, tensor in inputs_of(part, dtype).items()}
+        learnt = inputs[LABELS].reshape(-1) != IGNORED
+        seen = _Noted(inputs[LABELS].reshape(-1)[learnt])
         with torch.no_grad():
             total += float(loss_of(model, inputs, 1, target=seen))
         count += len(seen.labels)
@@ -88,7 +92,7 @@ def of_files(
     """
     if not kept:
         return [Answers(math.nan, math.nan) for _ in paths]
-    samples = [Sample({IDS: example.ids}, example.labels != IGNORED) for example in kept]
+    samples = [example.sample() for example in kept]
     found = compare(
         Candidate("16 bit", str(reference), dtype=reference_dtype(device)),
         [Candidate(path.name, str(path)) for path in paths],

@@ -12,12 +12,12 @@ BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 40  # of the curve
 
 
-def adapter_card(base: str, data: str, training: Training, outcome: Outcome) -> str:
-    """README.md of an adapter for ``base``, with the front matter that the hub reads."""
+def adapter_card(base: str, auto: str, data: str, training: Training, outcome: Outcome) -> str:
+    """README.md of an adapter for ``base``, which ``auto`` of transformers loads, with the front matter that the hub reads."""
     head = f"---\nbase_model: {without_place(base)}\nlibrary_name: peft\ntags:\n- lora\n- bitwright\n---\n\n"
     use = (
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{without_place(base)}"), "HERE")\n```\n'
+        f"```python\nfrom peft import PeftModel\nfrom transformers import {auto}\n\n"
+        f'model = PeftModel.from_pretrained({auto}.from_pretrained("{without_place(base)}"), "HERE")\n```\n'
     )
     return f"{head}# An adapter for {without_place(base)}\n\n{told(data, training, outcome)}\n## Use\n\n{use}"
 

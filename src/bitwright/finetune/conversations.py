@@ -130,7 +130,10 @@ def _pair(question: Any, answer: Any) -> list[dict[str, str]]:
 def _turn(turn: Any) -> dict[str, str]:
     if turn["role"] not in ROLES:
         raise ValueError(f"role {turn['role']!r}")
-    return {"role": turn["role"], "content": _words(turn["content"])}
+    content = turn["content"]
+    if isinstance(content, list):  # of text and of places for images
+        content = " ".join(part["text"] for part in content if part.get("type") != "image")
+    return {"role": turn["role"], "content": _words(content)}
 
 
 def _shared(turn: Any) -> dict[str, str]:

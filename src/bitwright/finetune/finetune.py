@@ -5,31 +5,30 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bitwright.checkpoint.demo import DEMO_MODEL
-from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.finetune.answers import held
+from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card
-from bitwright.finetune.model import adapt, load, require_trainable
+from bitwright.finetune.inputs import inputs_of
+from bitwright.finetune.model import adapt
 from bitwright.finetune.qat import finetune_in_format
-from bitwright.finetune.texts import Texts, require_sound, texts_of, told_of
-from bitwright.finetune.train import TRAIN, packed, train, write_adapter
-from bitwright.finetune.training import AFTER, BEFORE, Outcome, Training
+from bitwright.finetune.texts import require_sound, texts_of, told_of
+from bitwright.finetune.train import TRAIN, train, write_adapter
+from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, LORA, METHODS, OPTIMIZERS, Outcome, Training
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
 from bitwright.host.progress import Reporter
 from bitwright.host.versions import versions
-
-LORA, QAT = "lora", "qat"
+from bitwright.models.open import auto_class
 
 
 def finetune(
@@ -45,10 +44,10 @@ def finetune(
     """Train ``model`` on ``data`` and write to ``out`` what was learnt.
 
     Args:
-        model: With ``training.method`` "lora" a 16-bit model, or a bitsandbytes checkpoint in 4 bits, whose weights stay
-            packed. With "qat" any checkpoint that ``quantize`` wrote.
+        model: With ``training.method`` "lora" a 16-bit model, a bitsandbytes checkpoint in 4 bits, or what ``quantize`` wrote
+            for other programs; weights stay packed. With "qat" and "scales" any checkpoint that ``quantize`` wrote.
         data: A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.
-        out: With "lora" the directory of a low-rank adapter, as stock PEFT reads it. With "qat" a checkpoint of the same
+        out: With "lora" the directory of a low-rank adapter, as stock PEFT reads it. With the others a checkpoint of the same
             formats and size as ``model`` that has learnt.
         training: Method, rank, steps, learning rate and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
@@ -67,10 +66,13 @@ def finetune(
         0.239
     """
     training, reporter, out = training or Training(), reporter or Reporter(), Path(out)
-    if training.method == QAT:
+    if training.optimizer not in OPTIMIZERS:
+        wanted = " or ".join(OPTIMIZERS)
+        raise fail("finetune/optimizer", "--optimizer", saw=training.optimizer, wanted=wanted, help=f"--optimizer {ADAMW}")
+    if training.method in IN_FORMAT:
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
     if training.method != LORA:
-        raise fail("finetune/method", "--method", saw=training.method, wanted=f"{LORA} or {QAT}", help=f"--method {LORA}")
+        raise fail("finetune/method", "--method", saw=training.method, wanted=", ".join(METHODS), help=f"--method {LORA}")
     require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     return _adapter(model, data, out, training, workdir, overwrite, reporter)
 
@@ -79,27 +81,26 @@ def _adapter(
     model: str | Path, data: str, out: Path, training: Training, workdir: str | Path | None, overwrite: bool, reporter: Reporter
 ) -> Outcome:
     started = time.monotonic()
-    path = local_directory(model)
-    require_trainable(path)
-    base = base_of(model)
+    base = Base.of(model, training)
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
-        tokenizer = tokenizer_of(path)
-        texts = texts_of(data, tokenizer, training)
+        tokenizer = tokenizer_of(base.directory)
+        texts = texts_of(data, base.directory, tokenizer, training)
         device = device_of(training.device)
         work = precision_of(training.dtype, device).work
-        require_sound(texts, path, tokenizer, training.length)
+        require_sound(texts, base.directory, tokenizer, training.length)
         for line in told_of(texts, training):
             reporter.say(line)
         torch.manual_seed(training.seed)
-        ready = load(path, device, work)
-        names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora)
+        ready = base.load(device, work)
+        names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora, training.train)
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), AFTER: len(texts.kept)})
-        before = held(ready, texts.kept, training.batch, reporter, BEFORE)
-        folder = work_root / _key(path, texts, training, work)
-        losses = train(ready, texts.learnt, packed, folder, reporter, **training.of_trainer())
-        after = held(ready, texts.kept, training.batch, reporter, AFTER)
+        before = held(ready, texts.kept, training.batch, reporter, BEFORE, work)
+        folder = work_root / content_hash(base.key(), texts.key(), training.told(), str(work), versions())
+        collate = partial(inputs_of, dtype=work)
+        losses = train(ready, texts.learnt, collate, folder, reporter, **training.of_trainer(texts.seen))
+        after = held(ready, texts.kept, training.batch, reporter, AFTER, work)
         outcome = Outcome(
             before,
             after,
@@ -110,22 +111,12 @@ def _adapter(
             round(time.monotonic() - started, 1),
         )
         with claim.made() as place:
-            write_adapter(place, ready, base, names, training.rank, training.alpha, training.rslora)
-            proof = {"adapter_of": without_place(base), "training": training.told(), "outcome": asdict(outcome)}
+            write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
+            proof = {"adapter_of": without_place(base.name), "training": training.told(), "outcome": asdict(outcome)}
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
-            write_text(place / "README.md", adapter_card(base, data, training, outcome))
+            card = adapter_card(base.name, auto_class(ready.config).__name__, data, training, outcome)
+            write_text(place / "README.md", card + base.also(place, ready, training))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome
-
-
-def base_of(model: str | Path) -> str:
-    """The name under which others load what an adapter was trained for."""
-    return DEMO_MODEL if str(model) == "demo" else str(model)
-
-
-def _key(path: Path, texts: Texts, training: Training, work: Any) -> str:
-    """Hash of everything that a training depends on: checkpoints of another one are not gone on from."""
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
-    return content_hash(str(path.resolve()), files, texts.key(), asdict(training), str(work), versions())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.result import original_of, plan_of
@@ -67,31 +67,38 @@ class Finished:
                 found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
-    def model(self, work: torch.dtype, rank: int = 0, alpha: float = 16.0) -> Any:
-        """The 16-bit model with the written codes in it: those with scales of their own are trained, others stay.
+    def frozen(self, work: torch.dtype) -> Any:
+        """The 16-bit model with the written codes in it, none of which is trained."""
+        return self._with(work, lambda module, _, packed: QuantLinear(PackedWeight(packed), _bias(module)))
 
-        ``rank`` > 0: low-rank changes are trained instead of whole weights.
+    def model(self, work: torch.dtype, rank: int = 0, alpha: float = 16.0, levels: bool = True) -> Any:
+        """The 16-bit model with the written codes in it. Those of linears are trained.
+
+        ``rank`` > 0: low-rank changes are trained instead of whole weights. Without ``levels`` the codes stay, and their
+        scales and minima are trained.
         """
-        subject = self.subject
-        model = load(self.directory, subject.device, work)
-        for weight in subject.source.spec.weights:
-            packed = self.packed.get(weight.name)
+
+        def snapped(module: Any, weight: Weight, packed: Packed) -> nn.Module:
+            rounder = self.subject.container.rounder(packed.format)
+            value = weight.view.matrix(module.weight.data).float() if levels else None
+            return SnappedLinear(packed, rounder, value, _bias(module), rank, alpha).to(module.weight.device)
+
+        return self._with(work, snapped)
+
+    def _with(self, work: torch.dtype, layer: Callable[[Any, Weight, Packed], nn.Module]) -> Any:
+        """The 16-bit model with what ``layer`` makes of each linear that is quantized, and its vocabulary as written."""
+        model = load(self.directory, self.subject.device, work)
+        for weight in self.subject.source.spec.weights:
+            packed = self.packed[weight.name].to(self.subject.device) if weight.name in self.packed else None
             if weight.kind is Kind.LINEAR:
-                _replace(model, weight, self._layer(model, weight, packed, rank, alpha) if packed else _plain(model, weight))
+                module = model.get_submodule(weight.module)
+                _replace(model, weight, layer(module, weight, packed) if packed else as_it_is(module))
             elif packed:
                 _put_vocabulary(model, weight, packed)
         head = model.get_output_embeddings()
         if not isinstance(head, QuantLinear):
             model.set_output_embeddings(as_it_is(head))
         return model
-
-    def _layer(self, model: Any, weight: Weight, packed: Packed, rank: int, alpha: float) -> nn.Module:
-        module, rounder = model.get_submodule(weight.module), self.subject.container.rounder(packed.format)
-        bias = None if module.bias is None else module.bias.data
-        if rounder.lattice(unpacked(packed)) is None:
-            return QuantLinear(PackedWeight(packed), bias)
-        value = weight.view.matrix(module.weight.data).float()
-        return SnappedLinear(packed, rounder, value, bias, rank, alpha).to(value.device)
 
     def write(self, place: Path, trained: Mapping[str, Packed]) -> None:
         """The same checkpoint at ``place`` with the codes of ``trained``, and the texts that go with it."""
@@ -117,7 +124,7 @@ class Finished:
 def trained_codes(model: Any) -> dict[str, Packed]:
     """The codes of every trained layer, by the name of its weight."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, SnappedLinear))
-    return {f"{name}.weight": layer.packed() for name, layer in layers}
+    return {f"{name}.weight": layer.packed().to("cpu") for name, layer in layers}
 
 
 def fits_kept(model: Any, n_tokens: int) -> bool:
@@ -132,8 +139,8 @@ def fits_kept(model: Any, n_tokens: int) -> bool:
     return bool(2 * kept + (4 + 4 + 1) * weights < MEMORY_SHARE * total_nbytes())
 
 
-def _plain(model: Any, weight: Weight) -> nn.Module:
-    return as_it_is(model.get_submodule(weight.module))
+def _bias(module: Any) -> Tensor | None:
+    return None if module.bias is None else module.bias.data
 
 
 def _replace(model: Any, weight: Weight, layer: nn.Module) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, Output, owned
@@ -23,16 +22,17 @@ from bitwright.containers.registry import container_of, require_suffix
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail, in_one_line
 from bitwright.finetune.answers import Answers, of_files
-from bitwright.finetune.texts import texts_of
-from bitwright.finetune.tokens import Example
+from bitwright.finetune.texts import Texts, texts_of
 from bitwright.finetune.training import Training
 from bitwright.host.device import device_of
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object, record
+from bitwright.models.open import auto_class
 from bitwright.pipeline import quantize
 from bitwright.settings import Settings
 
 CHECKED = "loss of the merged file"
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "chat_template.jinja")  # of models that see
 LEAST_KEPT = 0.9  # share of the improvement that a merge has to keep
 FEWEST = 24  # texts of calibration; where there are fewer, they are mixed with the usual ones
 
@@ -94,10 +94,12 @@ def merge(
         whole, made = work_root / "source" / "merged", work_root / "made" / out.name
         directory = local_directory(source)
         tokenizer = tokenizer_of(directory)
-        texts = texts_of(data, tokenizer, training)
+        texts = texts_of(data, directory, tokenizer, training)
         write_merged(directory, adapter, whole)
         tokenizer.save_pretrained(str(whole))
-        own = replace(settings, calibration=_calibration(texts.learnt, tokenizer, work_root) or settings.calibration)
+        for file in (directory / name for name in PROCESSOR if (directory / name).exists()):
+            shutil.copyfile(file, whole / file.name)
+        own = replace(settings, calibration=_calibration(texts, tokenizer, work_root) or settings.calibration)
         made.parent.mkdir(parents=True, exist_ok=True)
         quantize(whole, made, budget, settings=own, overwrite=True, reporter=reporter)
         device = device_of(training.device)
@@ -124,7 +126,7 @@ def write_merged(source: Path, adapter: Path, out: Path) -> None:
     """The 16-bit model at ``source`` with the change of ``adapter`` in its weights, computed in float32."""
     from peft import PeftModel
 
-    base: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    base: Any = auto_class(AutoConfig.from_pretrained(source)).from_pretrained(source, dtype=torch.float32)
     PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().to(torch.bfloat16).save_pretrained(out)
 
 
@@ -137,7 +139,8 @@ def _told(adapter: Path) -> tuple[Training, Answers, Answers]:
     """What ``finetune`` noted of an adapter: how it was trained, and the answers before and after; NaN without kept texts."""
     try:
         told = read_object(adapter / PROOF)
-        training = record(Training, {**told["training"], "targets": tuple(told["training"]["targets"])})
+        listed = {name: tuple(told["training"][name]) for name in ("targets", "train")}
+        training = record(Training, told["training"] | listed)
         before, after = (_answers(told["outcome"][name]) for name in ("before", "after"))
     except (ValueError, KeyError, TypeError) as error:
         raise fail(
@@ -163,9 +166,10 @@ def _answers(told: dict[str, float | None]) -> Answers:
     return Answers(loss, right)
 
 
-def _calibration(learnt: Sequence[Example], tokenizer: Any, folder: Path) -> str:
-    """A file with the texts that were learnt from; nothing where they are too few to calibrate on alone."""
-    if len(learnt) < FEWEST:
+def _calibration(texts: Texts, tokenizer: Any, folder: Path) -> str:
+    """A file with the texts that were learnt from; nothing where they have images, or are too few to calibrate on alone."""
+    learnt = texts.learnt
+    if texts.seen or len(learnt) < FEWEST:
         return ""
     path = folder / "texts.jsonl"
     rows = (json.dumps({"text": tokenizer.decode(example.ids)}) for example in learnt)

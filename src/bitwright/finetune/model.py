@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from bitwright.errors import fail
@@ -18,51 +19,81 @@ from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
 from bitwright.models.open import auto_class
+from bitwright.models.spec import PROJECTOR, TEXT, Stack
 from bitwright.models.stacks import stacks_of
+
+LINEAR = (nn.Linear, Linear4bit, Conv1D, QuantLinear)
 
 
 def load(path: Path, device: torch.device, work: torch.dtype) -> Any:
     """The model at ``path`` as stock transformers loads it, with ``work`` as the type of what is computed. Frozen."""
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    model: Any = auto_class(AutoConfig.from_pretrained(path)).from_pretrained(path, dtype=torch.bfloat16)
     model.requires_grad_(False)
-    model.config.use_cache = False
-    embedding = model.get_input_embeddings()
+    model.config.get_text_config().use_cache = False
+    embedding, ends = model.get_input_embeddings(), (model.get_input_embeddings(), model.get_output_embeddings())
     for module in model.modules():
-        stays = module is embedding or module is model.get_output_embeddings() or isinstance(module, (nn.Linear, Conv1D))
-        if not stays:
+        if module not in ends and type(module) not in LINEAR:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(parameter.data.to(work), requires_grad=False))
-    embedding.register_forward_hook(lambda _, args, rows: rows.to(work).requires_grad_(torch.is_grad_enabled()))
+    embedding.register_forward_hook(lambda _, args, rows: rows.to(work))
+    for stack in stacks_of(model, model.config):
+        blocks = model.get_submodule(stack.path)
+        blocks[0].register_forward_pre_hook(_as_leaf(blocks), with_kwargs=True)
     return model.to(device)
 
 
-def adapt(model: Any, targets: tuple[str, ...], rank: int, alpha: float, rslora: bool) -> list[str]:
-    """Put a QuantLinear in the place of the head and of every linear of the blocks; those of the latter whose name matches one
-    of ``targets`` are trained.
+def _as_leaf(blocks: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    """A hook of the first of ``blocks``: its input takes a gradient where any of them is trained, without which a block that is
+    run again in the backward pass gives none."""
 
-    The names of these. Raises BitwrightError where none matches.
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        if torch.is_grad_enabled() and not states.requires_grad and any(p.requires_grad for p in blocks.parameters()):
+            states.requires_grad_(True)
+
+    return hook
+
+
+def adapt(
+    model: Any, targets: tuple[str, ...], rank: int, alpha: float, rslora: bool, parts: tuple[str, ...] = (TEXT,)
+) -> list[str]:
+    """Put a QuantLinear in the place of every linear; those of ``parts`` whose name matches one of ``targets`` are trained.
+
+    ``parts``: text, vision (all towers), projector. The names of what is trained. Raises BitwrightError where none matches.
     """
-    prefixes = tuple(f"{stack.path}." for stack in stacks_of(model, model.config))
-    linear = (nn.Linear, Conv1D)
-    found = [(n, module) for n, module in model.named_modules() if n.startswith(prefixes) and isinstance(module, linear)]
-    trained = [name for name, _ in found if any(fnmatchcase(name, f"*{target}") for target in targets)]
+    stacks, head = stacks_of(model, model.config), model.get_output_embeddings()
+    found = [(name, module) for name, module in model.named_modules() if type(module) in LINEAR and module is not head]
+    own = {name: part_of(name, stacks) for name, _ in found}
+    of_parts = [name for name, _ in found if own[name] in parts]
+    trained = [name for name in of_parts if any(fnmatchcase(name, f"*{target}") for target in targets)]
+    if not of_parts:
+        known = sorted({part for part in own.values() if part})
+        raise fail("finetune/parts", "--train", saw=",".join(parts), wanted=f"of {', '.join(known)}", help=f"--train {TEXT}")
     if not trained:
         raise fail(
             "finetune/targets",
             "--targets",
             saw=f"no linear is called {', '.join(targets)}",
-            wanted=f"names such as {', '.join(sorted({name.rpartition('.')[2] for name, _ in found}))}",
+            wanted=f"names such as {', '.join(sorted({name.rpartition('.')[2] for name in of_parts}))}",
             help="--targets '*'",
         )
+    device = model.get_input_embeddings().weight.device
     for name, module in found:
-        own = rank if name in set(trained) else 0
         bias = None if module.bias is None else module.bias.data
-        layer = QuantLinear(frozen(module), bias, own, alpha, rslora).to(module.weight.device)
+        layer = QuantLinear(frozen(module), bias, rank if name in set(trained) else 0, alpha, rslora)
         owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, layer)
-    model.set_output_embeddings(as_it_is(model.get_output_embeddings()))
+        setattr(model.get_submodule(owner), attribute, layer.to(device))
+    model.set_output_embeddings(as_it_is(head))
     model.is_quantized, model.hf_quantizer = False, None  # what transformers' Trainer would refuse is gone
     return trained
+
+
+def part_of(name: str, stacks: Sequence[Stack]) -> str:
+    """Which part of a model the linear ``name`` belongs to; none where it embeds patches, and outside a text model's blocks."""
+    stack = next((stack for stack in stacks if name.startswith(f"{stack.path}.")), None)
+    if stack is not None:
+        return stack.name.partition("-")[0]
+    return PROJECTOR if len(stacks) > 1 and "embed" not in name else ""
 
 
 def as_it_is(module: Any) -> QuantLinear:
@@ -72,6 +103,8 @@ def as_it_is(module: Any) -> QuantLinear:
 
 def frozen(module: Any) -> FrozenWeight:
     """The weight of a linear layer: the codes that bitsandbytes holds, or its values."""
+    if isinstance(module, QuantLinear):
+        return module.weight
     if isinstance(module, Conv1D):
         return PlainWeight(module.weight.data.t())
     if not isinstance(module, Linear4bit):
@@ -107,17 +140,8 @@ def ends_of(path: Path, tokenizer: Any) -> set[int]:
 
 
 def require_trainable(path: Path) -> None:
-    """Raise BitwrightError unless the model at ``path`` is one for text, in 16 bit or in 4 bits of bitsandbytes."""
-    config = AutoConfig.from_pretrained(path)
-    if auto_class(config) is not AutoModelForCausalLM:
-        raise fail(
-            "finetune/model",
-            path,
-            saw=f"{type(config).__name__}, a model that takes images",
-            wanted="a text model; towers are not trained yet",
-            help="name a text model",
-        )
-    stated = getattr(config, "quantization_config", None)
+    """Raise BitwrightError unless the model at ``path`` is in 16 bit, or in 4 bits of bitsandbytes."""
+    stated = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
     if stated is None:
         return
     stated = stated if isinstance(stated, dict) else stated.to_dict()

@@ -18,10 +18,11 @@ from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import held, of_files
 from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
+from bitwright.finetune.inputs import packed
 from bitwright.finetune.snapped import RATES
 from bitwright.finetune.texts import require_sound, texts_of, told_of
-from bitwright.finetune.train import TRAIN, packed, train
-from bitwright.finetune.training import BEFORE, Outcome, Training
+from bitwright.finetune.train import TRAIN, train
+from bitwright.finetune.training import BEFORE, QAT, Outcome, Training
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
@@ -44,18 +45,19 @@ def finetune_in_format(
         finished = Finished.open(model, training.source, settings)
         require_suffix(out, finished.subject.container)
         subject, tokenizer = finished.subject, finished.subject.tokenizer
-        texts = texts_of(data, tokenizer, training)
+        texts = texts_of(data, finished.directory, tokenizer, training)
         require_sound(texts, finished.directory, tokenizer, training.length)
         for line in told_of(texts, training):
             reporter.say(line)
         torch.manual_seed(training.seed)
-        ready = finished.model(subject.precision.work, training.rank, training.alpha)
+        ready = finished.model(subject.precision.work, training.rank, training.alpha, levels=training.method == QAT)
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
         before = held(ready, texts.kept, training.batch, reporter, BEFORE)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
+        rates = RATES if training.method == QAT else None
         recomputed = not fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
-        losses = train(ready, texts.learnt, packed, work_root / key, reporter, RATES, recomputed, **training.of_trainer())
+        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, recomputed, **training.of_trainer())
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
         codes = trained_codes(ready)
         del ready

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bitwright.formats.base import Packed
 from bitwright.formats.families import unpacked
 from bitwright.rounding.base import Rounder
-from bitwright.rounding.kernels.lattice import snap
+from bitwright.rounding.kernels.lattice import decoded, snap
 
 RATES = {"scale_change": 0.3, "minimum_change": 0.3}  # learning rates of these parameters, over that of all others
 
@@ -25,22 +25,36 @@ class SnappedLinear(nn.Module):
 
     ``source`` [N, K]: the 16-bit weight; where its nearest level is the one that calibration chose, training begins at the
     weight itself, elsewhere at that level. ``rank`` > 0 trains a low-rank change of the weight instead of all of it.
+    Without ``source`` the levels stay, and scales and minima alone are trained.
     """
 
     def __init__(
-        self, packed: Packed, rounder: Rounder, source: Tensor, bias: Tensor | None = None, rank: int = 0, alpha: float = 16.0
+        self,
+        packed: Packed,
+        rounder: Rounder,
+        source: Tensor | None,
+        bias: Tensor | None = None,
+        rank: int = 0,
+        alpha: float = 16.0,
     ) -> None:
         super().__init__()
         self.codes, self.rounder = unpacked(packed), rounder
-        lattice = rounder.lattice(self.codes)
-        if lattice is None:
-            raise ValueError(f"{packed.format.name}: no lattice")
-        self.lattice, self.rank = lattice, rank
+        self.lattice = lattice = rounder.lattice(self.codes)
         self.out_features, self.in_features = packed.shape
-        begun = lattice.within(lattice.steps_of(source), self.codes.code.reshape(packed.shape))  # type: ignore[attr-defined]
         self.register_buffer("bias", bias, persistent=False)
         self.bias: Tensor | None
-        self.lora_a = self.lora_b = None
+        self.register_buffer("steps", None, persistent=False)
+        self.steps: Tensor | None
+        self.lora_a: nn.Parameter | None = None
+        self.lora_b: nn.Parameter | None = None
+        if source is not None:
+            self._train_levels(lattice.begun(source, self.codes), rank, alpha)
+        self.scale_change = nn.Parameter(torch.zeros_like(lattice.scale))  # relative
+        self.minimum_change: nn.Parameter | None = None  # in units of a step
+        if lattice.minimum is not None:
+            self.minimum_change = nn.Parameter(torch.zeros_like(lattice.minimum))
+
+    def _train_levels(self, begun: Tensor, rank: int, alpha: float) -> None:
         if rank:
             self.register_buffer("steps", begun, persistent=False)
             self.lora_a = nn.Parameter(torch.empty(rank, self.in_features))
@@ -49,10 +63,6 @@ class SnappedLinear(nn.Module):
             self.strength = alpha / rank
         else:
             self.steps = nn.Parameter(begun)
-        self.scale_change = nn.Parameter(torch.zeros_like(lattice.scale))  # relative
-        self.minimum_change: nn.Parameter | None = None  # in units of a step
-        if lattice.minimum is not None:
-            self.minimum_change = nn.Parameter(torch.zeros_like(lattice.minimum))
 
     def forward(self, x: Tensor) -> Tensor:
         """y [..., N] of ``x`` [..., K], in the type of ``x``."""
@@ -63,22 +73,26 @@ class SnappedLinear(nn.Module):
     def weight(self) -> Tensor:
         """What multiplies, float32 [N, K]."""
         scale, minimum = self._scales()
-        return snap(self.lattice, self._steps(), scale, minimum)
+        if self.steps is None:
+            return decoded(self.lattice, self.lattice.levels_of(self.codes), scale, minimum)
+        return snap(self.lattice, self._steps(self.steps), scale, minimum)
 
     def packed(self) -> Packed:
         """The same as a file keeps it."""
         with torch.no_grad():
             scale, minimum = self._wanted()
             codes = self.rounder.rescaled(self.codes, scale, minimum)
-            return Packed.of(self.rounder.recoded(codes, self.lattice.codes_of(self._steps())))
+            if self.steps is not None:
+                codes = self.rounder.recoded(codes, self.lattice.codes_of(self._steps(self.steps)))
+            return Packed.of(codes)
 
-    def _steps(self) -> Tensor:
+    def _steps(self, begun: Tensor) -> Tensor:
         if self.lora_a is None or self.lora_b is None:
-            return self.steps
+            return begun
         change = (self.lora_b @ self.lora_a).reshape(*self.lattice.scale.shape, -1)
         unit = self.lattice.scale * self.lattice.spacing
         in_steps = change * torch.where(unit == 0, 0.0, self.strength / unit)[:, :, None]
-        return self.steps + in_steps.reshape(self.steps.shape)
+        return begun + in_steps.reshape(begun.shape)
 
     def _wanted(self) -> tuple[Tensor, Tensor | None]:
         """Scales and minima as they are trained, between what storage holds."""
@@ -92,7 +106,6 @@ class SnappedLinear(nn.Module):
         scale, minimum = self._wanted()
         with torch.no_grad():
             stored = self.rounder.lattice(self.rounder.rescaled(self.codes, scale, minimum))
-            assert stored is not None
         scale = scale + (stored.scale - scale).detach()
         if minimum is not None and stored.minimum is not None:
             minimum = minimum + (stored.minimum - minimum).detach()

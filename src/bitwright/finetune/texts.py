@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from bitwright.checkpoint.workdir import content_hash
+from bitwright.data.rows import has_image
+from bitwright.data.viewer import viewer_of
 from bitwright.errors import fail
-from bitwright.finetune.conversations import conversations
+from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
 from bitwright.finetune.preview import require_no_mistake, summary
-from bitwright.finetune.tables import read_table
+from bitwright.finetune.seen import example_of
+from bitwright.finetune.tables import Row, read_table
 from bitwright.finetune.tokens import Example, examples
 from bitwright.finetune.training import Training
 
@@ -31,21 +35,57 @@ class Texts:
 
     def key(self) -> str:
         """Hash of what is learnt."""
-        return content_hash([example.ids.tolist() + example.labels.tolist() for example in self.learnt])
+        return content_hash([example.key for example in self.learnt])
+
+    @property
+    def seen(self) -> bool:
+        """Whether any of them has images."""
+        return any(example.media for example in self.every)
 
 
-def texts_of(data: str, tokenizer: Any, training: Training) -> Texts:
-    """Read ``data`` and cut it by rows, the same way for the same seed; doubles across the cut stay on one side."""
-    talks, words = conversations(read_table(data, training.sheet), training.template, training.answer, training.rows_together)
-    found = examples(talks, tokenizer, training.length)
+def texts_of(data: str, path: Path, tokenizer: Any, training: Training) -> Texts:
+    """Read ``data`` for the model at ``path`` and cut it by rows, the same way for the same seed.
+
+    Doubles across the cut stay on one side.
+    """
+    rows = read_table(data, training.sheet)
+    talks, words = conversations(rows, training.template, training.answer, training.rows_together)
+    found = _examples(data, rows, talks, path, tokenizer, training)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(training.seed)).tolist()
     n_kept = min(len(found) - 1, max(1, math.ceil(training.held_out * len(found)))) if training.held_out else 0
     kept = [found[i] for i in order[:n_kept] if found[i].n_labels]
-    known = {tuple(example.ids.tolist()) for example in kept}
+    known = {example.key for example in kept}
     rest = [found[i] for i in order[n_kept:]]
-    learnt = [example for example in rest if example.n_labels and tuple(example.ids.tolist()) not in known]
-    doubles = sum(tuple(example.ids.tolist()) in known for example in rest)
+    learnt = [example for example in rest if example.n_labels and example.key not in known]
+    doubles = sum(example.key in known for example in rest)
     return Texts(found, learnt, kept, words, doubles)
+
+
+def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokenizer: Any, training: Training) -> list[Example]:
+    """An example for each talk, in their order; those whose rows have images are shown by the model's own processor."""
+    pictured = [talk for talk in talks if has_image(rows[talk.row - 1])]
+    if not pictured:
+        return examples(talks, tokenizer, training.length)
+    if training.rows_together > 1:
+        raise fail("finetune/turns", "--rows-together", saw="rows with images", wanted="a row each", help="--rows-together 1")
+    viewer, why = viewer_of(path, AutoConfig.from_pretrained(path).to_dict(), tokenizer)
+    if viewer is None:
+        raise fail(
+            "finetune/images",
+            data,
+            saw=f"{len(pictured)} rows with images; {why or 'the model reads text alone'}",
+            wanted="a model that sees, with its processor",
+            help="name such a model, or remove the column with images",
+        )
+    known, folder = sorted(ends_of(path, tokenizer)), Path(data).parent
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in known or not known else known[0]
+    texts = iter(examples([talk for talk in talks if not has_image(rows[talk.row - 1])], tokenizer, training.length))
+    return [
+        example_of(talk, rows[talk.row - 1], folder, viewer, end, training.length)
+        if has_image(rows[talk.row - 1])
+        else next(texts)
+        for talk in talks
+    ]
 
 
 def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None:

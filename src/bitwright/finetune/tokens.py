@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
+from bitwright.data.samples import IDS, Sample
 from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk
 
@@ -25,10 +26,22 @@ class Example:
     labels: Tensor  # int64 [T]
     n_cut: int  # tokens that did not fit
     row: int  # in the file, from one
+    more: dict[str, Tensor] = field(default_factory=dict)  # what else a class that sees takes of each token, [T]
+    media: Callable[[], dict[str, Tensor]] | None = None  # pixels and what goes with them, made when they are asked for
+    digest: str = ""  # of all that is shown, where media are
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for two examples only if they are."""
+        return (*self.ids.tolist(), None, *self.labels.tolist(), self.digest)
 
     @property
     def n_labels(self) -> int:
         return int((self.labels != IGNORED).sum())
+
+    def sample(self) -> Sample:
+        """The same for an evaluation: the answer is what is scored."""
+        return Sample({IDS: self.ids, **self.more}, self.labels != IGNORED, self.media() if self.media else {})
 
 
 def examples(talks: Sequence[Talk], tokenizer: Any, length: int) -> list[Example]:

@@ -5,61 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.optim import AdamW8bit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bitwright.errors import fail
 from bitwright.finetune.arena import Arena
+from bitwright.finetune.inputs import LABELS, TEXT
 from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
 from bitwright.finetune.model import head_of
 from bitwright.finetune.quant_linear import QuantLinear
-from bitwright.finetune.tokens import IGNORED, Example
+from bitwright.finetune.tokens import IGNORED
 from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Advance, Reporter
+from bitwright.models.stacks import stacks_of
 
 TRAIN, LIKELIEST = "train", "likeliest"
-TEXT = "text"  # which of the batch a token belongs to, -1 for what fills a row
 STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 TRAINED = "trained.safetensors"  # in a checkpoint
 DISTRIBUTION = (LIKELIEST, "log_p", "log_tail")  # names of inputs
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
-    """Texts as rows as long as the longest of them, several short ones in a row: positions restart with each, which keeps them
-    apart in attention. Attention costs the square of a row, so rows are never longer than that.
-
-    What is left of a row is a text of its own without labels.
-    """
-    width = max(len(example.ids) for example in batch)
-    rows: list[list[Example]] = []
-    for example in sorted(batch, key=lambda one: -len(one.ids)):  # first fit, the longest first
-        room = next((row for row in rows if sum(len(one.ids) for one in row) + len(example.ids) <= width), None)
-        if room is None:
-            rows.append([example])
-        else:
-            room.append(example)
-    number = {id(example): i for i, example in enumerate(batch)}
-    filled = [_row(row, width, number) for row in rows]
-    return {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", "labels", TEXT)}
-
-
-def _row(texts: Sequence[Example], width: int, number: dict[int, int]) -> dict[str, Tensor]:
-    rest = width - sum(len(text.ids) for text in texts)
-    if rest:
-        texts = [*texts, Example(texts[0].ids[:1].expand(rest), torch.full((rest,), IGNORED), 0, 0)]
-    return {
-        TEXT: torch.cat([torch.full_like(text.ids, number.get(id(text), -1)) for text in texts]),
-        "input_ids": torch.cat([text.ids for text in texts]),
-        "position_ids": torch.cat([torch.arange(len(text.ids)) for text in texts]),
-        "labels": torch.cat([text.labels for text in texts]),
-    }
 
 
 def loss_of(
@@ -73,12 +45,13 @@ def loss_of(
     several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them.
     ``arena``: where what the backward pass needs is kept. ``target``: of the tokens with labels, instead of these.
     """
-    labels = inputs["labels"].reshape(-1)
+    labels = inputs[LABELS].reshape(-1)
     config = model.config.get_text_config()
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
     return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
     with nullcontext() if arena is None else arena.keeping(entries * torch.float32.itemsize):
-        body = model.base_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+        given = {name: tensor for name, tensor in inputs.items() if name not in (LABELS, TEXT, *DISTRIBUTION)}
+        body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
     return_free_pages(entries)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
@@ -90,19 +63,20 @@ def loss_of(
 def _target(inputs: dict[str, Tensor], learnt: Tensor) -> Target:
     """What the tokens ``learnt`` should be followed by."""
     if LIKELIEST not in inputs:
-        return Labels(inputs["labels"].reshape(-1)[learnt])
+        return Labels(inputs[LABELS].reshape(-1)[learnt])
     return Kept(*(inputs[name].flatten(0, 1)[learnt] for name in DISTRIBUTION))
 
 
 class PartTrainer(Trainer):
     """Saves and loads nothing but what is trained.
 
-    ``rates``: of parameters whose names end so, as factors of the learning rate.
+    ``rates``: of parameters whose names end so, as factors of the learning rate. ``eight_bit``: keep the optimizer's states in
+    8 bits a number (bitsandbytes, arXiv 2110.02861), a quarter of the memory.
     """
 
-    def __init__(self, *args: Any, rates: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rates: Mapping[str, float] | None = None, eight_bit: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.rates = dict(rates or {})
+        self.rates, self.eight_bit = dict(rates or {}), eight_bit
         self.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
         self.arena = Arena()
@@ -120,7 +94,7 @@ class PartTrainer(Trainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        if self.optimizer is None and self.rates:
+        if self.optimizer is None:
             assert self.model is not None
             named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
             groups = []
@@ -128,10 +102,9 @@ class PartTrainer(Trainer):
                 taken = [(name, p) for name, p in named if name.endswith(ending)]
                 named = [pair for pair in named if pair[0] not in {name for name, _ in taken}]
                 groups.append({"params": [p for _, p in taken], "lr": rate * self.args.learning_rate})
+            kind = AdamW8bit if self.eight_bit else partial(torch.optim.AdamW, fused=True)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = torch.optim.AdamW(
-                [group for group in groups if group["params"]], betas=betas, weight_decay=0.0, fused=True
-            )
+            self.optimizer = kind([group for group in groups if group["params"]], betas=betas, weight_decay=0.0)
         return super().create_optimizer(*args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
@@ -167,6 +140,7 @@ def train(
     reporter: Reporter,
     rates: Mapping[str, float] | None = None,
     recomputed: bool = True,
+    eight_bit: bool = False,
     **given: Any,
 ) -> tuple[tuple[int, float], ...]:
     """Train on ``lessons``, on from the last checkpoint in ``folder``; the loss of each step, with its number.
@@ -179,7 +153,9 @@ def train(
         recompute(model)
     with reporter.stage(TRAIN) as advance:
         watch = [Told(advance)]
-        trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, rates=rates)
+        trainer = PartTrainer(
+            model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, rates=rates, eight_bit=eight_bit
+        )
         left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         whole = [path for path in left if (path / TRAINED).exists() and (path / "trainer_state.json").exists()]
         if whole:
@@ -205,6 +181,11 @@ def recompute(model: Any) -> None:
     """Keep of each block only what it was given, and run it again in the backward pass."""
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": True})  # what is kept can then be put elsewhere
+    for stack in stacks_of(model, model.config):
+        blocks = model.get_submodule(stack.path)
+        if not any(parameter.requires_grad for parameter in blocks.parameters()):
+            for block in blocks.modules():
+                block.gradient_checkpointing = False  # nothing passes back through it
 
 
 def arguments(folder: Path, **given: Any) -> TrainingArguments:
@@ -222,18 +203,26 @@ def arguments(folder: Path, **given: Any) -> TrainingArguments:
         log_level="error",
         save_total_limit=1,
         dataloader_pin_memory=False,
-        label_names=["labels"],
+        label_names=[LABELS],
         **given,
     )
 
 
+def changes_of(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each weight that has one its low-rank change, as it was trained: A [R, K] and B [N, R]."""
+    return {
+        f"{name}.weight": (module.lora_a.detach().cpu().contiguous(), module.lora_b.detach().cpu().contiguous())
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLinear) and module.lora_a is not None and module.lora_b is not None
+    }
+
+
 def adapter_of(model: Any) -> dict[str, Tensor]:
     """The trained tensors under the names of stock PEFT."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLinear) and module.lora_a is not None and module.lora_b is not None:
-            found[f"base_model.model.{name}.lora_A.weight"] = module.lora_a.detach().cpu().contiguous()
-            found[f"base_model.model.{name}.lora_B.weight"] = module.lora_b.detach().cpu().contiguous()
+    found: dict[str, Tensor] = {}
+    for name, (a, b) in changes_of(model).items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        found |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     return found
 
 

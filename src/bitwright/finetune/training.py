@@ -8,6 +8,9 @@ from typing import Any
 from bitwright.finetune.answers import Answers
 from bitwright.host.places import without_place
 
+LORA, QAT, SCALES = METHODS = ("lora", "qat", "scales")
+IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
+ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 BEFORE, AFTER = "answers before", "answers after"
 
 
@@ -15,8 +18,9 @@ BEFORE, AFTER = "answers before", "answers after"
 class Training:
     """What a fine-tuning is asked for. Names and defaults are those of the command line."""
 
-    method: str = "lora"  # beside frozen weights, packed or not; qat: of the codes themselves
-    source: str = ""  # qat: the 16-bit model, where the name in the checkpoint's plan does not tell
+    method: str = LORA  # beside frozen weights, packed or not; qat: the codes themselves; scales: what they are multiplied with
+    source: str = ""  # qat, scales: the 16-bit model, where the name in the checkpoint's plan does not tell
+    train: tuple[str, ...] = ("text",)  # parts of a model that sees: text, vision, projector
     targets: tuple[str, ...] = ("*",)
     rank: int = 16
     alpha: float = 16.0
@@ -32,18 +36,20 @@ class Training:
     answer: str = ""
     sheet: str = ""
     rows_together: int = 1
+    optimizer: str = ADAMW  # adamw8bit: its states in 8 bits a number
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
 
-    def of_trainer(self) -> dict[str, Any]:
-        """The same in the words of transformers' Trainer."""
+    def of_trainer(self, apart: bool = False) -> dict[str, Any]:
+        """The same in the words of transformers' Trainer, and which optimizer. ``apart``: each text is a pass of its own."""
         return {
-            "per_device_train_batch_size": self.batch,
-            "gradient_accumulation_steps": self.accumulate,
+            "per_device_train_batch_size": 1 if apart else self.batch,
+            "gradient_accumulation_steps": self.accumulate * (self.batch if apart else 1),
             "learning_rate": self.learning_rate,
             "num_train_epochs": self.epochs,
             "max_steps": self.max_steps or -1,
+            "eight_bit": self.optimizer == ADAMW_8BIT,
             "seed": self.seed,
         }
 

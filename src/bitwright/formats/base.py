@@ -91,6 +91,9 @@ class Packed:
     def of(cls, codes: Codes) -> Packed:
         return cls(codes.format, codes.shape, codes.tensors())
 
+    def to(self, device: torch.device | str) -> Packed:
+        return Packed(self.format, self.shape, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
     def rows(self, start: int, stop: int, common: tuple[str, ...] = ()) -> Packed:
         """The rows from ``start`` to ``stop`` of a matrix, as views. Both are multiples of ``rows_together``, or the end.
         ``common``: tensors that are the same for any rows."""

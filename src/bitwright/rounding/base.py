@@ -39,17 +39,17 @@ class Rounder(ABC):
         Raises ValueError for a format that cannot store rows of K weights.
         """
 
-    def lattice(self, codes: Any) -> Lattice | None:
-        """The numbers that a weight with the scales of ``codes`` can be; None where levels belong to groups of weights."""
-        return None
+    @abstractmethod
+    def lattice(self, codes: Any) -> Lattice:
+        """The numbers that a weight with the scales of ``codes`` can be."""
 
+    @abstractmethod
     def rescaled(self, codes: Any, scale: Tensor, minimum: Tensor | None) -> Codes:
         """``codes`` with the storable scales and minima nearest to ``scale`` and ``minimum`` [N, G], those of a lattice."""
-        raise NotImplementedError
 
-    def recoded(self, codes: Any, code: Tensor) -> Codes:
-        """``codes`` with other codes, uint8 [N, K]."""
-        found: Codes = replace(codes, code=code.reshape(codes.code.shape))
+    def recoded(self, codes: Any, parts: Mapping[str, Tensor]) -> Codes:
+        """``codes`` with other levels: ``parts`` are what a lattice's ``codes_of`` gives."""
+        found: Codes = replace(codes, **{name: part.reshape(getattr(codes, name).shape) for name, part in parts.items()})
         return found
 
     @property

@@ -17,7 +17,7 @@ from bitwright.rounding.kernels.block_scales import ScaleTable
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
-from bitwright.rounding.kernels.lattice import Lattice
+from bitwright.rounding.kernels.lattice import ScalarLattice
 
 
 class Bnb4Rounder(Rounder):
@@ -37,9 +37,9 @@ class Bnb4Rounder(Rounder):
                 done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
         return [done[format.name] for format in formats]
 
-    def lattice(self, codes: BlockCodes) -> Lattice:
+    def lattice(self, codes: BlockCodes) -> ScalarLattice:
         grid = TableGrid.of(codes.format.levels, codes.code.device)
-        return Lattice(grid, codes.format.block_size, codes.scales.decode().reshape(codes.shape[0], -1))
+        return ScalarLattice(codes.format.block_size, codes.scales.decode().reshape(codes.shape[0], -1), None, grid)
 
     def rescaled(self, codes: BlockCodes, scale: Tensor, minimum: Tensor | None) -> BlockCodes:
         table = ScaleTable.of(codes.format, codes.scales, codes.shape[0])

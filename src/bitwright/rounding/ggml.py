@@ -17,7 +17,7 @@ from bitwright.rounding.kernels.coordinate_descent import sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.ggml_nearest import nearest_ggml
 from bitwright.rounding.kernels.ggml_scales import Affine, Scaled, grid_of, largest_level, with_scales
-from bitwright.rounding.kernels.lattice import Lattice
+from bitwright.rounding.kernels.lattice import ScalarLattice
 
 FINE_LEVELS = 256  # from here on what calibration gains is below the arithmetic noise of every runtime
 
@@ -42,12 +42,12 @@ class GgmlRounder(Rounder):
             done.append(ggml_descent(weight, start, feedback.moment, SWEEPS))
         return done
 
-    def lattice(self, codes: GgmlCodes) -> Lattice:
+    def lattice(self, codes: GgmlCodes) -> ScalarLattice:
         format, n_rows = codes.format, codes.shape[0]
         minima = codes.block_minima()
         scale = codes.block_scales().reshape(n_rows, -1) * largest_level(format)
         grid = grid_of(format, scale.device)
-        return Lattice(grid, format.block, scale, None if minima is None else minima.reshape(n_rows, -1))
+        return ScalarLattice(format.block, scale, None if minima is None else minima.reshape(n_rows, -1), grid)
 
     def rescaled(self, codes: GgmlCodes, scale: Tensor, minimum: Tensor | None) -> GgmlCodes:
         return with_scales(codes, scale / largest_level(codes.format), minimum)

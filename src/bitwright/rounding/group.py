@@ -16,7 +16,7 @@ from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
-from bitwright.rounding.kernels.lattice import Lattice
+from bitwright.rounding.kernels.lattice import ScalarLattice
 from bitwright.rounding.kernels.scale_search import RATIOS
 
 # Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
@@ -46,10 +46,10 @@ class GroupRounder(Rounder):
             done |= {codes.format.name: codes for codes in round_groups(weight, feedback, same, SWEEPS)}
         return [done[format.name] for format in formats]
 
-    def lattice(self, codes: GroupCodes) -> Lattice:
+    def lattice(self, codes: GroupCodes) -> ScalarLattice:
         lowest = codes.format.lowest
         grid = UniformGrid(lowest, 1 << codes.format.bits, float(-lowest))
-        return Lattice(grid, codes.format.group_size, codes.scale.float() * -lowest)
+        return ScalarLattice(codes.format.group_size, codes.scale.float() * -lowest, None, grid)
 
     def rescaled(self, codes: GroupCodes, scale: Tensor, minimum: Tensor | None) -> GroupCodes:
         return replace(codes, scale=(scale / -codes.format.lowest).bfloat16())

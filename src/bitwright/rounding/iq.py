@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,8 +13,11 @@ from bitwright.formats.base import Codes
 from bitwright.formats.iq.codes import CodebookCodes
 from bitwright.formats.iq.format import CODEBOOK_FORMATS, CodebookFormat
 from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.kernels.codebook import Codebook
 from bitwright.rounding.kernels.codebook_search import Search
 from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.grid import reciprocal
+from bitwright.rounding.kernels.lattice import CodebookLattice
 
 
 class IqRounder(Rounder):
@@ -28,6 +32,21 @@ class IqRounder(Rounder):
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
         """Error feedback by groups of eight columns, then a sweep that offers every group another choice."""
         return [codebook_feedback(weight, feedback, format, SWEEPS) for format in formats]
+
+    def lattice(self, codes: CodebookCodes) -> CodebookLattice:
+        format, shape = codes.format, (codes.shape[0], -1)
+        shift = codes.sign.reshape(shape) if format.shifted == format.block else None
+        scale = (self._units(codes) * (codes.step.float() + 0.5)).reshape(shape)
+        return CodebookLattice(format.block, scale, None, Codebook.of(format, scale.device), shift)
+
+    def rescaled(self, codes: CodebookCodes, scale: Tensor, minimum: Tensor | None) -> CodebookCodes:
+        step = (scale.reshape(-1) * reciprocal(self._units(codes)) - 0.5).round_().clamp_(0, codes.format.n_steps - 1)
+        return replace(codes, step=step.to(torch.uint8))
+
+    @staticmethod
+    def _units(codes: CodebookCodes) -> Tensor:
+        """What a step of each block's scale decodes to, float32 [blocks]."""
+        return codes.scale.float().repeat_interleave(codes.format.record // codes.format.block) * codes.format.gain
 
 
 IQ = IqRounder()

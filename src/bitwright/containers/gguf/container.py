@@ -7,16 +7,18 @@ another order. Vectors are stored in 32 bit, as llama.cpp's own converter does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import gguf
 import torch
+from torch import Tensor
 
 from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.checkpoint.tensors import read_bytes
 from bitwright.containers.base import Container
+from bitwright.containers.gguf.adapter import ADAPTER, write_adapter
 from bitwright.containers.gguf.families import FAMILIES, SEEING
 from bitwright.containers.gguf.file import GgufFile, header_nbytes
 from bitwright.containers.gguf.layout import (
@@ -86,6 +88,19 @@ In LM Studio: `lms import {name}`."""
         stem, eyes = Path(path).with_suffix(""), f" --mmproj {llama_cpp.mmproj_of(Path(path))}" if sees else ""
         lines = (f"llama-cli -m {path}{eyes}", f"llama-server -m {path}{eyes}")
         return lines if sees else (*lines, f"ollama create {stem.name} -f {stem}.Modelfile && ollama run {stem.name}")
+
+    def write_adapter(
+        self, place: Path, source: Source, changes: Mapping[str, tuple[Tensor, Tensor]], alpha: float, name: str
+    ) -> str:
+        write_adapter(place / ADAPTER, source, changes, alpha)
+        return f"""
+In llama.cpp and Ollama, beside the file that it was trained for:
+
+```
+llama-cli -m {name} --lora HERE/{ADAPTER}
+printf 'FROM ./{name}\\nADAPTER ./HERE/{ADAPTER}\\n' > Modelfile && ollama create tuned -f Modelfile
+```
+"""
 
     def menu(self, weight: Weight) -> tuple[str, ...]:
         if weight.n_cols % 256 == 0:

@@ -8,27 +8,17 @@ descent then offers every eight columns another choice, which is taken where the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitwright.formats.iq.codes import CodebookCodes, table_of
-from bitwright.formats.iq.format import DELTA, SIGNED, CodebookFormat
+from bitwright.formats.iq.codes import CodebookCodes
+from bitwright.formats.iq.format import SIGNED, CodebookFormat
+from bitwright.rounding.kernels.codebook import Choice, Codebook
 from bitwright.rounding.kernels.grid import reciprocal
 
 RATIOS = (0.55, 0.65, 0.75, 0.85, 0.95, 1.05)  # trial scales, to the one at which the largest weight is the largest number
 STEPS_BESIDE = 1  # integer steps on either side of the wanted one that are tried for a block
-CHUNK_ENTRIES = 1 << 22  # distances computed at once
-
-
-@dataclass
-class _Choice:
-    """What eight columns were rounded to."""
-
-    entry: Tensor  # int64 [8 / group, N]
-    sign: Tensor  # bool [8, N]; of a format without signs [1, N], the shift's
-    value: Tensor  # float32 [8, N], to be multiplied with the scale
 
 
 class Search:
@@ -36,8 +26,7 @@ class Search:
 
     def __init__(self, w: Tensor, importance: Tensor, format: CodebookFormat) -> None:
         self.w, self.importance, self.format = w, importance, format
-        self.table = table_of(format).to(w.device)
-        self.largest = float(self.table.abs().max()) + (DELTA if format.signs == "none" else 0.0)
+        self.codebook = Codebook.of(format, w.device)
         n_cols, n_rows = w.shape
         self.entry = torch.zeros(n_cols // format.group, n_rows, dtype=torch.int16, device=w.device)
         width = format.shifted or 1
@@ -51,7 +40,7 @@ class Search:
         wanted = []
         for start in range(0, len(self.w), size):
             block = slice(start, start + size)
-            top = self.w[block].abs().amax(0) / self.largest
+            top = self.w[block].abs().amax(0) / self.codebook.largest
             trials = torch.stack([top * ratio for ratio in RATIOS])
             costs = torch.stack([self._block_cost(block, scale)[0] for scale in trials])
             wanted.append(trials.gather(0, costs.argmin(0, keepdim=True))[0])
@@ -111,48 +100,11 @@ class Search:
             total += ((part - value).square_() * weights[:, None]).sum(0)
         return total
 
-    def _choose(self, target: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> _Choice:
+    def _choose(self, target: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> Choice:
         """The entries nearest to eight columns ``target`` [8, N], weighted by ``importance`` [8], under ``scale`` [N]."""
-        x = target * reciprocal(scale)
-        if self.format.signs == "none":
-            if shift is not None:
-                return self._shifted(x, importance, shift)
-            plus, minus = (self._shifted(x, importance, torch.full_like(scale, s, dtype=torch.bool)) for s in (False, True))
-            costs = [((x - c.value).square() * importance[:, None]).sum(0) for c in (plus, minus)]
-            better = costs[1] < costs[0]
-            return _Choice(*(torch.where(better, getattr(minus, f), getattr(plus, f)) for f in ("entry", "sign", "value")))
-        sign = x < 0
-        if self.format.signs == "even":
-            odd = sign.sum(0) % 2 == 1
-            cheapest = (x.abs() * importance[:, None]).argmin(0, keepdim=True)
-            flipped = sign.scatter(0, cheapest, ~sign.gather(0, cheapest))
-            sign = torch.where(odd, flipped, sign)
-        factor = torch.where(sign, -1.0, 1.0)
-        entry, value = self._nearest(x * factor, importance)
-        return _Choice(entry, sign, value * factor)
+        return self.codebook.choose(target * reciprocal(scale), importance, shift)
 
-    def _shifted(self, x: Tensor, importance: Tensor, shift: Tensor) -> _Choice:
-        delta = torch.where(shift, -DELTA, DELTA)
-        entry, value = self._nearest(x - delta, importance)
-        return _Choice(entry, shift[None], value + delta)
-
-    def _nearest(self, x: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries int64 [8 / group, N] and their numbers [8, N] that are nearest to ``x`` [8, N]."""
-        entries, values = [], []
-        for first in range(0, SIGNED, self.format.group):
-            part = slice(first, first + self.format.group)
-            weights = importance[part]
-            norms = self.table.square() @ weights
-            rows = max(1, CHUNK_ENTRIES // len(self.table))
-            chunks = [
-                torch.addmm(norms, (chunk.t() * weights), self.table.t(), alpha=-2).argmin(1)
-                for chunk in x[part].split(rows, 1)
-            ]
-            entries.append(torch.cat(chunks))
-            values.append(self.table[entries[-1]].t())
-        return torch.stack(entries), torch.cat(values)
-
-    def _put(self, first: int, found: _Choice, where: Tensor | None = None) -> None:
+    def _put(self, first: int, found: Choice, where: Tensor | None = None) -> None:
         """Store the choice for the eight columns from ``first`` on, for rows ``where`` [N] or all."""
         for table, width, new in (
             (self.entry, self.format.group, found.entry),

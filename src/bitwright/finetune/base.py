@@ -1,0 +1,66 @@
+"""What an adapter is trained beside: a model that stock transformers loads, or what ``quantize`` wrote for another program."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.checkpoint.demo import DEMO_MODEL
+from bitwright.checkpoint.open import local_directory
+from bitwright.checkpoint.output import PROOF, beside
+from bitwright.checkpoint.result import plan_of
+from bitwright.containers.bitsandbytes import BITSANDBYTES
+from bitwright.finetune.finished import Finished
+from bitwright.finetune.model import load, require_trainable
+from bitwright.finetune.train import changes_of
+from bitwright.finetune.training import Training
+from bitwright.settings import Settings
+
+
+@dataclass(frozen=True)
+class Base:
+    """``directory``: with weights or a configuration, tokenizer and processor. ``name``: under which PEFT loads the model.
+    ``finished``: the file whose codes are trained beside, where transformers does not hold them packed."""
+
+    directory: Path
+    name: str
+    finished: Finished | None = None
+
+    @classmethod
+    def of(cls, model: str | Path, training: Training) -> Base:
+        """Raises BitwrightError for a checkpoint that cannot be kept packed, and where its 16-bit model is not to be had."""
+        path = Path(os.path.expanduser(model))
+        if beside(path, PROOF).exists() and (plan := plan_of(path)).container != BITSANDBYTES.name:
+            finished = Finished.open(path, training.source, Settings(device=training.device, dtype=training.dtype))
+            return cls(finished.directory, base_of(training.source or plan.source), finished)
+        directory = local_directory(model)
+        require_trainable(directory)
+        return cls(directory, base_of(model))
+
+    def load(self, device: torch.device, work: torch.dtype) -> Any:
+        """The model, frozen."""
+        return self.finished.frozen(work) if self.finished else load(self.directory, device, work)
+
+    def key(self) -> list[object]:
+        """What is different where the weights are."""
+        if self.finished:
+            return [self.finished.digest()]
+        files = sorted(self.directory.glob("*.safetensors"))
+        return [str(self.directory.resolve()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+
+    def also(self, place: Path, model: Any, training: Training) -> str:
+        """Write to ``place`` what the program of ``finished`` loads instead of PEFT's files; how that is done, as Markdown."""
+        if self.finished is None:
+            return ""
+        subject, alpha = self.finished.subject, training.alpha * (math.sqrt(training.rank) if training.rslora else 1.0)
+        return subject.container.write_adapter(place, subject.source, changes_of(model), alpha, self.finished.path.name)
+
+
+def base_of(model: str | Path) -> str:
+    """The name under which others load what an adapter was trained for."""
+    return DEMO_MODEL if str(model) == "demo" else str(model)

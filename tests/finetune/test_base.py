@@ -1,0 +1,67 @@
+"""Adapters beside files of other programs, whose codes stay packed; llama.cpp loads what was learnt."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bitwright
+from bitwright.finetune.base import Base
+from bitwright.finetune.finetune import finetune
+from bitwright.finetune.model import adapt
+from bitwright.finetune.quant_linear import QuantLinear
+from bitwright.finetune.train import put_adapter
+from bitwright.finetune.training import Training
+from bitwright.finetune.weights import PackedWeight
+from bitwright.host.progress import QUIET
+from bitwright.runtimes.llama_cpp import LlamaCpp, library
+from tests.conftest import TINY, Build
+
+MODEL = {"hidden_size": 64, "intermediate_size": 128}
+TRAINING = Training(rank=4, length=64, max_steps=6, learning_rate=1e-2, device="cpu", dtype="float32", held_out=0.25)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_llama_cpp_answers_with_the_adapter_as_the_trained_model_does(
+    rslora: bool, build: Build, data: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    source, model, out = build("llama", **MODEL), tmp_path / "model.gguf", tmp_path / "adapter"
+    settings = replace(TINY, compare=False, container="gguf", formats=("q4_0", "q8_0"))
+    bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
+    training = replace(TRAINING, source=str(source), rslora=rslora)
+    found = finetune(model, data, out, training=training, reporter=QUIET)
+    assert found.after.loss < found.before.loss - 0.3
+    assert "--lora HERE/adapter.gguf" in (out / "README.md").read_text()
+    trained = Base.of(model, training).load(CPU, torch.float32)
+    ids = torch.arange(5, 45)
+    with torch.no_grad():
+        plain = trained(input_ids=ids[None]).logits[0]
+    adapt(trained, ("*",), training.rank, training.alpha, rslora)
+    layers = [layer for layer in trained.model.layers.modules() if isinstance(layer, QuantLinear)]
+    assert all(isinstance(layer.weight, PackedWeight) for layer in layers)
+    put_adapter(trained, load_file(out / "adapter_model.safetensors"))
+    with torch.no_grad():
+        mine = trained(input_ids=ids[None]).logits[0]
+    theirs = _with_adapter(model, out / "adapter.gguf", ids)
+    assert (mine - plain).norm() > 0.1 * plain.norm()
+    assert (theirs - mine).norm() < 0.05 * (mine - plain).norm()  # llama.cpp multiplies with activations in 8 bits
+
+
+def _with_adapter(model: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of llama.cpp after ``ids`` with ``adapter`` at full strength."""
+    loaded, pointer = LlamaCpp(model, len(ids)), ctypes.c_void_p
+    library().llama_adapter_lora_init.restype = pointer
+    library().llama_adapter_lora_init.argtypes = [pointer, ctypes.c_char_p]
+    library().llama_set_adapters_lora.argtypes = [pointer, pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]
+    held = library().llama_adapter_lora_init(loaded._model, str(adapter).encode())
+    assert held
+    adapters, strength = (pointer * 1)(held), (ctypes.c_float * 1)(1.0)
+    assert library().llama_set_adapters_lora(loaded._context, adapters, 1, strength) == 0
+    return torch.cat(list(loaded.logit_parts(ids)))

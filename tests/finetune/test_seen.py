@@ -1,0 +1,171 @@
+"""Training on rows with images: the model's own processor shows them, the answer carries loss, parts are trained by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from bitwright.data.image_rows import opened
+from bitwright.data.pictures import drawn
+from bitwright.data.tokenizer import tokenizer_of
+from bitwright.errors import BitwrightError
+from bitwright.finetune.answers import held
+from bitwright.finetune.finetune import finetune
+from bitwright.finetune.inputs import inputs_of
+from bitwright.finetune.model import adapt, load
+from bitwright.finetune.texts import texts_of
+from bitwright.finetune.tokens import IGNORED
+from bitwright.finetune.train import loss_of, recompute
+from bitwright.finetune.training import Training
+from bitwright.host.progress import QUIET
+from tests.conftest import Build
+from tests.vision import idefics_with_processor, llava_with_processor
+
+CPU, EVERY = torch.device("cpu"), ("text", "vision", "projector")
+TRAINING = Training(
+    rank=8, length=512, batch=4, max_steps=6, learning_rate=1e-2, device="cpu", dtype="float32", held_out=0.25, train=EVERY
+)
+
+
+@pytest.fixture(scope="module", params=[idefics_with_processor, llava_with_processor], ids=["idefics3", "llava"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model that sees, with its processor."""
+    return Path(request.param(tmp_path_factory.mktemp("seeing")))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Sixteen drawings with questions and answers, and two rows of text alone."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines: list[dict[str, Any]] = []
+    for i, picture in enumerate(drawn(16, 5)):
+        picture.image.save(folder / f"{i}.png")
+        lines.append({"image": f"{i}.png", "question": picture.question, "answer": picture.answer})
+    lines += [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(2)]
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(path)
+
+
+def test_the_answer_carries_loss_and_the_pixels_are_the_processor_s(source: Path, rows: str) -> None:
+    texts = texts_of(rows, source, tokenizer_of(source), TRAINING)
+    tokenizer = tokenizer_of(source)
+    first, picture = texts.every[0], drawn(1, 5)[0]
+    learnt = first.labels[first.labels != IGNORED]
+    assert tokenizer.decode(learnt[:-1]) == picture.answer
+    assert learnt[-1] == tokenizer.eos_token_id
+    assert picture.question in tokenizer.decode(first.ids)
+    assert first.media is not None
+    processor = AutoProcessor.from_pretrained(source, backend="pil")
+    image = opened(Path(rows).parent / "0.png", "here")
+    stock = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(first.media()["pixel_values"].reshape(stock.shape), stock)
+    assert texts.every[-1].media is None
+    assert len({example.key for example in texts.every}) == 18
+
+
+def test_each_part_can_be_trained_and_peft_loads_it(source: Path, rows: str, tmp_path: Path) -> None:
+    out = tmp_path / "adapter"
+    found = finetune(source, rows, out, training=TRAINING, reporter=QUIET)
+    assert found.after.loss < found.before.loss - 0.5
+    kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
+    model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32), out)
+    trained = {name.replace("base_model.model.", "") for name, _ in model.named_parameters() if "lora_B" in name}
+    assert {"vision" in name for name in trained} == {True, False}
+    assert any("connector" in name or "multi_modal_projector" in name for name in trained)
+    total = count = 0.0
+    for example in kept:
+        inputs = inputs_of([example], torch.float32)
+        labels = torch.cat([torch.tensor([IGNORED]), example.labels[:-1]])  # which stock classes move by one themselves
+        given = {name: tensor for name, tensor in inputs.items() if name not in ("labels", "text", "position_ids")}
+        n = int((labels != IGNORED).sum())
+        total += float(model(**given, labels=labels[None]).loss) * n
+        count += n
+    assert total / count == pytest.approx(found.after.loss, rel=1e-2)
+    assert "AutoModelForImageTextToText" in (out / "README.md").read_text()
+
+
+def test_towers_are_frozen_unless_they_are_named(source: Path) -> None:
+    model = load(source, CPU, torch.float32)
+    names = adapt(model, ("*",), 4, 4.0, False)
+    assert names
+    assert not any("vision" in name or "connector" in name or "projector" in name for name in names)
+    with pytest.raises(BitwrightError, match="--train"):
+        adapt(load(source, CPU, torch.float32), ("*",), 4, 4.0, False, ("ears",))
+
+
+@pytest.mark.parametrize("parts", [("vision",), ("projector",), ("text",)])
+def test_gradients_reach_each_part_also_where_blocks_are_run_again(source: Path, rows: str, parts: tuple[str, ...]) -> None:
+    example = texts_of(rows, source, tokenizer_of(source), TRAINING).every[0]
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(3)
+        model = load(source, CPU, torch.float32)
+        adapt(model, ("*",), 4, 4.0, False, parts)
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                torch.nn.init.normal_(parameter, std=0.02)
+        if again:
+            recompute(model)
+        model.train()
+        loss_of(model, inputs_of([example], torch.float32)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    once, twice = gradients
+    unused = {name for name, gradient in once.items() if gradient is None}
+    assert unused == {name for name in once if "multi_modal" not in name and _is_unread(source, name)}
+    for name in once.keys() - unused:
+        assert float(once[name].norm()) > 0, name  # type: ignore[union-attr]
+        assert torch.allclose(once[name], twice[name], rtol=1e-4, atol=1e-7), name  # type: ignore[arg-type]
+
+
+def _is_unread(source: Path, name: str) -> bool:
+    """Whether a weight lies in the tower's last block of a LLaVA, which reads the one before."""
+    config = json.loads((source / "config.json").read_text())
+    last = config["vision_config"]["num_hidden_layers"] - 1
+    return config["model_type"] == "llava" and "vision" in name and f".{last}." in name
+
+
+def test_in_memory_it_answers_as_in_a_fresh_process(source: Path, rows: str, tmp_path: Path) -> None:
+    from bitwright.finetune.answers import of_files
+
+    kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
+    model = load(source, CPU, torch.float32)
+    adapt(model, ("*",), 0, 0.0, False)
+    mine = held(model, kept, 3, QUIET, "now")
+    (of_file,) = of_files(source, [source], kept, CPU, tmp_path, QUIET, "file")
+    assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
+
+
+@pytest.mark.parametrize("case", ["blind", "turns", "missing", "together", "short"])
+def test_rows_that_cannot_be_learnt_from(case: str, build: Build, rows: str, tmp_path: Path) -> None:
+    source = build("llama") if case == "blind" else llava_with_processor(tmp_path / "source")
+    data, training = tmp_path / "rows.jsonl", TRAINING
+    row: dict[str, Any] = {"image": "0.png", "question": "What?", "answer": "Yes"}
+    (tmp_path / "0.png").write_bytes((Path(rows).parent / "0.png").read_bytes())
+    if case == "turns":
+        turns = [{"role": role, "content": "Well."} for role in ("user", "assistant", "user", "assistant")]
+        row = {"image": "0.png", "messages": turns}
+    if case == "missing":
+        row["image"] = "1.png"
+    if case == "together":
+        training = replace(training, rows_together=2)
+    if case == "short":
+        training = replace(training, length=16)
+    data.write_text("\n".join(json.dumps(row | {"id": i}) for i in range(4)), encoding="utf-8")
+    wanted = {
+        "blind": "finetune/images",
+        "turns": "finetune/turns",
+        "missing": "images/row",
+        "together": "finetune/turns",
+        "short": "finetune/nothing-learnt",
+    }
+    with pytest.raises(BitwrightError) as caught:
+        finetune(source, str(data), tmp_path / "out", training=training, reporter=QUIET)
+    assert caught.value.finding.rule == wanted[case]
