@@ -3,12 +3,16 @@
 SmolLM2-135M as stock NF4, 4 texts of 512 tokens, rank 16, all linears of the blocks, activations recomputed, AdamW. Prints
 seconds of a step (median after the first) and the peak of memory above the loaded model, and their ratios. TRL is installed as
 its documentation says; it runs with its defaults, in float32 and in bfloat16, and the faster one counts.
+
+  python -m benchmarks.finetune --within-gb 4     the longest text that a step fits into so much memory above the model, by two
+                                                  short ones and a trial at the length that they lead to expect
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -27,6 +31,7 @@ from benchmarks.models import reference
 from bitwright.data.documentation import documentation
 
 TEXTS, LENGTH, RANK = 4, 512, 16
+PROBED, STRIDE = (1024, 3072), 256  # lengths from which a longer one is foretold, and its rounding
 STATUS = Path("/proc/self/status")
 
 
@@ -37,6 +42,8 @@ def main() -> None:
     parser.add_argument("--model", default="")
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--only", default="", help="parts, separated by commas")
+    parser.add_argument("--texts", type=int, default=TEXTS)
+    parser.add_argument("--within-gb", type=float, default=0.0)
     options = parser.parse_args()
     if options.part:
         run = ours if options.part == "ours" else theirs
@@ -44,21 +51,55 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         stock(Path(folder) / "model")
-        found = {}
-        for part in options.only.split(",") if options.only else ("ours", "trl-float32", "trl-bfloat16"):
-            command = [sys.executable, "-m", "benchmarks.finetune", "--part", part, "--model", f"{folder}/model"]
-            command += ["--steps", str(options.steps), "--length", str(options.length)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(json.dumps({"part": part, "failed": done.stderr.strip().splitlines()[-1:]}))
-                continue
-            found[part] = json.loads(done.stdout.strip().splitlines()[-1])
-            print(json.dumps({"part": part} | found[part]), flush=True)
+        found: dict[str, dict[str, Any]] = {}
+        parts = options.only.split(",") if options.only else ("ours", "trl-float32", "trl-bfloat16")
+        if options.within_gb:
+            longest = {part: longest_of(part, f"{folder}/model", options.within_gb) for part in parts}
+            peers = [length for part, length in longest.items() if part != "ours"]
+            if peers and "ours" in longest:
+                print(json.dumps({"longest_ratio": round(longest["ours"] / max(peers), 2)}))
+            return
+        for part in parts:
+            if line := run_of(part, f"{folder}/model", options.texts, options.length, options.steps):
+                found[part] = line
+                print(json.dumps({"part": part} | line), flush=True)
     peers = [line for part, line in found.items() if part != "ours"]
     if peers and "ours" in found:
         best = min(peers, key=lambda line: line["seconds"])
         ratios = {f"{key}_ratio": round(found["ours"][key] / best[key], 3) for key in ("seconds", "peak_above_model_gb")}
         print(json.dumps(ratios | {"against": best["part"]}))
+
+
+def run_of(part: str, model: str, n_texts: int, length: int, steps: int) -> dict[str, Any] | None:
+    """One part in a process of its own; nothing where it fails."""
+    command = [sys.executable, "-m", "benchmarks.finetune", "--part", part, "--model", model]
+    command += ["--steps", str(steps), "--length", str(length), "--texts", str(n_texts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(json.dumps({"part": part, "length": length, "failed": done.stderr.strip().splitlines()[-1:]}), flush=True)
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def longest_of(part: str, model: str, most_gb: float) -> int:
+    """Tokens of the longest text, to STRIDE, of which a trial stayed within ``most_gb``."""
+    peaks = {}
+    for length in PROBED:
+        line = run_of(part, model, 1, length, 2)
+        peaks[length] = line["peak_above_model_gb"] if line else math.inf
+        print(json.dumps({"part": part, "length": length, "peak_above_model_gb": peaks[length]}), flush=True)
+    short, long = PROBED
+    slope = (peaks[long] - peaks[short]) / (long - short)
+    length = int((long + (most_gb - peaks[long]) / slope) // STRIDE * STRIDE)
+    while length > 0:
+        line = run_of(part, model, 1, length, 1)
+        peak = line["peak_above_model_gb"] if line else math.inf
+        print(json.dumps({"part": part, "length": length, "peak_above_model_gb": peak}), flush=True)
+        if peak <= most_gb:
+            return length
+        length -= max(STRIDE, length // 16 // STRIDE * STRIDE)
+    return 0
 
 
 def stock(directory: Path) -> None:
@@ -69,10 +110,10 @@ def stock(directory: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(directory)
 
 
-def texts(tokenizer: Any, length: int) -> list[torch.Tensor]:
-    """TEXTS texts of ``length`` tokens."""
+def texts(tokenizer: Any, count: int, length: int) -> list[torch.Tensor]:
+    """``count`` texts of ``length`` tokens."""
     whole = torch.cat([torch.tensor(tokenizer(text)["input_ids"]) for text in documentation(0, 2)])
-    return [whole[i * length : (i + 1) * length] for i in range(TEXTS)]
+    return [whole[i * length : (i + 1) * length] for i in range(count)]
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
@@ -90,7 +131,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     recompute(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
-    ids = texts(AutoTokenizer.from_pretrained(options.model), options.length)
+    ids = texts(AutoTokenizer.from_pretrained(options.model), options.texts, options.length)
     arena = Arena()
     batch = packed([Example(t, torch.cat([t[1:], torch.tensor([-100])]), 0, 1) for t in ids])
 
@@ -113,7 +154,7 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
 
     dtype = getattr(torch, options.part.removeprefix("trl-"))
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
-    ids = texts(AutoTokenizer.from_pretrained(options.model), options.length)
+    ids = texts(AutoTokenizer.from_pretrained(options.model), options.texts, options.length)
     rows = Dataset.from_list([{"input_ids": t.tolist()} for t in ids])
     moments: list[float] = []
 
@@ -130,7 +171,7 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
             use_cpu=True,
             bf16=dtype is torch.bfloat16,
             max_length=options.length,
-            per_device_train_batch_size=TEXTS,
+            per_device_train_batch_size=options.texts,
             max_steps=options.steps,
             gradient_checkpointing=True,
             report_to=[],
@@ -142,7 +183,7 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
         with Peak() as peak:
             trainer.train()
     spent = [end - begin for begin, end in zip(moments[::2], moments[1::2], strict=True)]
-    return {"part": options.part, "seconds": round(statistics.median(spent[1:]), 3), "peak_above_model_gb": peak.above()}
+    return figures(options.part, spent, peak)
 
 
 def timed(step: Callable[[], float], count: int, part: str) -> dict[str, Any]:
@@ -152,7 +193,12 @@ def timed(step: Callable[[], float], count: int, part: str) -> dict[str, Any]:
             begin = time.perf_counter()
             step()
             spent.append(time.perf_counter() - begin)
-    return {"part": part, "seconds": round(statistics.median(spent[1:]), 3), "peak_above_model_gb": peak.above()}
+    return figures(part, spent, peak)
+
+
+def figures(part: str, spent: list[float], peak: Peak) -> dict[str, Any]:
+    """Seconds of a step after the first one, and the peak."""
+    return {"part": part, "seconds": round(statistics.median(spent[1:] or spent), 3), "peak_above_model_gb": peak.above()}
 
 
 class Peak:

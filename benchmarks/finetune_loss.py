@@ -1,7 +1,7 @@
 """python -m benchmarks.finetune_loss DATA — what an adapter learns beside a quantized file, against the same beside 16 bit.
 
-SmolLM2-135M as it is, and quantized with calibration to stock NF4 +10 %; the same rows of DATA (a file with questions and answers)
-in the same order, rank 16, all linears. Printed are the losses on rows that were kept apart, and of ours over the other.
+SmolLM2-135M as it is, and quantized with calibration to stock NF4 +10 %; the same rows of DATA (a file with questions and
+answers) in the same order, rank 16, all linears. Printed are the losses on rows that were kept apart, and their ratio.
 """
 
 from __future__ import annotations
