@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -31,7 +32,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bitwright.evaluate import process
 from bitwright.settings import Settings
+from tests.nursery import REAL, Nursery
 
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")  # a red run means a change, not another draw
@@ -74,6 +77,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no accelerator here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery() -> Iterator[Nursery | None]:
+    """Workers begin with their libraries imported, where a fork can do that; with a GPU it cannot."""
+    if not sys.platform.startswith("linux") or torch.cuda.is_available():
+        yield None
+        return
+    held = Nursery()
+    process._run = held.run  # for the session, so not by monkeypatch
+    yield held
+    process._run = REAL
+    held.close()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

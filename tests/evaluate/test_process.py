@@ -13,10 +13,17 @@ from typer.testing import CliRunner
 from bitwright.cli.main import app
 from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample
+from bitwright.evaluate import process
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.process import _end
 from bitwright.plan import NOISE_FLOOR
 from tests.conftest import Build
+from tests.nursery import REAL
+
+
+@pytest.fixture(autouse=True)
+def processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_run", REAL)
 
 
 def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_path: Path) -> None:
