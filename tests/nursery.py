@@ -1,4 +1,4 @@
-"""Workers of tests, forked from one process that has imported the libraries once: importing takes longer than most of their jobs.
+"""Workers of tests, forked from one process that has imported the libraries: imports take longer than most of their jobs.
 
 A child has imported and done nothing else, as a process of its own. Commands that tests start themselves, and the tests of
 workers that fail (evaluate/test_process.py), start processes as people's runs do.
@@ -23,14 +23,7 @@ from bitwright.host.quiet import QUIET
 
 REAL = process._run
 IMPORTED = ("bitwright.evaluate.worker", "bitsandbytes", "transformers.models.llama.modeling_llama")
-OF_IMPORTS = (
-    "HF_",
-    "TRANSFORMERS_",
-    "OMP_",
-    "XDG_",
-    "PYTHON",
-    "BITWRIGHT_",
-)  # variables that are read when libraries are imported
+OF_IMPORTS = ("HF_", "TRANSFORMERS_", "OMP_", "XDG_", "PYTHON", "BITWRIGHT_")  # variables that imports read
 MOST_BYTES = 1 << 20
 
 
