@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @guarded
 def run(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A bitsandbytes checkpoint in 4 bits, or a 16-bit model, or demo.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="What quantize wrote, another 4-bit checkpoint of bitsandbytes, a 16-bit model, or demo."
+        ),
     ],
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")
@@ -35,7 +38,7 @@ def run(
         ),
     ] = "lora",
     source: Annotated[
-        str, typer.Option(help="qat, scales: the 16-bit model of MODEL, where its name alone does not tell.")
+        str, typer.Option(help="The 16-bit model of a MODEL that quantize wrote, where its plan does not tell.")
     ] = "",
     template: Annotated[str, typer.Option(help="The question, such as '{instruction}[[ Context: {context}]]'.")] = "",
     answer: Annotated[str, typer.Option(help="The column with the answer, together with --template.")] = "",

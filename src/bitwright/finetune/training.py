@@ -19,7 +19,7 @@ class Training:
     """What a fine-tuning is asked for. Names and defaults are those of the command line."""
 
     method: str = LORA  # beside frozen weights, packed or not; qat: the codes themselves; scales: what they are multiplied with
-    source: str = ""  # qat, scales: the 16-bit model, where the name in the checkpoint's plan does not tell
+    source: str = ""  # the 16-bit model of a checkpoint that quantize wrote, where its plan does not tell
     train: tuple[str, ...] = ("text",)  # parts of a model that sees: text, vision, projector
     targets: tuple[str, ...] = ("*",)
     rank: int = 16
