@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +162,38 @@ def test_a_stopped_training_goes_on_at_its_last_checkpoint(
     assert not (tmp_path / ".stopped.work").exists()
     one, other = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "stopped"))
     assert one == other
+
+
+def test_a_full_disk_is_said_and_what_is_whole_is_gone_on_from(
+    quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "STEPS_BETWEEN", 2)
+    before, own = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, own[1]))  # bytes of a file: the system refuses more, as a full disk does
+    try:
+        with pytest.raises(BitwrightError) as caught:
+            finetune(quantized, data, tmp_path / "out", training=TRAINING, reporter=QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, own)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.finding.rule == "output/write"
+    assert "File too large" in caught.value.finding.saw
+    assert not (tmp_path / "out").exists()
+    assert finetune(quantized, data, tmp_path / "out", training=TRAINING, reporter=QUIET).steps == 6
+
+
+def test_a_loss_that_is_no_number_names_step_and_rows(
+    quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.loss_of
+
+    def broken(model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        return real(model, inputs, *args, **kwargs) * (float("nan") if 7 in inputs["rows"].tolist() else 1.0)
+
+    monkeypatch.setattr(loop, "loss_of", broken)
+    with pytest.raises(BitwrightError) as caught:
+        finetune(quantized, data, tmp_path / "out", training=replace(TRAINING, held_out=0.0, epochs=1), reporter=QUIET)
+    assert re.match(r"step \d+, rows (\d+, )*7(, \d+)*$", caught.value.finding.where)
 
 
 def test_rows_are_kept_apart_and_doubles_are_not_learnt(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bitwright.finetune.answers import held
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.inputs import inputs_of
 from bitwright.finetune.model import adapt, load
+from bitwright.finetune.preview import MOST_ALIKE, coloured
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import loss_of, recompute
@@ -69,6 +70,15 @@ def test_the_answer_carries_loss_and_the_pixels_are_the_processor_s(source: Path
     assert torch.equal(first.media()["pixel_values"].reshape(stock.shape), stock)
     assert texts.every[-1].media is None
     assert len({example.key for example in texts.every}) == 18
+
+
+def test_a_preview_counts_the_places_of_an_image(source: Path, rows: str) -> None:
+    tokenizer = tokenizer_of(source)
+    first = texts_of(rows, source, tokenizer, TRAINING).every[0]
+    shown = coloured(first, tokenizer, brackets=True).plain
+    places = int((first.ids == tokenizer.convert_tokens_to_ids("<image>")).sum())
+    assert f"<image> x {places} " in shown if places >= MOST_ALIKE else shown.count("<image>") == places
+    assert f"«{drawn(1, 5)[0].answer}" in shown
 
 
 def test_each_part_can_be_trained_and_peft_loads_it(source: Path, rows: str, tmp_path: Path) -> None:

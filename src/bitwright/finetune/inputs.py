@@ -11,6 +11,8 @@ from bitwright.finetune.tokens import IGNORED, Example
 
 LABELS = "labels"
 TEXT = "text"  # which of the batch a token belongs to, -1 for what fills a row
+ROWS = "rows"  # of the file, one for each text
+OURS = (LABELS, TEXT, ROWS)  # what no model takes
 
 
 def inputs_of(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -34,7 +36,8 @@ def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
             room.append(example)
     number = {id(example): i for i, example in enumerate(batch)}
     filled = [_row(row, width, number) for row in rows]
-    return {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", LABELS, TEXT)}
+    found = {name: torch.stack([row[name] for row in filled]) for name in ("input_ids", "position_ids", LABELS, TEXT)}
+    return found | {ROWS: _rows(batch)}
 
 
 def alone(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -43,7 +46,11 @@ def alone(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
     tokens = {"input_ids": example.ids, LABELS: example.labels, TEXT: torch.zeros_like(example.ids), **example.more}
     media = example.media() if example.media else {}
     placed = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
-    return {name: tensor[None] for name, tensor in tokens.items()} | placed
+    return {name: tensor[None] for name, tensor in tokens.items()} | placed | {ROWS: _rows(batch)}
+
+
+def _rows(batch: Sequence[Example]) -> Tensor:
+    return torch.tensor([example.row for example in batch])
 
 
 def _row(texts: Sequence[Example], width: int, number: dict[int, int]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from bitwright.errors import fail, printable
 from bitwright.finetune.tokens import IGNORED, Example
 
 MOST_CUT = 0.5  # share of texts that lose their end
+MOST_ALIKE = 8  # tokens in a row that are shown one by one
 LEARNT, GIVEN = "bold green", "dim"
 
 
@@ -36,9 +37,22 @@ def coloured(example: Example, tokenizer: Any, brackets: bool = False) -> Text:
     learnt = [False, *(int(label) != IGNORED for label in example.labels[:-1])]
     shown = Text()
     for carries, run in groupby(zip(learnt, example.ids.tolist(), strict=True), key=lambda pair: pair[0]):
-        words = printable(tokenizer.decode([token for _, token in run]))  # a letter may be several tokens
+        words = _words([token for _, token in run], tokenizer)
         shown.append(f"«{words}»" if carries and brackets else words, style=LEARNT if carries else GIVEN)
     return shown
+
+
+def _words(ids: list[int], tokenizer: Any) -> str:
+    """The text of ``ids``, decoded together since a letter may be several tokens; the places of an image are counted."""
+    words, pending = "", list[int]()
+    for token, run in groupby(ids):
+        alike = list(run)
+        if len(alike) < MOST_ALIKE:
+            pending += alike
+            continue
+        words += printable(tokenizer.decode(pending)) + printable(tokenizer.decode([token])) + f" x {len(alike)} "
+        pending = []
+    return words + printable(tokenizer.decode(pending))
 
 
 def require_no_mistake(examples: Sequence[Example], tokenizer: Any, ends: set[int], length: int) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from bitsandbytes.optim import AdamW8bit
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bitwright.errors import fail
+from bitwright.checkpoint.output import write_failed
+from bitwright.errors import fail, in_one_line
 from bitwright.finetune.arena import Arena
-from bitwright.finetune.inputs import LABELS, TEXT
+from bitwright.finetune.inputs import LABELS, OURS, ROWS
 from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
 from bitwright.finetune.model import head_of
 from bitwright.finetune.quant_linear import QuantLinear
@@ -50,7 +52,7 @@ def loss_of(
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
     return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
     with nullcontext() if arena is None else arena.keeping(entries * torch.float32.itemsize):
-        given = {name: tensor for name, tensor in inputs.items() if name not in (LABELS, TEXT, *DISTRIBUTION)}
+        given = {name: tensor for name, tensor in inputs.items() if name not in (*OURS, *DISTRIBUTION)}
         body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
     return_free_pages(entries)
@@ -84,12 +86,13 @@ class PartTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = loss_of(model, inputs, num_items_in_batch, self.arena if model.training else None)
         if not bool(torch.isfinite(loss)):
+            rows = sorted(inputs[ROWS].tolist()) if ROWS in inputs else []
             raise fail(
                 "finetune/not-finite",
-                f"step {self.state.global_step + 1}",
+                f"step {self.state.global_step + 1}" + (f", rows {', '.join(map(str, rows))}" if rows else ""),
                 saw=f"the loss is {float(loss)}",
                 wanted="a number",
-                help="a smaller --learning-rate; the last good adapter is kept",
+                help="a smaller --learning-rate, or look at these rows; the last good checkpoint is kept",
             )
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -110,6 +113,12 @@ class PartTrainer(Trainer):
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         with torch.no_grad():
             return loss_of(model, self._prepare_inputs(inputs)), None, None
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library says in its own way that a disk is full
+            raise write_failed(Path(self.args.output_dir or "."), OSError(in_one_line(error))) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir or ".")
