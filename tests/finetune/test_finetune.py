@@ -112,6 +112,7 @@ def test_it_learns_and_stock_peft_loads_it(
     assert "library_name: peft" in card
     assert f"| {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |" in card
     assert "sums.csv" in card
+    assert f"{outcome.losses[0][1]:.3f} to {outcome.losses[-1][1]:.3f} nats" in card
     assert str(tmp_path) not in card
     base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)
     stock = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

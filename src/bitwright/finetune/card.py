@@ -33,7 +33,8 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
     lines = [
         f"Learnt from {outcome.n_texts:,} texts of `{name}` in {outcome.steps} steps "
         f"({training.method}, rank {training.rank}, learning rate {training.learning_rate:g}, "
-        f"{training.batch * training.accumulate} texts a step, seed {training.seed}).\n"
+        f"{training.batch * training.accumulate} texts a step, seed {training.seed}).\n",
+        f"Loss while training: {curve(outcome.losses)} nats.\n",
     ]
     if not math.isnan(outcome.after.loss):
         lines.append("| on texts that were kept apart | before | after |\n|---|---|---|")
