@@ -67,15 +67,14 @@ def run(
     json_: common.Json = False,
 ) -> None:
     """Train MODEL on DATA: a small addition (LoRA) beside weights that stay as they are stored, or the stored codes."""
-    from transformers import AutoConfig
-
-    from bitwright.checkpoint.open import local_directory
-    from bitwright.finetune.base import base_of
+    from bitwright.checkpoint.output import PROOF
+    from bitwright.containers.gguf.adapter import ADAPTER
     from bitwright.finetune.card import curve
     from bitwright.finetune.finetune import finetune
+    from bitwright.finetune.train import CONFIG
     from bitwright.finetune.training import IN_FORMAT, Training
     from bitwright.host.progress import Reporter
-    from bitwright.models.open import auto_class
+    from bitwright.host.texts import read_object
 
     training = Training(
         method=method,
@@ -121,25 +120,28 @@ def run(
     if method in IN_FORMAT:
         print_plain(console, f"{out} is a checkpoint like {model}: the same formats, the same size")
         return
-    auto = auto_class(AutoConfig.from_pretrained(local_directory(model))).__name__
+    proof, config = (read_object(out / name) for name in (PROOF, CONFIG))
+    auto = proof["class"]
     lines = (
         "from peft import PeftModel",
         f"from transformers import {auto}",
-        f"base = {auto}.from_pretrained({base_of(model)!r})",
+        f"base = {auto}.from_pretrained({config['base_model_name_or_path']!r})",
         f"model = PeftModel.from_pretrained(base, {str(out)!r})",
     )
     for line in lines:
         print_plain(console, line, code=True)
+    if (out / ADAPTER).exists():
+        print_plain(console, f"\nllama-cli -m {model} --lora {out / ADAPTER}", code=True)
 
 
 def _preview(model: str, data: str, training: Training, count: int) -> None:
     """Show what training would see, and stop on what would make it worthless."""
-    from bitwright.checkpoint.open import local_directory
     from bitwright.data.tokenizer import tokenizer_of
+    from bitwright.finetune.base import directory_of
     from bitwright.finetune.preview import coloured
     from bitwright.finetune.texts import require_sound, texts_of, told_of
 
-    path = local_directory(model)
+    path = directory_of(model, training.source)
     tokenizer = tokenizer_of(path)
     texts = texts_of(data, path, tokenizer, training)
     console = wide_console()

@@ -13,7 +13,7 @@ import torch
 from bitwright.checkpoint.demo import DEMO_MODEL
 from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, beside
-from bitwright.checkpoint.result import plan_of
+from bitwright.checkpoint.result import original_of, plan_of
 from bitwright.containers.bitsandbytes import BITSANDBYTES
 from bitwright.finetune.finished import Finished
 from bitwright.finetune.model import load, require_trainable
@@ -35,9 +35,9 @@ class Base:
     def of(cls, model: str | Path, training: Training) -> Base:
         """Raises BitwrightError for a checkpoint that cannot be kept packed, and where its 16-bit model is not to be had."""
         path = Path(os.path.expanduser(model))
-        if beside(path, PROOF).exists() and (plan := plan_of(path)).container != BITSANDBYTES.name:
+        if _is_elsewhere(path):
             finished = Finished.open(path, training.source, Settings(device=training.device, dtype=training.dtype))
-            return cls(finished.directory, base_of(training.source or plan.source), finished)
+            return cls(finished.directory, base_of(training.source or finished.plan.source), finished)
         directory = local_directory(model)
         require_trainable(directory)
         return cls(directory, base_of(model))
@@ -59,6 +59,17 @@ class Base:
             return ""
         subject, alpha = self.finished.subject, training.alpha * (math.sqrt(training.rank) if training.rslora else 1.0)
         return subject.container.write_adapter(place, subject.source, changes_of(model), alpha, self.finished.path.name)
+
+
+def directory_of(model: str | Path, source: str = "") -> Path:
+    """Where the tokenizer of ``model`` lies, and its processor."""
+    path = Path(os.path.expanduser(model))
+    return original_of(path, source) if _is_elsewhere(path) else local_directory(model)
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether ``quantize`` wrote the checkpoint at ``path`` for a program other than transformers."""
+    return beside(path, PROOF).exists() and plan_of(path).container != BITSANDBYTES.name
 
 
 def base_of(model: str | Path) -> str:

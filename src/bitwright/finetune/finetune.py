@@ -112,10 +112,12 @@ def _adapter(
         )
         with claim.made() as place:
             write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
-            proof = {"adapter_of": without_place(base.name), "training": training.told(), "outcome": asdict(outcome)}
+            auto = auto_class(ready.config).__name__
+            told = {"training": training.told(), "outcome": asdict(outcome)}
+            proof = {"adapter_of": without_place(base.name), "class": auto} | told
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
-            card = adapter_card(base.name, auto_class(ready.config).__name__, data, training, outcome)
+            card = adapter_card(base.name, auto, data, training, outcome)
             write_text(place / "README.md", card + base.also(place, ready, training))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
