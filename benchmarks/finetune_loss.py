@@ -20,6 +20,7 @@ from bitwright.settings import Effort
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
+    parser.add_argument("--model", default="", help="the quantized checkpoint, where it is there already")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--held-out", type=float, default=0.02)
@@ -30,8 +31,10 @@ def main() -> None:
     source = reference("smollm2")
     with tempfile.TemporaryDirectory() as name:
         folder, found = Path(name), {}
-        bitwright.quantize(source, folder / "model", settings=Settings(effort=Effort.QUICK, compare=False))
-        for part, model in (("16 bit", source), ("ours", folder / "model")):
+        quantized = Path(options.model or folder / "model")
+        if not options.model:
+            bitwright.quantize(source, quantized, settings=Settings(effort=Effort.QUICK, compare=False))
+        for part, model in (("16 bit", source), ("ours", quantized)):
             outcome = bitwright.finetune(model, options.data, folder / f"adapter-{part[0]}", training=training)
             found[part] = outcome.after.loss
             line = {"before": round(outcome.before.loss, 4), "after": round(outcome.after.loss, 4)}
