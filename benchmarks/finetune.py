@@ -84,22 +84,25 @@ def run_of(part: str, model: str, n_texts: int, length: int, steps: int) -> dict
 
 def longest_of(part: str, model: str, most_gb: float) -> int:
     """Tokens of the longest text, to STRIDE, of which a trial stayed within ``most_gb``."""
-    peaks = {}
-    for length in PROBED:
-        line = run_of(part, model, 1, length, 2)
+    peaks: dict[int, float] = {}
+
+    def tried(length: int, steps: int) -> float:
+        line = run_of(part, model, 1, length, steps)
         peaks[length] = line["peak_above_model_gb"] if line else math.inf
         print(json.dumps({"part": part, "length": length, "peak_above_model_gb": peaks[length]}), flush=True)
-    short, long = PROBED
-    slope = (peaks[long] - peaks[short]) / (long - short)
-    length = int((long + (most_gb - peaks[long]) / slope) // STRIDE * STRIDE)
-    while length > 0:
-        line = run_of(part, model, 1, length, 1)
-        peak = line["peak_above_model_gb"] if line else math.inf
-        print(json.dumps({"part": part, "length": length, "peak_above_model_gb": peak}), flush=True)
-        if peak <= most_gb:
+        return peaks[length]
+
+    for length in PROBED:
+        tried(length, 2)
+    fits, other = PROBED[1], PROBED[0]
+    while True:  # along the line through the longest that fits and the last one beside it
+        slope = (peaks[fits] - peaks[other]) / (fits - other)
+        length = int((fits + (most_gb - peaks[fits]) / slope) // STRIDE * STRIDE)
+        if length in peaks:
+            return fits
+        if tried(length, 1) <= most_gb:
             return length
-        length -= max(STRIDE, length // 16 // STRIDE * STRIDE)
-    return 0
+        other = length
 
 
 def stock(directory: Path) -> None:
