@@ -74,4 +74,6 @@ def _is_elsewhere(path: Path) -> bool:
 
 def base_of(model: str | Path) -> str:
     """The name under which others load what an adapter was trained for."""
+    if str(model) == "demo-vision":  # which is nowhere but here
+        return str(local_directory(model))
     return DEMO_MODEL if str(model) == "demo" else str(model)
