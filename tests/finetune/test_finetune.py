@@ -263,6 +263,9 @@ def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_pa
     done = CliRunner().invoke(app, [*words, "--length", "64", "--dtype", "float32", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["steps"] == 2
+    again = [*words, "--length", "64", "--dtype", "float32", "--device", "cpu", "--seed", "1"]
+    assert CliRunner().invoke(app, again).exit_code == 2
+    assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
     refused = CliRunner().invoke(
         app, ["finetune", source, data, "--template", "{nothing}", "--answer", "answer", "--preview", "1"]
     )

@@ -22,6 +22,7 @@ MARK = ".bitwright"  # in a folder that we made and may remove; locked while a r
 PLACING = ".placing"  # beside the mark: the names that were being put in place
 MADE, REPLACED = "made", "replaced"  # inside a scratch folder
 PROOF = "bitwright.json"  # says that a checkpoint is ours
+ADAPTER_OF = "adapter_of"  # in the proof of an adapter: the model that it was trained beside
 SHOWN = 6  # pictures that a card shows
 CARD_PICTURES = tuple(f"picture-{i}.png" for i in range(1, SHOWN + 1))
 BESIDE = (PROOF, "report.json", "report.html", "README.md", "Modelfile", "mmproj.gguf", *CARD_PICTURES)  # that go with a model
@@ -192,9 +193,10 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _is_ours(out: Path) -> bool:
-    """Whether a run of ours wrote the model at ``out``."""
+    """Whether a run of ours wrote the model at ``out``, or the adapter."""
     try:
-        return str(read_object(beside(out, PROOF))["plan"]["schema"]).startswith("bitwright.")
+        proof = read_object(beside(out, PROOF))
+        return ADAPTER_OF in proof or str(proof["plan"]["schema"]).startswith("bitwright.")
     except (UnreadableError, KeyError, TypeError):
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bitwright.checkpoint.output import PROOF, Output, owned, write_json, write_text
+from bitwright.checkpoint.output import ADAPTER_OF, PROOF, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
@@ -114,7 +114,7 @@ def _adapter(
             write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
             auto = auto_class(ready.config).__name__
             told = {"training": training.told(), "outcome": asdict(outcome)}
-            proof = {"adapter_of": without_place(base.name), "class": auto} | told
+            proof = {ADAPTER_OF: without_place(base.name), "class": auto} | told
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
             card = adapter_card(base.name, auto, data, training, outcome)
