@@ -65,7 +65,7 @@ TINY = Settings(  # a whole job on a random model in seconds
 Build = Callable[..., Path]
 LONGEST = (  # files of tests that run whole jobs in fresh processes, the longest first
     *("test_pipeline", "test_pipeline_gguf", "test_qat", "test_repair", "test_forecast", "test_edited", "test_terminal"),
-    *("test_demo_vision", "test_finetune", "test_base", "test_seen", "test_source", "test_tasks", "test_talk"),
+    *("test_demo_vision", "test_finetune", "test_base", "test_pictures", "test_source", "test_tasks", "test_talk"),
     *("test_gguf_vision", "test_gguf", "test_page", "test_pipeline_vision", "test_cli", "test_compressed_tensors"),
 )
 

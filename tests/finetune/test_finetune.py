@@ -273,6 +273,23 @@ def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_pa
     assert "no column 'nothing'" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"rank": 0}, "rank"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"method": "full"}, "method"),
+        ({"targets": ("x",)}, "targets"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(
+    wrong: dict[str, Any], rule: str, build: Build, data: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BitwrightError) as caught:
+        finetune(build("llama", **MODEL), data, tmp_path / "a", training=replace(TRAINING, **wrong), reporter=QUIET)
+    assert caught.value.finding.rule == f"finetune/{rule}"
+
+
 def test_checkpoints_of_another_training_are_not_gone_on_from(build: Build, data: str, tmp_path: Path) -> None:
     source, work = build("llama", **MODEL), tmp_path / "work"
     first = finetune(source, data, tmp_path / "first", training=TRAINING, workdir=work, reporter=QUIET)

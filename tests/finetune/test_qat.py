@@ -16,6 +16,7 @@ from bitwright.finetune import qat
 from bitwright.finetune.answers import Answers, held, of_files
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished
+from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.training import Training
 from bitwright.formats.families import unpacked
@@ -62,6 +63,9 @@ def test_what_was_learnt_is_what_is_written(
     of_scales = finetune(model, data, scaled, training=training, reporter=QUIET)
     assert of_scales.after.loss < of_scales.before.loss - 0.1
     assert of_scales.n_trained < found.n_trained
+    some = Finished.open(model, str(source), SETTINGS).model(torch.float32, rank=4, targets=("q_proj", "k_proj"))
+    named = {name.rpartition(".")[2] for name, layer in some.named_modules() if isinstance(layer, SnappedLinear)}
+    assert named == {"q_proj", "k_proj"}
     same = container_of(container).read(scaled, weights)
     assert all(torch.equal(unpacked(same[n]).code, unpacked(old[n]).code) for n in old)  # type: ignore[attr-defined]
 

@@ -28,6 +28,19 @@ def layer_of(name: str, rank: int = 0) -> tuple[SnappedLinear, Packed, torch.Ten
     return SnappedLinear(packed, rounder, weight, torch.randn(64), rank), packed, weight
 
 
+def trained(layer: SnappedLinear, x: torch.Tensor, wanted: torch.Tensor, learning_rate: float) -> list[float]:
+    """The losses of a dozen steps."""
+    optimizer = torch.optim.Adam(layer.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(12):
+        loss = (layer(x) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_begins_and_ends_as_its_file(name: str, rank: int) -> None:
@@ -37,14 +50,7 @@ def test_it_begins_and_ends_as_its_file(name: str, rank: int) -> None:
     if name != "mxfp4":  # which has two zeros
         assert all(torch.equal(begun.tensors[part], tensor) for part, tensor in packed.tensors.items())
     x, wanted = torch.randn(200, 256), torch.randn(200, 64)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.02)
-    losses = []
-    for _ in range(12):
-        loss = (layer(x) - wanted).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = trained(layer, x, wanted, 0.02)
     assert losses[-1] < losses[0]
     ended = layer.packed()
     assert unpacked(ended).decode() == pytest.approx(layer.weight.detach(), rel=1e-5, abs=1e-6)
@@ -70,14 +76,7 @@ def test_scales_alone(name: str) -> None:
     assert unpacked(layer.packed()).decode() == pytest.approx(unpacked(packed).decode(), rel=1e-5)
     x = torch.randn(200, 256)
     wanted = x @ (1.4 * weight).t()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    losses = []
-    for _ in range(12):
-        loss = (layer(x) - wanted).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = trained(layer, x, wanted, 0.05)
     assert losses[-1] < 0.9 * losses[0]
     ended = layer.packed()
     assert unpacked(ended).decode() == pytest.approx(layer.weight.detach(), rel=1e-5, abs=1e-6)

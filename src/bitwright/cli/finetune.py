@@ -46,7 +46,7 @@ def run(
     rows_together: Annotated[int, typer.Option(min=1, help="Rows that make one conversation.")] = 1,
     train: Annotated[str, typer.Option(help="Parts of a model that sees, by commas: text, vision, projector.")] = "text",
     targets: Annotated[str, typer.Option(help="Linears that are trained, by patterns separated by commas.")] = "*",
-    rank: Annotated[int, typer.Option(min=1, help="Of the change that is trained.")] = 16,
+    rank: Annotated[int, typer.Option(min=0, help="Of the change that is trained. 0, with qat: whole weights.")] = 16,
     alpha: Annotated[float, typer.Option(min=0.0, help="The change is scaled by alpha / rank.")] = 16.0,
     rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank) instead.")] = False,
     length: Annotated[int, typer.Option(min=16, help="Tokens of a text at most.")] = 1024,
@@ -55,7 +55,7 @@ def run(
     learning_rate: Annotated[float, typer.Option(min=0.0, help="The highest; it rises first and then falls.")] = 2e-4,
     epochs: Annotated[float, typer.Option(min=0.0, help="How often all texts are read.")] = 1.0,
     max_steps: Annotated[int, typer.Option(min=0, help="Stop after so many steps. 0: by epochs.")] = 0,
-    optimizer: Annotated[str, typer.Option(help="adamw, or adamw8bit, whose states take a quarter of the memory.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="adamw, or adamw8bit, with 8 bits a number of its states.")] = "adamw",
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the texts that are kept apart.")] = 0.05,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",
@@ -68,7 +68,7 @@ def run(
 ) -> None:
     """Train MODEL on DATA: a small addition (LoRA) beside weights that stay as they are stored, or the stored codes."""
     from bitwright.checkpoint.output import PROOF
-    from bitwright.containers.gguf.adapter import ADAPTER
+    from bitwright.containers.gguf.adapter import GGUF_ADAPTER
     from bitwright.finetune.card import curve
     from bitwright.finetune.finetune import finetune
     from bitwright.finetune.train import CONFIG
@@ -130,8 +130,8 @@ def run(
     )
     for line in lines:
         print_plain(console, line, code=True)
-    if (out / ADAPTER).exists():
-        print_plain(console, f"\nllama-cli -m {model} --lora {out / ADAPTER}", code=True)
+    if (out / GGUF_ADAPTER).exists():
+        print_plain(console, f"\nllama-cli -m {model} --lora {out / GGUF_ADAPTER}", code=True)
 
 
 def _preview(model: str, data: str, training: Training, count: int) -> None:

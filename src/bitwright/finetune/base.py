@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ class Base:
     def of(cls, model: str | Path, training: Training) -> Base:
         """Raises BitwrightError for a checkpoint that cannot be kept packed, and where its 16-bit model is not to be had."""
         path = Path(os.path.expanduser(model))
-        if _is_elsewhere(path):
+        if _is_for_another_program(path):
             finished = Finished.open(path, training.source, Settings(device=training.device, dtype=training.dtype))
             return cls(finished.directory, base_of(training.source or finished.plan.source), finished)
         directory = local_directory(model)
@@ -53,21 +52,21 @@ class Base:
         files = sorted(self.directory.glob("*.safetensors"))
         return [str(self.directory.resolve()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
 
-    def also(self, place: Path, model: Any, training: Training) -> str:
+    def for_its_program(self, place: Path, model: Any, training: Training) -> str:
         """Write to ``place`` what the program of ``finished`` loads instead of PEFT's files; how that is done, as Markdown."""
         if self.finished is None:
             return ""
-        subject, alpha = self.finished.subject, training.alpha * (math.sqrt(training.rank) if training.rslora else 1.0)
-        return subject.container.write_adapter(place, subject.source, changes_of(model), alpha, self.finished.path.name)
+        subject, name = self.finished.subject, self.finished.path.name
+        return subject.container.write_adapter(place, subject.source, changes_of(model), training.strength, name)
 
 
 def directory_of(model: str | Path, source: str = "") -> Path:
     """Where the tokenizer of ``model`` lies, and its processor."""
     path = Path(os.path.expanduser(model))
-    return original_of(path, source) if _is_elsewhere(path) else local_directory(model)
+    return original_of(path, source) if _is_for_another_program(path) else local_directory(model)
 
 
-def _is_elsewhere(path: Path) -> bool:
+def _is_for_another_program(path: Path) -> bool:
     """Whether ``quantize`` wrote the checkpoint at ``path`` for a program other than transformers."""
     return beside(path, PROOF).exists() and plan_of(path).container != BITSANDBYTES.name
 

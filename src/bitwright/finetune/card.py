@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bitwright.errors import printable
-from bitwright.finetune.training import Outcome, Training
+from bitwright.finetune.training import SCALES, Outcome, Training
 from bitwright.host.places import without_place
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -30,9 +30,10 @@ def trained_section(data: str, training: Training, outcome: Outcome) -> str:
 def told(data: str, training: Training, outcome: Outcome) -> str:
     """What was learnt from, with which settings, and what it changed."""
     name = printable(without_place(data))
+    rank = "" if training.method == SCALES else f", rank {training.rank}" if training.rank else ", whole weights"
     lines = [
         f"Learnt from {outcome.n_texts:,} texts of `{name}` in {outcome.steps} steps "
-        f"({training.method}, rank {training.rank}, learning rate {training.learning_rate:g}, "
+        f"({training.method}{rank}, learning rate {training.learning_rate:g}, "
         f"{training.batch * training.accumulate} texts a step, seed {training.seed}).\n",
         f"Loss while training: {curve(outcome.losses)} nats.\n",
     ]

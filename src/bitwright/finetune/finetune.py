@@ -73,6 +73,8 @@ def finetune(
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
     if training.method != LORA:
         raise fail("finetune/method", "--method", saw=training.method, wanted=", ".join(METHODS), help=f"--method {LORA}")
+    if training.rank < 1:
+        raise fail("finetune/rank", "--rank", saw=str(training.rank), wanted="1 or more for an adapter", help="--rank 16")
     require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
     return _adapter(model, data, out, training, workdir, overwrite, reporter)
 
@@ -99,7 +101,7 @@ def _adapter(
         before = held(ready, texts.kept, training.batch, reporter, BEFORE, work)
         folder = work_root / content_hash(base.key(), texts.key(), training.told(), str(work), versions())
         collate = partial(inputs_of, dtype=work)
-        losses = train(ready, texts.learnt, collate, folder, reporter, **training.of_trainer(texts.seen))
+        losses = train(ready, texts.learnt, collate, folder, reporter, **training.of_trainer(texts.pictured))
         after = held(ready, texts.kept, training.batch, reporter, AFTER, work)
         outcome = Outcome(
             before,
@@ -118,7 +120,7 @@ def _adapter(
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
             card = adapter_card(base.name, auto, data, training, outcome)
-            write_text(place / "README.md", card + base.also(place, ready, training))
+            write_text(place / "README.md", card + base.for_its_program(place, ready, training))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bitwright.checkpoint.result import original_of, plan_of
 from bitwright.errors import fail
 from bitwright.estimate.training import KEPT, activation_nbytes
-from bitwright.finetune.model import as_it_is, load
+from bitwright.finetune.model import as_it_is, load, matching
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.weights import PackedWeight
@@ -71,14 +71,20 @@ class Finished:
         """The 16-bit model with the written codes in it, none of which is trained."""
         return self._with(work, lambda module, _, packed: QuantLinear(PackedWeight(packed), _bias(module)))
 
-    def model(self, work: torch.dtype, rank: int = 0, alpha: float = 16.0, levels: bool = True) -> Any:
-        """The 16-bit model with the written codes in it. Those of linears are trained.
+    def model(
+        self, work: torch.dtype, rank: int = 0, alpha: float = 16.0, levels: bool = True, targets: tuple[str, ...] = ("*",)
+    ) -> Any:
+        """The 16-bit model with the written codes in it. Those of linears whose names match ``targets`` are trained.
 
         ``rank`` > 0: low-rank changes are trained instead of whole weights. Without ``levels`` the codes stay, and their
-        scales and minima are trained.
+        scales and minima are trained. Raises BitwrightError where no name matches.
         """
+        linears = [w.module for w in self.subject.source.spec.weights if w.kind is Kind.LINEAR and w.name in self.packed]
+        trained = set(matching(linears, targets))
 
         def snapped(module: Any, weight: Weight, packed: Packed) -> nn.Module:
+            if weight.module not in trained:
+                return QuantLinear(PackedWeight(packed), _bias(module))
             rounder = self.subject.container.rounder(packed.format)
             value = weight.view.matrix(module.weight.data).float() if levels else None
             return SnappedLinear(packed, rounder, value, _bias(module), rank, alpha).to(module.weight.device)

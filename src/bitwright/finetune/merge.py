@@ -169,7 +169,7 @@ def _answers(told: dict[str, float | None]) -> Answers:
 def _calibration(texts: Texts, tokenizer: Any, folder: Path) -> str:
     """A file with the texts that were learnt from; nothing where they have images, or are too few to calibrate on alone."""
     learnt = texts.learnt
-    if texts.seen or len(learnt) < FEWEST:
+    if texts.pictured or len(learnt) < FEWEST:
         return ""
     path = folder / "texts.jsonl"
     rows = (json.dumps({"text": tokenizer.decode(example.ids)}) for example in learnt)

@@ -65,27 +65,33 @@ def adapt(
     found = [(name, module) for name, module in model.named_modules() if type(module) in LINEAR and module is not head]
     own = {name: part_of(name, stacks) for name, _ in found}
     of_parts = [name for name, _ in found if own[name] in parts]
-    trained = [name for name in of_parts if any(fnmatchcase(name, f"*{target}") for target in targets)]
     if not of_parts:
         known = sorted({part for part in own.values() if part})
         raise fail("finetune/parts", "--train", saw=",".join(parts), wanted=f"of {', '.join(known)}", help=f"--train {TEXT}")
-    if not trained:
-        raise fail(
-            "finetune/targets",
-            "--targets",
-            saw=f"no linear is called {', '.join(targets)}",
-            wanted=f"names such as {', '.join(sorted({name.rpartition('.')[2] for name in of_parts}))}",
-            help="--targets '*'",
-        )
+    trained = set(matching(of_parts, targets))
     device = model.get_input_embeddings().weight.device
     for name, module in found:
         bias = None if module.bias is None else module.bias.data
-        layer = QuantLinear(frozen(module), bias, rank if name in set(trained) else 0, alpha, rslora)
+        layer = QuantLinear(frozen(module), bias, rank if name in trained else 0, alpha, rslora)
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, layer.to(device))
     model.set_output_embeddings(as_it_is(head))
     model.is_quantized, model.hf_quantizer = False, None  # what transformers' Trainer would refuse is gone
-    return trained
+    return [name for name in of_parts if name in trained]
+
+
+def matching(names: Sequence[str], targets: tuple[str, ...]) -> list[str]:
+    """Those of the linears ``names`` that one of ``targets`` stands for. Raises BitwrightError where none does."""
+    found = [name for name in names if any(fnmatchcase(name, f"*{target}") for target in targets)]
+    if not found:
+        raise fail(
+            "finetune/targets",
+            "--targets",
+            saw=f"no linear is called {', '.join(targets)}",
+            wanted=f"names such as {', '.join(sorted({name.rpartition('.')[2] for name in names}))}",
+            help="--targets '*'",
+        )
+    return found
 
 
 def part_of(name: str, stacks: Sequence[Stack]) -> str:

@@ -50,7 +50,9 @@ def finetune_in_format(
         for line in told_of(texts, training):
             reporter.say(line)
         torch.manual_seed(training.seed)
-        ready = finished.model(subject.precision.work, training.rank, training.alpha, levels=training.method == QAT)
+        ready = finished.model(
+            subject.precision.work, training.rank, training.strength, training.method == QAT, training.targets
+        )
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
         before = held(ready, texts.kept, training.batch, reporter, BEFORE)

@@ -16,8 +16,8 @@ from bitwright.data.viewer import viewer_of
 from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
+from bitwright.finetune.pictures import example_of
 from bitwright.finetune.preview import require_no_mistake, summary
-from bitwright.finetune.seen import example_of
 from bitwright.finetune.tables import Row, read_table
 from bitwright.finetune.tokens import Example, examples
 from bitwright.finetune.training import Training
@@ -38,7 +38,7 @@ class Texts:
         return content_hash([example.key for example in self.learnt])
 
     @property
-    def seen(self) -> bool:
+    def pictured(self) -> bool:
         """Whether any of them has images."""
         return any(example.media for example in self.every)
 

@@ -73,7 +73,7 @@ class PartTrainer(Trainer):
     """Saves and loads nothing but what is trained.
 
     ``rates``: of parameters whose names end so, as factors of the learning rate. ``eight_bit``: keep the optimizer's states in
-    8 bits a number (bitsandbytes, arXiv 2110.02861), a quarter of the memory.
+    8 bits a number (bitsandbytes, arXiv 2110.02861).
     """
 
     def __init__(self, *args: Any, rates: Mapping[str, float] | None = None, eight_bit: bool = False, **kwargs: Any) -> None:

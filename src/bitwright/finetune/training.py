@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Training:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+
+    @property
+    def strength(self) -> float:
+        """What a low-rank change is multiplied with, times its rank."""
+        return self.alpha * (math.sqrt(self.rank) if self.rslora else 1.0)
 
     def of_trainer(self, apart: bool = False) -> dict[str, Any]:
         """The same in the words of transformers' Trainer, and which optimizer. ``apart``: each text is a pass of its own."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.checkpoint.tensors import read_bytes
 from bitwright.containers.base import Container
-from bitwright.containers.gguf.adapter import ADAPTER, write_adapter
+from bitwright.containers.gguf.adapter import GGUF_ADAPTER, write_adapter
 from bitwright.containers.gguf.families import FAMILIES, SEEING
 from bitwright.containers.gguf.file import GgufFile, header_nbytes
 from bitwright.containers.gguf.layout import (
@@ -92,13 +92,13 @@ In LM Studio: `lms import {name}`."""
     def write_adapter(
         self, place: Path, source: Source, changes: Mapping[str, tuple[Tensor, Tensor]], alpha: float, name: str
     ) -> str:
-        write_adapter(place / ADAPTER, source, changes, alpha)
+        write_adapter(place / GGUF_ADAPTER, source, changes, alpha)
         return f"""
 In llama.cpp and Ollama, beside the file that it was trained for:
 
 ```
-llama-cli -m {name} --lora HERE/{ADAPTER}
-printf 'FROM ./{name}\\nADAPTER ./HERE/{ADAPTER}\\n' > Modelfile && ollama create tuned -f Modelfile
+llama-cli -m {name} --lora HERE/{GGUF_ADAPTER}
+printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama create tuned -f Modelfile
 ```
 """
 
