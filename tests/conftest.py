@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: threads of two torch processes would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 SHAPED = (  # pure functions whose arrays are checked against the shapes that their annotations name
     "bitwright.data.draw",
@@ -23,7 +23,14 @@ SHAPED = (  # pure functions whose arrays are checked against the shapes that th
     "bitwright.measure.curvature",
     "bitwright.rounding.kernels",
 )
-install_import_hook(SHAPED, "beartype.beartype")
+CHECKED = {
+    "data",
+    "evaluate",
+    "formats",
+    "measure",
+    "rounding",
+}  # folders of tests that check them; elsewhere they cost a third
+jaxtyping.install_import_hook(SHAPED, "beartype.beartype")
 
 import hypothesis
 import pytest
@@ -32,6 +39,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bitwright.data import samples
 from bitwright.evaluate import process
 from bitwright.settings import Settings
 from tests.nursery import REAL, Nursery
@@ -77,6 +85,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no accelerator here"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Shapes are checked where arrays are what is tested."""
+    jaxtyping.config.update("jaxtyping_disable", item.path.parent.name not in CHECKED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def less_reading() -> None:
+    """A job on a random model needs few tokens of the documentation: turning 8 million characters into tokens takes 4 s."""
+    samples.LEAST_READ = 2**18  # for the session, so not by monkeypatch
 
 
 @pytest.fixture(scope="session", autouse=True)

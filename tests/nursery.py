@@ -6,6 +6,7 @@ workers that fail (evaluate/test_process.py), start processes as people's runs d
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -73,6 +74,7 @@ def serve(own: socket.socket) -> None:
     """Fork a child for each job, tell its number and then how it ended, until nobody asks any more."""
     for name in IMPORTED:
         __import__(name)
+    gc.freeze()  # what was imported stays: collecting in a child would copy and walk all of it
     while True:
         message, descriptors, _, _ = socket.recv_fds(own, MOST_BYTES, 1)
         if not message:

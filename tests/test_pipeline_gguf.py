@@ -28,7 +28,7 @@ SMALL = Settings(
     calibration="documentation",
 )
 QUIET = Reporter(quiet=True)
-MODEL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3, "tie_word_embeddings": True}
+MODEL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "tie_word_embeddings": True}
 
 
 def test_quantize_beats_the_recipe_at_its_bytes(build: Build, tmp_path: Path) -> None:
@@ -66,13 +66,13 @@ def test_quantize_beats_the_recipe_at_its_bytes(build: Build, tmp_path: Path) ->
 def test_resumed_it_writes_the_same_bytes(build: Build, tmp_path: Path) -> None:
     """Blocks kept, embedding and head measured anew; a second output from the same work directory."""
     source, digests = build("llama", **MODEL), []
-    settings = replace(SMALL, sequences=8, compare=False)
+    settings = replace(SMALL, sequences=8, compare=False, formats=("q3_k", "q4_k", "q6_k"))
     for name in ("a", "b"):
         out = tmp_path / name / "model.gguf"
         out.parent.mkdir()
         bitwright.quantize(source, out, "4.6bpw", settings=settings, reporter=QUIET, workdir=tmp_path / "work")
         digests.append(hashlib.sha256(out.read_bytes()).hexdigest())
-        for piece in (tmp_path / "work").rglob(results_piece(BlockId("text", 3))):
+        for piece in (tmp_path / "work").rglob(results_piece(BlockId("text", 2))):
             piece.unlink()
     assert digests[0] == digests[1]
 

@@ -10,7 +10,7 @@ from tests.conftest import Build
 from tests.terminal import NOISE, TMUX, Terminal
 
 SRC = str(Path(__file__).parents[2] / "src")
-SMALL = "--budget +40% --sequences 8 --length 32 --dtype float32"
+SMALL = "--budget +40% --sequences 8 --length 32 --dtype float32 --no-compare"
 
 
 @pytest.mark.skipif(TMUX is None, reason="no tmux here")

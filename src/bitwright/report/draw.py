@@ -18,18 +18,23 @@ FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]") 
 SECONDS = 120
 
 
-def svg(spec: dict[str, Any]) -> str:
-    """``spec`` drawn as an SVG element that scales with its surroundings; marks carry their description as aria-label.
+def svgs(specs: list[dict[str, Any]]) -> list[str]:
+    """Each of ``specs`` drawn as an SVG element that scales with its surroundings; marks carry their description as aria-label.
 
-    Raises RuntimeError where it cannot be drawn.
+    All in one process: it draws its first picture in a second and the others in a tenth of that.
+    Raises RuntimeError where one cannot be drawn.
     """
     command = [sys.executable, "-P", "-m", "bitwright.report.draw"]  # -P: no module of the folder that we stand in
-    job = json.dumps(printable(spec))
+    job = json.dumps(printable(specs))
     done = subprocess.run(command, input=job, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [""]
         raise RuntimeError(f"vl-convert ended with exit code {done.returncode}: {words[-1][:200]}")
-    head, rest = done.stdout.split(">", 1)
+    return [_scaling(drawing) for drawing in json.loads(done.stdout)]
+
+
+def _scaling(drawing: str) -> str:
+    head, rest = drawing.split(">", 1)
     width = re.search(r'width="([\d.]+)"', head)
     style = f' style="max-width:{float(width[1]):.0f}px"' if width else ""
     return f"{SHADOWED.sub('', head)}{style}>{rest}"
@@ -49,8 +54,7 @@ def printable(value: Any) -> Any:
 def main() -> None:
     import vl_convert
 
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.stdout.write(vl_convert.vegalite_to_svg(json.load(sys.stdin), vl_version=VEGA_LITE))
+    json.dump([vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE) for spec in json.load(sys.stdin)], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from html import escape
 
 from bitwright.plan import SIXTEEN
 from bitwright.report import charts
-from bitwright.report.draw import svg
+from bitwright.report.draw import svgs
 from bitwright.report.report import Report
 from bitwright.sensitivity import Sensitivity
+
+SMALL = "Predicted against measured"  # a square that needs no width
 
 
 def pictures(report: Report, sensitivity: Sensitivity) -> str:
@@ -33,19 +35,20 @@ def pictures(report: Report, sensitivity: Sensitivity) -> str:
         "On the dashed line a prediction was right. Predictions are about calibration text, so the predicting fold is the fair "
         "point; held-out text may be easier or harder than that."
     )
-    return "\n".join(
-        (
-            _picture("Size against damage", charts.frontier(report, sensitivity), frontier),
-            _picture("Weight error", charts.weight_errors(report, sensitivity), weight),
-            _picture("Output error", charts.output_errors(report, sensitivity), output),
-            _picture("Damage", charts.damages(report, sensitivity), damage),
-            _picture("What was chosen", charts.format_map(report, sensitivity), chosen),
-            _picture("Predicted against measured", charts.predictions(report), predicted, "small"),
-        )
+    charted = (
+        ("Size against damage", charts.frontier(report, sensitivity), frontier),
+        ("Weight error", charts.weight_errors(report, sensitivity), weight),
+        ("Output error", charts.output_errors(report, sensitivity), output),
+        ("Damage", charts.damages(report, sensitivity), damage),
+        ("What was chosen", charts.format_map(report, sensitivity), chosen),
+        (SMALL, charts.predictions(report), predicted),
     )
+    drawings = svgs([spec for _, spec, _ in charted])
+    return "\n".join(_picture(title, drawing, text) for (title, _, text), drawing in zip(charted, drawings, strict=True))
 
 
-def _picture(title: str, spec: charts.Spec, caption: str, kind: str = "") -> str:
-    drawing = svg(spec).replace('class="marks"', f'class="marks {kind}" aria-label="{escape(title)}"', 1)
+def _picture(title: str, drawing: str, caption: str) -> str:
+    kind = " small" if title == SMALL else ""
+    drawing = drawing.replace('class="marks"', f'class="marks{kind}" aria-label="{escape(title)}"', 1)
     frame = f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">{drawing}</div>'
     return f"<h2>{escape(title)}</h2>\n<figure>{frame}<figcaption>{escape(caption)}</figcaption></figure>"
