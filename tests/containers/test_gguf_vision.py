@@ -1,8 +1,12 @@
 """Two files for a model that sees: llama.cpp asked about the same picture as transformers."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -26,25 +30,55 @@ from bitwright.models.spec import Weight
 from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
-from bitwright.runtimes.mtmd import IMAGE
-from tests.vision import idefics_with_processor
+from bitwright.runtimes.mtmd import IMAGE, Seen
+from tests.vision import gemma_with_processor, idefics_with_processor, qwen_with_processor
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
 
 
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "idefics3": idefics_with_processor,
+    "gemma3": gemma_with_processor,
+    "qwen2_vl": partial(qwen_with_processor, "Qwen2VL"),
+    "qwen2_5_vl": partial(qwen_with_processor, "Qwen2_5_VL"),
+    "qwen3_vl": partial(qwen_with_processor, "Qwen3VL"),
+}
+
+
+def source_of(directory: Path) -> Source:
+    return open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
+
+
+def samples_of(directory: Path) -> list[Sample]:
+    return Viewer.of(directory, tokenizer_of(directory)).told(drawn(4, 3))
+
+
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return idefics_with_processor(tmp_path_factory.mktemp("seeing") / "idefics")
+def every(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A random model of a family, made when it is first asked for."""
+    place, made = tmp_path_factory.mktemp("seeing"), dict[str, Path]()
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = MAKERS[family](place / family)
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def seeing(every: Callable[[str], Path]) -> Path:
+    return every("idefics3")
 
 
 @pytest.fixture(scope="module")
 def source(seeing: Path) -> Source:
-    return open_model(open_checkpoint(seeing), vocabulary=GGUF.vocabulary).source
+    return source_of(seeing)
 
 
 @pytest.fixture(scope="module")
 def samples(seeing: Path) -> list[Sample]:
-    return Viewer.of(seeing, tokenizer_of(seeing)).told(drawn(4, 3))
+    return samples_of(seeing)
 
 
 def plan_of(source: Source, format: str) -> Plan:
@@ -83,28 +117,56 @@ def in_llama_cpp(path: Path, samples: list[Sample]) -> torch.Tensor:
 def in_transformers(directory: Path, samples: list[Sample]) -> torch.Tensor:
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
-        found = [model(input_ids=s.ids[None], **s.media).logits[0][s.positions] for s in samples]
+        found = [model(**whole(s)).logits[0][s.positions] for s in samples]
     return torch.cat(found).log_softmax(-1)
+
+
+def whole(sample: Sample) -> dict[str, torch.Tensor]:
+    return {name: tensor[None] for name, tensor in sample.inputs.items()} | sample.media
 
 
 def divergence(wanted: torch.Tensor, found: torch.Tensor) -> float:
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
-def test_llama_cpp_sees_what_transformers_sees(seeing: Path, source: Source, samples: list[Sample], tmp_path: Path) -> None:
-    path = written(source, tmp_path / "model.gguf", "16bit")
+@pytest.mark.parametrize("family", MAKERS)
+def test_llama_cpp_sees_what_transformers_sees(every: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    seeing = every(family)
+    path, samples = written(source_of(seeing), tmp_path / "model.gguf", "16bit"), samples_of(seeing)
     wanted, found = in_transformers(seeing, samples), in_llama_cpp(path, samples)
     assert divergence(wanted, found) < 2e-3
-    others = [Sample(s.inputs, s.scored, samples[i - 1].media) for i, s in enumerate(samples)]
+    others = [Sample(s.inputs, s.scored, samples[i - 2].media) for i, s in enumerate(samples)]  # of the same size
     assert divergence(wanted, in_llama_cpp(path, others)) > 10 * divergence(wanted, found), "the pictures matter"
     runtime = LlamaCpp(path, 200)
     prompt = Viewer.of(seeing, tokenizer_of(seeing)).prompt(drawn(1, 3)[0])
     model = AutoModelForImageTextToText.from_pretrained(seeing, dtype=torch.float32).eval()
-    made = model.generate(input_ids=prompt.ids[None], **prompt.media, do_sample=False, max_new_tokens=4)[0, prompt.n_tokens :]
+    made = model.generate(**whole(prompt), do_sample=False, max_new_tokens=4)[0, prompt.n_tokens :]
     assert runtime.answer(prompt, 4) == [token for token in made.tolist() if token != model.generation_config.eos_token_id]
 
 
-def test_block_formats_in_the_tower(seeing: Path, source: Source, samples: list[Sample], tmp_path: Path) -> None:
+def test_an_image_is_attended_to_in_both_directions_where_the_family_does(every: Callable[[str], Path], tmp_path: Path) -> None:
+    seeing = every("gemma3")
+    path, samples = written(source_of(seeing), tmp_path / "model.gguf", "16bit"), samples_of(seeing)
+    wanted = in_transformers(seeing, samples)
+    runtime = LlamaCpp(path, max(sample.n_tokens for sample in samples))
+    assert runtime._tower is not None
+    assert runtime._tower.both_ways
+    runtime._tower.both_ways = False
+    found = torch.cat([part for parts in runtime.logits(samples) for part in parts]).log_softmax(-1)
+    assert divergence(wanted, found) > 2 * divergence(wanted, in_llama_cpp(path, samples))
+
+
+def test_the_tokens_of_a_grid_are_told_their_rows_and_columns() -> None:
+    image = Seen(torch.zeros(6, 4), (3, 2))
+    assert image.positions(10).tolist() == [[10] * 6, [10, 10, 10, 11, 11, 11], [10, 11, 12] * 2, [0] * 6]
+    assert image.n_positions == 3
+    assert Seen(torch.zeros(6, 4)).positions(10).tolist() == [10, 11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])
+def test_block_formats_in_the_tower(every: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    seeing = every(family)
+    source, samples = source_of(seeing), samples_of(seeing)
     wide = in_transformers(seeing, samples)
     assert divergence(wide, in_llama_cpp(written(source, tmp_path / "eight.gguf", "q8_0"), samples)) < 0.02
     path = written(source, tmp_path / "four.gguf", "iq4_nl")
@@ -113,7 +175,7 @@ def test_block_formats_in_the_tower(seeing: Path, source: Source, samples: list[
         for weight in source.spec.weights:
             parameter = model.get_parameter(weight.name)
             parameter.copy_(GGUF.codes(packed(source, weight.name, "iq4_nl")).decode())
-        rounded = [model(input_ids=s.ids[None], **s.media).logits[0][s.positions] for s in samples]
+        rounded = [model(**whole(s)).logits[0][s.positions] for s in samples]
     decoded = torch.cat(rounded).log_softmax(-1)
     apart = divergence(wide, decoded)
     assert divergence(decoded, in_llama_cpp(path, samples)) < 0.2 * apart, "the file is what was rounded"
@@ -122,6 +184,27 @@ def test_block_formats_in_the_tower(seeing: Path, source: Source, samples: list[
     for weight in source.spec.weights:
         codes = packed(source, weight.name, "iq4_nl")
         assert all(torch.equal(back[weight.name].tensors[part], tensor) for part, tensor in codes.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value"),
+    [
+        ("qwen2_5_vl", "window_size", 56),
+        ("qwen2_5_vl", "fullatt_block_indexes", [0, 3]),
+        ("qwen2_vl", "spatial_merge_size", 4),
+        ("gemma3", "vision_use_head", True),
+    ],
+)
+def test_a_tower_that_llama_cpp_computes_otherwise_is_refused(
+    every: Callable[[str], Path], tmp_path: Path, family: str, setting: str, value: object
+) -> None:
+    shutil.copytree(every(family), tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["vision_config"][setting] = value
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    source = source_of(every(family))
+    with pytest.raises(BitwrightError, match=setting):
+        GGUF.require(replace(source, checkpoint=open_checkpoint(tmp_path / "other")))
 
 
 def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> None:

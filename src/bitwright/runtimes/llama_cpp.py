@@ -22,12 +22,13 @@ from bitwright.data.samples import Sample
 from bitwright.errors import fail
 from bitwright.host.packages import not_installed
 from bitwright.runtimes.base import Loaded
-from bitwright.runtimes.mtmd import VisionTower, segments, unseen
+from bitwright.runtimes.mtmd import Seen, VisionTower, segments, unseen
 
 CHUNK_TOKENS = 128  # logits of which are held at once
 MMPROJ = "mmproj.gguf"  # beside the file of a model that sees
 STRUCTURE_BYTES = 1024  # more than any parameter structure has
 
+_POSITIONS = ctypes.POINTER(ctypes.c_int32)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
@@ -49,7 +50,7 @@ class _Batch(ctypes.Structure):
         ("n_tokens", ctypes.c_int32),
         ("token", ctypes.POINTER(ctypes.c_int32)),
         ("embd", ctypes.c_void_p),
-        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("pos", _POSITIONS),
         ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
         ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
         ("logits", ctypes.POINTER(ctypes.c_int8)),
@@ -102,11 +103,12 @@ class LlamaCpp(Loaded):
         self._context = None
         self._tower: VisionTower | None = None
         if n_tokens and mmproj_of(path).is_file():
-            width = self._library.llama_model_n_embd(self._model)
+            width = self._library.llama_model_n_embd_inp(self._model)
             self._tower = VisionTower(self._library, mmproj_of(path), self._model, width)
         if n_tokens:
             options = self._library.llama_context_default_params()
-            options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, CHUNK_TOKENS, CHUNK_TOKENS
+            together = max(CHUNK_TOKENS, n_tokens) if self._tower and self._tower.both_ways else CHUNK_TOKENS
+            options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, together, together
             self._context = self._library.llama_init_from_model(self._model, options)
             threads = n_threads or available_cores()
             self._library.llama_set_n_threads(self._context, threads, threads)
@@ -138,7 +140,7 @@ class LlamaCpp(Loaded):
             if here.any():
                 yield part[here]
 
-    def _segments(self, sample: Sample) -> list[Tensor]:
+    def _segments(self, sample: Sample) -> list[Tensor | Seen]:
         """What is decoded one after the other: ids, and embeddings in the places of images."""
         if not sample.media:
             return [sample.ids]
@@ -155,41 +157,66 @@ class LlamaCpp(Loaded):
                 kept.pop(0)
         return torch.cat(kept)[-count:]
 
-    def logit_parts(self, *parts: Tensor) -> Iterator[Tensor]:
-        """Logits of ids and embeddings from the beginning of a text, in parts of CHUNK_TOKENS tokens."""
+    def logit_parts(self, *parts: Tensor | Seen) -> Iterator[Tensor]:
+        """Logits of ids and images from the beginning of a text, in parts of CHUNK_TOKENS tokens; an image's, zeros, in one."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         at = 0
         for part in parts:
+            if isinstance(part, Seen):
+                yield self._looked_at(part, at)
+                at += part.n_positions
+                continue
             for chunk in part.split(CHUNK_TOKENS):
                 yield self._decode(chunk, at)
                 at += len(chunk)
 
-    def _decode(self, tokens: Tensor, start: int) -> Tensor:
-        """Logits after ``tokens``: ids [t], or embeddings [t, width]."""
-        embedded = tokens.is_floating_point()
-        batch = self._library.llama_batch_init(len(tokens), tokens.shape[1] if embedded else 0, 1)
+    def _looked_at(self, image: Seen, start: int) -> Tensor:
+        """Decode ``image`` from position ``start`` on. No text follows from its tokens: what is returned for them is zero."""
+        together = len(image) if self._tower and self._tower.both_ways else CHUNK_TOKENS
+        positions = image.positions(start)
+        self._library.llama_set_causal_attn(self._context, not (self._tower and self._tower.both_ways))
         try:
-            batch.n_tokens = len(tokens)
-            for i in range(len(tokens)):
-                batch.pos[i], batch.n_seq_id[i], batch.logits[i] = start + i, 1, 1
-                batch.seq_id[i][0] = 0
-            if embedded:
-                ctypes.memmove(batch.embd, tokens.contiguous().numpy().ctypes.data, 4 * tokens.numel())
-            else:
-                for i, token in enumerate(tokens.tolist()):
-                    batch.token[i] = token
-            if status := self._library.llama_decode(self._context, batch):
-                raise fail(
-                    "gguf/decode",
-                    "llama.cpp",
-                    saw=f"status {status}: {_last_message()}",
-                    wanted="it runs the file",
-                    help="pip install --upgrade xllamacpp",
-                )
+            for rows, places in zip(image.rows.split(together), positions.split(together, -1), strict=True):
+                batch = self._library.llama_batch_init(len(rows), rows.shape[1], 1)
+                own = ctypes.cast(batch.pos, ctypes.c_void_p).value or 0  # room for a position a token; a grid has four
+                try:
+                    ctypes.memmove(batch.embd, rows.contiguous().numpy().ctypes.data, 4 * rows.numel())
+                    kept = places.contiguous().numpy()
+                    batch.pos = kept.ctypes.data_as(_POSITIONS)
+                    self._run(batch, len(rows), wanted=False)
+                finally:
+                    batch.pos = ctypes.cast(own, _POSITIONS)
+                    self._library.llama_batch_free(batch)
+        finally:
+            self._library.llama_set_causal_attn(self._context, True)
+        return torch.zeros(1, self.n_vocabulary).expand(len(image), -1)
+
+    def _decode(self, ids: Tensor, start: int) -> Tensor:
+        """Logits after each of ``ids`` [t], from position ``start`` on."""
+        batch = self._library.llama_batch_init(len(ids), 0, 1)
+        try:
+            for i, token in enumerate(ids.tolist()):
+                batch.pos[i], batch.token[i] = start + i, token
+            self._run(batch, len(ids), wanted=True)
             pointer = self._library.llama_get_logits(self._context)
-            return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(tokens), self.n_vocabulary)).copy())
+            return torch.from_numpy(np.ctypeslib.as_array(pointer, (len(ids), self.n_vocabulary)).copy())
         finally:
             self._library.llama_batch_free(batch)
+
+    def _run(self, batch: _Batch, n_tokens: int, wanted: bool) -> None:
+        """Decode the ``n_tokens`` of ``batch``; ``wanted``: with logits after each."""
+        batch.n_tokens = n_tokens
+        for i in range(n_tokens):
+            batch.n_seq_id[i], batch.logits[i] = 1, wanted
+            batch.seq_id[i][0] = 0
+        if status := self._library.llama_decode(self._context, batch):
+            raise fail(
+                "gguf/decode",
+                "llama.cpp",
+                saw=f"status {status}: {_last_message()}",
+                wanted="it runs the file",
+                help="pip install --upgrade xllamacpp",
+            )
 
     def greedy(self, prompts: Tensor, count: int) -> Tensor:
         return torch.stack([torch.tensor(self._continued([prompt], count)) for prompt in prompts])
@@ -206,7 +233,7 @@ class LlamaCpp(Loaded):
 
     def _continued(
         self,
-        parts: list[Tensor],
+        parts: Sequence[Tensor | Seen],
         count: int,
         until_end: bool = False,
         tell: Callable[[int], None] | None = None,
@@ -216,7 +243,7 @@ class LlamaCpp(Loaded):
         for logits in self.logit_parts(*parts):
             following = _drawn(logits[-1], temperature)
         found: list[int] = []
-        at = sum(map(len, parts))
+        at = sum(part.n_positions if isinstance(part, Seen) else len(part) for part in parts)
         while len(found) < count and not (until_end and self._library.llama_vocab_is_eog(self._vocabulary, following)):
             found.append(following)
             if tell:
@@ -283,7 +310,8 @@ def _signatures() -> Iterator[tuple[str, object, list[object]]]:
     yield "llama_model_get_vocab", pointer, [pointer]
     yield "llama_vocab_n_tokens", integer, [pointer]
     yield "llama_vocab_is_eog", ctypes.c_bool, [pointer, integer]
-    yield "llama_model_n_embd", integer, [pointer]
+    yield "llama_model_n_embd_inp", integer, [pointer]
+    yield "llama_set_causal_attn", None, [pointer, ctypes.c_bool]
     yield "llama_set_n_threads", None, [pointer, integer, integer]
     yield "llama_free", None, [pointer]
     yield "llama_model_free", None, [pointer]

@@ -6,6 +6,7 @@ Source: tools/mtmd/mtmd.h of llama.cpp. Structures that are handed over by value
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from bitwright.errors import BitwrightError, fail
 
 IMAGE = 1  # the kind of a chunk
 STRUCTURE_BYTES = 1024  # more than the parameter structure has
-PIXELS = "pixel_values"
+PIXELS, GRID = "pixel_values", "image_grid_thw"
+FRAMES = 2  # of an image that is given as patches
 
 
 class _Parameters(ctypes.Structure):
@@ -37,8 +39,37 @@ class _Text(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a tower makes of an image: float32 [tokens, width], and the places that they are told of, one or a grid's."""
+
+    rows: Tensor
+    grid: tuple[int, int] | None = None  # wide, high; where every token has a place in the picture
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_positions(self) -> int:
+        """How far the text behind it is moved on."""
+        return max(self.grid) if self.grid else len(self)
+
+    def positions(self, start: int) -> Tensor:
+        """int32 [tokens], or of a grid [4, tokens]: time, row, column, and one that nothing reads."""
+        if self.grid is None:
+            return torch.arange(start, start + len(self), dtype=torch.int32)
+        wide, high = self.grid
+        rows, columns = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
+        time = torch.zeros(high * wide, dtype=torch.long)
+        places = torch.stack([time, rows.flatten(), columns.flatten()]) + start
+        return torch.cat([places, time[None]]).int()
+
+
 class VisionTower:
-    """The tower and projector in the file ``path``, beside the text model that ``model`` points to."""
+    """The tower and projector in the file ``path``, beside the text model that ``model`` points to.
+
+    ``both_ways``: whether the tokens of an image attend to each other in both directions.
+    """
 
     def __init__(self, library: ctypes.CDLL, path: Path, model: int, width: int) -> None:
         """``width``: features of the text's embeddings. Raises BitwrightError where the file is not loaded."""
@@ -56,6 +87,10 @@ class VisionTower:
         self._mean, self._deviation = (
             np.array(metadata[f"clip.vision.{name}"], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std")
         )
+        self._patch = int(metadata["clip.vision.patch_size"])
+        self._merged = int(metadata.get("clip.vision.spatial_merge_size", 2))
+        self._gridded = bool(self._library.mtmd_decode_use_mrope(self._context))
+        self.both_ways = bool(self._library.mtmd_decode_use_non_causal(self._context, None))
 
     def close(self) -> None:
         """Release the tower; it must not be used afterwards."""
@@ -63,19 +98,36 @@ class VisionTower:
             self._library.mtmd_free(self._context)
         self._context = None
 
-    def embeddings(self, sample: Sample) -> list[Tensor]:
-        """What the tower makes of each image of ``sample``: float32 [image tokens, width].
+    def embeddings(self, sample: Sample) -> list[Seen]:
+        """What the tower makes of each image of ``sample``.
 
         The processor's pixels are turned back into those of an image of the size that the tower takes, which llama.cpp does
         not resize: both runtimes see the same picture. Raises BitwrightError for pixels that are no picture.
         """
-        pixels = sample.media.get(PIXELS)
-        if pixels is None or pixels.dim() < 4 or pixels.shape[-3] != 3:
-            raise unseen(f"{PIXELS} of shape {tuple(pixels.shape) if pixels is not None else ()}")
-        images = pixels.reshape(-1, *pixels.shape[-3:]).float().numpy() * self._deviation + self._mean
-        return [self._embedded(np.rint(255 * image).clip(0, 255).astype(np.uint8)) for image in images]
+        return [self._embedded(np.rint(255 * image).clip(0, 255).astype(np.uint8)) for image in self._images(sample)]
 
-    def _embedded(self, image: np.ndarray) -> Tensor:
+    def _images(self, sample: Sample) -> list[np.ndarray]:
+        """Every image of ``sample`` [3, high, wide] between 0 and 1."""
+        pixels, grids = sample.media.get(PIXELS), sample.media.get(GRID)
+        if pixels is not None and grids is not None:
+            cut = pixels.float().split([int(grid.prod()) for grid in grids])
+            whole = [self._whole(patches, *grid.tolist()) for patches, grid in zip(cut, grids, strict=True)]
+        elif pixels is not None and pixels.dim() >= 4 and pixels.shape[-3] == 3:
+            whole = list(pixels.reshape(-1, *pixels.shape[-3:]).float())
+        else:
+            raise unseen(f"{PIXELS} of shape {tuple(pixels.shape) if pixels is not None else ()}")
+        return [image.numpy() * self._deviation + self._mean for image in whole]
+
+    def _whole(self, patches: Tensor, times: int, high: int, wide: int) -> Tensor:
+        """``patches`` [times * high * wide, 3 * FRAMES * patch * patch], those that are merged together, as an image."""
+        if times != 1:
+            raise unseen(f"{times * FRAMES} frames")
+        merged, side = self._merged, self._patch
+        shape = (high // merged, wide // merged, merged, merged, 3, FRAMES, side, side)
+        image = patches.reshape(shape).permute(5, 4, 0, 2, 6, 1, 3, 7).reshape(FRAMES, 3, high * side, wide * side)
+        return image[0]
+
+    def _embedded(self, image: np.ndarray) -> Seen:
         library, raw = self._library, np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes()
         bitmap = library.mtmd_bitmap_init(image.shape[2], image.shape[1], raw)
         chunks = library.mtmd_input_chunks_init()
@@ -90,19 +142,23 @@ class VisionTower:
             if status := library.mtmd_encode_chunk(self._context, whole):
                 raise unseen(f"status {status} of mtmd_encode_chunk")
             shape = (library.mtmd_input_chunk_get_n_tokens(whole), self.width)
-            return torch.from_numpy(np.ctypeslib.as_array(library.mtmd_get_output_embd(self._context), shape).copy())
+            rows = torch.from_numpy(np.ctypeslib.as_array(library.mtmd_get_output_embd(self._context), shape).copy())
+            if not self._gridded:
+                return Seen(rows)
+            tokens = library.mtmd_input_chunk_get_tokens_image(whole)
+            return Seen(rows, (library.mtmd_image_tokens_get_nx(tokens), library.mtmd_image_tokens_get_ny(tokens)))
         finally:
             library.mtmd_input_chunks_free(chunks)
             library.mtmd_bitmap_free(bitmap)
 
 
-def segments(sample: Sample, embeddings: list[Tensor]) -> list[Tensor]:
-    """``sample`` as what is decoded one after the other: ids int64 [t], and embeddings [t, width] in the images' places.
+def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
+    """``sample`` as what is decoded one after the other: ids int64 [t], and in the images' places what the tower made of them.
 
     The place of an image is the first run of one id that is as long as its embeddings. Raises BitwrightError where there is
     none: the two runtimes do not agree on the number of an image's tokens.
     """
-    ids, found, start = sample.ids.tolist(), list[Tensor](), 0
+    ids, found, start = sample.ids.tolist(), list[Tensor | Seen](), 0
     for image in embeddings:
         n = len(image)
         places = (i for i in range(start, len(ids) - n + 1) if ids[i : i + n].count(ids[i]) == n)
@@ -131,6 +187,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("mtmd_context_params_default", _Parameters, []),
         ("mtmd_init_from_file", pointer, [ctypes.c_char_p, pointer, _Parameters]),
         ("mtmd_free", None, [pointer]),
+        ("mtmd_decode_use_mrope", ctypes.c_bool, [pointer]),
+        ("mtmd_decode_use_non_causal", ctypes.c_bool, [pointer, pointer]),  # of an image where no chunk is named
+        ("mtmd_input_chunk_get_tokens_image", pointer, [pointer]),
+        ("mtmd_image_tokens_get_nx", size, [pointer]),
+        ("mtmd_image_tokens_get_ny", size, [pointer]),
         ("mtmd_default_marker", ctypes.c_char_p, []),
         ("mtmd_bitmap_init", pointer, [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p]),
         ("mtmd_bitmap_free", None, [pointer]),

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import gguf
 import torch
 from torch import Tensor
 
@@ -19,23 +18,26 @@ from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.checkpoint.tensors import read_bytes
 from bitwright.containers.base import Container
 from bitwright.containers.gguf.adapter import GGUF_ADAPTER, write_adapter
-from bitwright.containers.gguf.families import FAMILIES, SEEING
+from bitwright.containers.gguf.families import FAMILIES, SEEING, seeing_of, text_family
 from bitwright.containers.gguf.file import GgufFile, header_nbytes
 from bitwright.containers.gguf.layout import (
-    MOST_BLOCKS,
+    SUFFIXES,
+    Part,
     all_in_16_bit,
     files_of,
     gguf_name,
     is_tower,
     layout,
-    name_of,
     names_of,
     of_tower,
     padded,
+    parts_of,
     stored_nbytes,
     text_name,
+    tower_parts,
 )
 from bitwright.containers.gguf.metadata import require_known_rope
+from bitwright.containers.gguf.mmproj import PROJECTOR, require_tower, taps_of
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
 from bitwright.containers.gguf.rotary import Heads, rotated_as_halves, rotated_heads
 from bitwright.errors import fail
@@ -119,10 +121,10 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
         return sizes
 
     def nbytes(self, weight: Weight, format: Format, source: Source) -> int:
-        return padded(stored_nbytes(format, (weight.n_rows, weight.n_cols)))
+        return sum(padded(stored_nbytes(format, part.shape)) for part in parts_of(source, weight.name))
 
     def kept_nbytes(self, source: Source) -> int:
-        weights = {name_of(source, w.name) for w in source.spec.weights}
+        weights = {part.name for w in source.spec.weights for part in parts_of(source, w.name)}
         total = 0
         for tower in files_of(source.spec):
             entries = layout(source, all_in_16_bit(source), tower)
@@ -139,6 +141,7 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
                 help="--container bitsandbytes",
             )
         require_known_rope(source.config)
+        require_tower(source)
 
     def notes(self) -> tuple[str, ...]:
         if llama_cpp.available():
@@ -154,22 +157,27 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
         headers = {tower: read_gguf_header(path) for tower, path in path_of.items() if path.exists()}
         metadata = headers[False].metadata
         arch = str(metadata["general.architecture"])
-        family = next(f for f in FAMILIES.values() if gguf.MODEL_ARCH_NAMES[f.arch] == arch)
+        family = text_family(arch)
         names = names_of(family.arch, int(metadata[f"{arch}.block_count"]))
         for weight in weights:
-            tower = is_tower(weight.group)
-            known = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS) if tower else names
-            name = known.get_name(text_name(weight.name), try_suffixes=(".weight", ".bias"))
-            tensor = headers[tower].tensors[str(name)]
-            if tensor.type not in self.formats:
+            tower, shape = is_tower(weight.group), (weight.n_rows, weight.n_cols)
+            if tower:
+                second = headers[True].metadata
+                parts = tower_parts(seeing_of(str(second[PROJECTOR])), weight.name, shape, taps_of(second)) or []
+            else:
+                parts = [Part(str(names.get_name(text_name(weight.name), try_suffixes=SUFFIXES)), shape)]
+            tensors = [headers[tower].tensors[part.name] for part in parts]
+            format = self.formats.get(tensors[0].type)
+            if format is None:
                 continue
-            rows = torch.frombuffer(read_bytes(path_of[tower], tensor.start, tensor.nbytes), dtype=torch.uint8)
-            rows = rows.reshape(weight.n_rows, -1)
+            pieces = [read_bytes(path_of[tower], tensor.start, tensor.nbytes) for tensor in tensors]
+            raw = pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
+            rows = torch.frombuffer(raw, dtype=torch.uint8).reshape(weight.n_rows, -1)
             heads = rotated_heads(weight.name, Heads.of(metadata, arch)) if family.pairs_rotated and not tower else None
             if heads:
                 rows = rotated_as_halves(rows, heads)
-            records = rows.reshape(-1, self.formats[tensor.type].record_nbytes)  # type: ignore[attr-defined]
-            found[weight.name] = Packed(self.formats[tensor.type], (weight.n_rows, weight.n_cols), {"records": records})
+            records = rows.reshape(-1, format.record_nbytes)  # type: ignore[attr-defined]
+            found[weight.name] = Packed(format, shape, {"records": records})
         return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf import MODEL_ARCH, VisionProjectorType
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, VisionProjectorType
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ FAMILIES = {
 }
 
 
+QWEN2_VL = Family(MODEL_ARCH.QWEN2VL)
+QWEN3_VL = Family(MODEL_ARCH.QWEN3VL)
+
+
 @dataclass(frozen=True)
 class Seeing:
     """A class with a vision tower: its text as a family of its own, and what llama.cpp calls the way from one to the other.
@@ -42,8 +46,48 @@ class Seeing:
 
     text: Family
     projector: str
+    spelled: tuple[tuple[str, str], ...] = ()  # beginnings and parts of names that the library's table has otherwise
+    cut_qkv: bool = False  # queries, keys and values in one parameter are three tensors
+    cut_frames: bool = False  # patches of two frames are two tensors
+    offset_norm: str = ""  # the end of a norm's name that is stored with 1 added
 
 
+_OF_QWEN = ("model.visual.", "visual.")
+_OF_QWEN3 = (
+    ("visual.merger.linear_fc1.", "visual.merger.mlp.0."),
+    ("visual.merger.linear_fc2.", "visual.merger.mlp.2."),
+    ("visual.merger.norm.", "visual.merger.ln_q."),
+    ("visual.deepstack_merger_list.", "model.visual.deepstack_merger_list."),
+)
+_OF_GEMMA = (
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("mm_input_projection_weight", "mm_input_projection.weight"),
+)
 _IDEFICS = Seeing(FAMILIES["LlamaForCausalLM"], VisionProjectorType.IDEFICS3)
-SEEING = {"Idefics3ForConditionalGeneration": _IDEFICS, "SmolVLMForConditionalGeneration": _IDEFICS}
+SEEING = {
+    "Idefics3ForConditionalGeneration": _IDEFICS,
+    "SmolVLMForConditionalGeneration": _IDEFICS,
+    "Gemma3ForConditionalGeneration": Seeing(
+        FAMILIES["Gemma3ForCausalLM"], VisionProjectorType.GEMMA3, _OF_GEMMA, offset_norm="mm_soft_emb_norm.weight"
+    ),
+    "Qwen2VLForConditionalGeneration": Seeing(
+        QWEN2_VL, VisionProjectorType.QWEN2VL, (_OF_QWEN,), cut_qkv=True, cut_frames=True
+    ),
+    "Qwen2_5_VLForConditionalGeneration": Seeing(
+        QWEN2_VL, VisionProjectorType.QWEN25VL, (_OF_QWEN,), cut_qkv=True, cut_frames=True
+    ),
+    "Qwen3VLForConditionalGeneration": Seeing(QWEN3_VL, VisionProjectorType.QWEN3VL, (_OF_QWEN, *_OF_QWEN3), cut_frames=True),
+}
 WINDOWED = (MODEL_ARCH.PHI3, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)  # llama.cpp slides a window for these and no other
+
+
+def text_family(arch: str) -> Family:
+    """The family that a file of ``arch`` holds."""
+    every = (*FAMILIES.values(), *(seeing.text for seeing in SEEING.values()))
+    return next(family for family in every if MODEL_ARCH_NAMES[family.arch] == arch)
+
+
+def seeing_of(projector: str) -> Seeing:
+    """The family of a second file with ``projector``."""
+    return next(seeing for seeing in SEEING.values() if seeing.projector == projector)

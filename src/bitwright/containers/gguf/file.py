@@ -21,13 +21,13 @@ from bitwright.containers.gguf.layout import (
     family_of,
     files_of,
     layout,
-    name_of,
     of_tower,
     padded,
     parameters_of,
+    parts_of,
 )
 from bitwright.containers.gguf.metadata import rope_tensors, write_config
-from bitwright.containers.gguf.mmproj import vision_writer
+from bitwright.containers.gguf.mmproj import vision_writer, write_of_text
 from bitwright.containers.gguf.rotary import rotated_as_pairs, rotated_heads
 from bitwright.containers.gguf.tokenizer import vocabulary_of
 from bitwright.data.tokenizer import tokenizer_of
@@ -74,7 +74,10 @@ class GgufFile(Writer):
                 values = values + family.norm_offset
         if family.pairs_rotated and not tower and (heads := rotated_heads(parameter, config)):
             values = rotated_as_pairs(values, heads)
-        self.files[tower].put(name_of(self.source, parameter), values)
+        if tower and (ending := SEEING[self.source.spec.architecture].offset_norm) and parameter.endswith(ending):
+            values = values + 1
+        for part in parts_of(self.source, parameter):
+            self.files[tower].put(part.name, part.of(values))
 
     def close(self) -> int:
         for name, tensor in rope_tensors(family_of(self.source.spec), self.source.config).items():
@@ -133,6 +136,7 @@ def _writer(source: Source, entries: list[Entry], file_type: int, tower: bool) -
         writer = GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[family.arch])
         vocabulary = vocabulary_of(directory, tokenizer_of(directory), config.vocab_size)
         write_config(writer, family, config, vocabulary.named(name), file_type)
+        write_of_text(writer, source)
         vocabulary.write(writer)
     for entry in entries:
         writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.nbytes, raw_dtype=entry.type)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import Any
 
 import gguf
 import torch
 from gguf import GGMLQuantizationType
+from torch import Tensor
 
-from bitwright.containers.gguf.families import FAMILIES, SEEING, Family
+from bitwright.containers.gguf.families import FAMILIES, SEEING, Family, Seeing
 from bitwright.containers.gguf.metadata import rope_tensors
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format
@@ -20,6 +24,22 @@ from bitwright.models.spec import TEXT, VOCABULARY, ModelSpec
 ALIGNMENT = 32  # of tensor data in the file
 MOST_BLOCKS = 128  # of a vision tower, whose tensors have names
 INNER_MODELS = ("text_model", "language_model")  # where classes that see keep their text
+SUFFIXES = (".weight", ".bias")
+QKV, PATCHES, TAPS = ".qkv.", "patch_embed.proj.weight", "deepstack_visual_indexes"
+MERGERS = re.compile(r"(deepstack_merger_list\.)(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the file, and where it lies in the parameter that it is taken from."""
+
+    name: str
+    shape: tuple[int, ...]
+    at: tuple[Any, ...] = ()  # an index
+
+    def of(self, values: Tensor) -> Tensor:
+        """What of ``values``, of a parameter or of its rows' records, goes into this tensor."""
+        return values[self.at] if self.at else values
 
 
 @dataclass(frozen=True)
@@ -84,16 +104,53 @@ def text_name(parameter: str) -> str:
     return parameter
 
 
+def tower_name(seeing: Seeing, parameter: str, taps: Sequence[int] = ()) -> str | None:
+    """The name of a tower's ``parameter`` in the second file; None where it has none.
+
+    ``taps``: the blocks that a list of mergers belongs to. The file counts these by the block, not by the list.
+    """
+    for own, known in seeing.spelled:
+        parameter = parameter.replace(own, known, 1)
+    if taps and (listed := MERGERS.search(parameter)):
+        parameter = parameter.replace(listed[0], f"{listed[1]}{taps[int(listed[2])]}.", 1)
+    found = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS).get_name(parameter, try_suffixes=SUFFIXES)
+    return None if found is None else str(found)
+
+
+def tower_parts(seeing: Seeing, parameter: str, shape: tuple[int, ...], taps: Sequence[int] = ()) -> list[Part] | None:
+    """The tensors of the second file that a ``parameter`` of the tower becomes; None where it has no name."""
+    if seeing.cut_qkv and QKV in parameter:
+        n = shape[0] // 3
+        names = [tower_name(seeing, parameter.replace(QKV, f".{part}.")) for part in "qkv"]
+        return [Part(str(name), (n, *shape[1:]), (slice(i * n, (i + 1) * n),)) for i, name in enumerate(names)]
+    name = tower_name(seeing, parameter, taps)
+    if name is None:
+        return None
+    if seeing.cut_frames and parameter.endswith(PATCHES):
+        frames, flat = (name, f"{name}.1"), (*shape[:2], *shape[3:])
+        return [Part(frame, flat, (slice(None), slice(None), i)) for i, frame in enumerate(frames)]
+    return [Part(name, shape)]
+
+
 def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
     """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
     if spec.architecture not in {**FAMILIES, **SEEING}:
         return None
     if of_tower(spec, parameter):
-        found = names_of(gguf.MODEL_ARCH.MMPROJ, MOST_BLOCKS).get_name(parameter, try_suffixes=(".weight", ".bias"))
-    else:
-        names = names_of(family_of(spec).arch, spec.text.n_blocks)
-        found = names.get_name(text_name(parameter), try_suffixes=(".weight", ".bias"))
+        return tower_name(SEEING[spec.architecture], parameter)
+    names = names_of(family_of(spec).arch, spec.text.n_blocks)
+    found = names.get_name(text_name(parameter), try_suffixes=SUFFIXES)
     return None if found is None else str(found)
+
+
+def parts_of(source: Source, parameter: str) -> list[Part]:
+    """The tensors that ``parameter`` becomes, in their order. Raises BitwrightError where the file has no place for it."""
+    spec, shape = source.spec, source.spec.shape(parameter)
+    if of_tower(spec, parameter):
+        taps = source.checkpoint.config.get("vision_config", {}).get(TAPS, ())
+        if parts := tower_parts(SEEING[spec.architecture], parameter, shape, taps):
+            return parts
+    return [Part(name_of(source, parameter), shape)]
 
 
 def name_of(source: Source, parameter: str) -> str:
@@ -122,13 +179,13 @@ def layout(source: Source, formats: dict[str, Format], tower: bool) -> list[Entr
     """The tensors of one file in their order."""
     entries = []
     for parameter in parameters_of(source, tower):
-        shape = source.spec.shape(parameter)
-        if parameter in formats:
-            format = formats[parameter]
-            kind, nbytes = _type_of(format, source, parameter), stored_nbytes(format, shape)
-        else:
-            kind, nbytes = GGMLQuantizationType.F32, 4 * prod(shape)
-        entries.append(Entry(name_of(source, parameter), shape, kind, nbytes))
+        for part in parts_of(source, parameter):
+            if parameter in formats:
+                format = formats[parameter]
+                kind, nbytes = _type_of(format, source, parameter), stored_nbytes(format, part.shape)
+            else:
+                kind, nbytes = GGMLQuantizationType.F32, 4 * prod(part.shape)
+            entries.append(Entry(part.name, part.shape, kind, nbytes))
     if tower:
         return entries
     for name, tensor in rope_tensors(family_of(source.spec), source.config).items():

@@ -44,6 +44,8 @@ def write_config(writer: gguf.GGUFWriter, family: Family, config: Any, name: str
     ):
         if getattr(config, key, None):
             add(float(getattr(config, key)))
+    if sections := rope.get("mrope_section"):
+        writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     _write_rope_scaling(writer, family, config, rope)
 
 

@@ -5,20 +5,28 @@ Source: conversion scripts and clip-impl.h of llama.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+from gguf import VisionProjectorType
 from transformers import AutoConfig
 
-from bitwright.containers.gguf.families import Seeing
+from bitwright.containers.gguf.families import SEEING, Seeing
+from bitwright.containers.gguf.layout import TAPS
 from bitwright.containers.gguf.metadata import QUANTIZATION_VERSION
 from bitwright.errors import fail
 from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.source import Source
 
 ARCH = "clip"
+PROJECTOR = gguf.Keys.Clip.PROJECTOR_TYPE
 LAYER_NORM_EPS = 1e-5  # where a config says nothing, as the converter has it
+QWEN_IMAGE, QWEN_EPS = 560, 1e-6  # a size to begin with, and of the class
+WINDOW, FRAMES, MERGE = 112, 2, 2  # of Qwen's towers: pixels, frames and patches a side, which llama.cpp takes for granted
+
+Write = Callable[[gguf.GGUFWriter, Any, dict[str, Any]], None]  # (writer, configuration, settings of the image processor)
 
 
 def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> gguf.GGUFWriter:
@@ -34,19 +42,105 @@ def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> 
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(seeing.projector)
     writer.add_vision_projection_dim(source.config.hidden_size)
-    writer.add_vision_image_size(tower.image_size)
     writer.add_vision_patch_size(tower.patch_size)
-    writer.add_vision_embedding_length(tower.hidden_size)
-    writer.add_vision_feed_forward_length(tower.intermediate_size)
     writer.add_vision_block_count(tower.num_hidden_layers)
     writer.add_vision_head_count(tower.num_attention_heads)
-    writer.add_vision_attention_layernorm_eps(float(getattr(tower, "layer_norm_eps", LAYER_NORM_EPS)))
     writer.add_vision_image_mean([float(value) for value in image["image_mean"]])
     writer.add_vision_image_std([float(value) for value in image["image_std"]])
-    writer.add_vision_use_gelu(True)
-    writer.add_vision_projector_scale_factor(config.scale_factor)
-    writer.add_vision_preproc_image_size(int(image.get("size", {}).get("longest_edge", tower.image_size)))
+    SETTINGS[seeing.projector](writer, config, image)
     return writer
+
+
+def _squares(writer: gguf.GGUFWriter, tower: Any) -> None:
+    """A tower that takes squares of one size."""
+    writer.add_vision_image_size(tower.image_size)
+    writer.add_vision_embedding_length(tower.hidden_size)
+    writer.add_vision_feed_forward_length(tower.intermediate_size)
+    writer.add_vision_attention_layernorm_eps(float(getattr(tower, "layer_norm_eps", LAYER_NORM_EPS)))
+    writer.add_vision_use_gelu(True)
+
+
+def _idefics(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    _squares(writer, config.vision_config)
+    writer.add_vision_projector_scale_factor(config.scale_factor)
+    writer.add_vision_preproc_image_size(int(image.get("size", {}).get("longest_edge", config.vision_config.image_size)))
+
+
+def _gemma(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    tower = config.vision_config
+    _squares(writer, tower)
+    writer.add_vision_projector_scale_factor(tower.image_size // tower.patch_size // int(config.mm_tokens_per_image**0.5))
+
+
+def _qwen(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    """Images of any size, cut into patches that are merged; what Qwen2-VL calls hidden_size is the text's."""
+    tower = config.vision_config
+    width = getattr(tower, "embed_dim", tower.hidden_size)
+    windowed = getattr(tower, "fullatt_block_indexes", None)
+    writer.add_vision_image_size(QWEN_IMAGE)
+    writer.add_vision_embedding_length(width)
+    writer.add_vision_feed_forward_length(int(getattr(tower, "intermediate_size", 0) or width * tower.mlp_ratio))
+    writer.add_vision_attention_layernorm_eps(QWEN_EPS)
+    if windowed:
+        writer.add_vision_use_silu(True)
+        writer.add_vision_n_wa_pattern(windowed[0] + 1)
+
+
+def _qwen3(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    """A table of positions for any size; some blocks hand what they see to the first blocks of the text."""
+    tower = config.vision_config
+    writer.add_vision_image_size(int(tower.num_position_embeddings**0.5) * tower.patch_size)
+    writer.add_vision_embedding_length(tower.hidden_size)
+    writer.add_vision_feed_forward_length(tower.intermediate_size)
+    writer.add_vision_attention_layernorm_eps(QWEN_EPS)
+    writer.add_vision_use_gelu(True)
+    writer.add_vision_spatial_merge_size(tower.spatial_merge_size)
+    writer.add_vision_is_deepstack_layers([i in tower.deepstack_visual_indexes for i in range(tower.depth)])
+
+
+def write_of_text(writer: gguf.GGUFWriter, source: Source) -> None:
+    """Add to the text's file what it must know of the tower."""
+    if taps := source.checkpoint.config.get("vision_config", {}).get(TAPS):
+        writer.add_num_deepstack_layers(len(taps))
+
+
+def taps_of(metadata: Mapping[str, Any]) -> list[int]:
+    """The blocks of a second file that hand what they see to the text."""
+    return [i for i, taps in enumerate(metadata.get(gguf.Keys.ClipVision.IS_DEEPSTACK_LAYERS, ())) if taps]
+
+
+SETTINGS: dict[str, Write] = {
+    VisionProjectorType.IDEFICS3: _idefics,
+    VisionProjectorType.GEMMA3: _gemma,
+    VisionProjectorType.QWEN2VL: _qwen,
+    VisionProjectorType.QWEN25VL: _qwen,
+    VisionProjectorType.QWEN3VL: _qwen3,
+}
+
+
+def require_tower(source: Source) -> None:
+    """Raise BitwrightError for a tower that llama.cpp would compute otherwise."""
+    if source.spec.architecture not in SEEING:
+        return
+    tower: Any = AutoConfig.from_pretrained(source.checkpoint.directory).vision_config
+    full = tuple(getattr(tower, "fullatt_block_indexes", ()))
+    every = full[0] + 1 if full else 1
+    wanted = {
+        "window_size": (getattr(tower, "window_size", WINDOW), WINDOW),
+        "temporal_patch_size": (getattr(tower, "temporal_patch_size", FRAMES), FRAMES),
+        "spatial_merge_size": (getattr(tower, "spatial_merge_size", MERGE), MERGE),
+        "fullatt_block_indexes": (full, tuple(every * (i + 1) - 1 for i in range(len(full)))),
+        "vision_use_head": (bool(getattr(tower, "vision_use_head", False)), False),
+    }
+    for name, (saw, known) in wanted.items():
+        if saw != known:
+            raise fail(
+                "gguf/tower",
+                f"config.json: vision_config.{name}",
+                saw=f"{saw}",
+                wanted=f"{known}, as llama.cpp has it",
+                help="--container bitsandbytes",
+            )
 
 
 def image_settings(directory: Path) -> dict[str, Any]:
