@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,6 +110,20 @@ def nursery() -> Iterator[Nursery | None]:
     yield held
     process._run = REAL
     held.close()
+
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def shell(nursery: Nursery | None) -> Shell:
+    """shell("quantize", ..., cwd=FOLDER) is what a person types there."""
+
+    def started(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bitwright.cli.main", *words]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+    return nursery.shell if nursery else started
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

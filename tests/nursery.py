@@ -1,7 +1,7 @@
-"""Workers of tests, forked from one process that has imported the libraries: imports take longer than most of their jobs.
+"""Processes of tests, forked from one that has imported the libraries: imports take longer than most of their jobs.
 
-A child has imported and done nothing else, as a process of its own. Commands that tests start themselves, and the tests of
-workers that fail (evaluate/test_process.py), start processes as people's runs do.
+A child has imported and done nothing else, as a process of its own. That goes for workers, for commands, and for the workers of
+commands. What tests of the terminal start, and the tests of workers that fail (evaluate/test_process.py), are real processes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -23,84 +25,151 @@ from bitwright.host.progress import Advance, Reporter, relayed
 from bitwright.host.quiet import QUIET
 
 REAL = process._run
-IMPORTED = ("bitwright.evaluate.worker", "bitsandbytes", "transformers.models.llama.modeling_llama")
+IMPORTED = ("bitwright.evaluate.worker", "bitwright.pipeline", "bitsandbytes", "transformers.models.llama.modeling_llama")
 OF_IMPORTS = ("HF_", "TRANSFORMERS_", "OMP_", "XDG_", "PYTHON", "BITWRIGHT_")  # variables that imports read
 MOST_BYTES = 1 << 20
+SECONDS = 120  # for the imports
 
 
 class Nursery:
-    """The process that forks, started with the first worker; one at a time."""
+    """The process that forks, at the socket ``place``; started with the first job that it is given."""
 
-    def __init__(self) -> None:
-        self.environment = {name: value for name, value in os.environ.items() if name.startswith(OF_IMPORTS)}
-        self.socket: socket.socket | None = None
+    def __init__(self, place: Path | None = None) -> None:
+        self.own = None if place else tempfile.TemporaryDirectory()
+        self.place = place or Path(self.own.name) / "nursery"  # type: ignore[union-attr]
+        self.environment = _of_imports()
+        self.started = bool(place)  # by the process that this one was forked for
+        self.kept: subprocess.Popen[bytes] | None = None
 
     def run(self, command: list[str], errors: Path, reporter: Reporter, advance: Advance) -> int:
         """As bitwright.evaluate.process runs a command."""
-        if self.environment != {name: value for name, value in os.environ.items() if name.startswith(OF_IMPORTS)}:
+        if self.own and self.environment != _of_imports():  # a command changes it, for libraries that it has already
             return REAL(command, errors, reporter, advance)
-        own = self._started()
         read, write = os.pipe()
-        job = {"arguments": command[2:], "folder": os.getcwd(), "environment": {**os.environ, **QUIET}}
-        socket.send_fds(own, [json.dumps(job).encode()], [write])
+        child = Child(self._connected(), command[2:], Path.cwd(), [write, write], {**os.environ, **QUIET})
         os.close(write)
-        child = int(own.recv(MOST_BYTES))
         try:
             with open(errors, "w", encoding="utf-8") as log, open(read, encoding="utf-8", errors="replace") as output:
                 for line in relayed(output, advance, reporter.say):
                     log.write(line)
                     if reporter.verbose:
                         reporter.say(line.rstrip("\n"))
-            return int(own.recv(MOST_BYTES))
+            return child.wait()
         except BaseException:
-            os.kill(child, signal.SIGKILL)
-            own.recv(MOST_BYTES)
+            child.kill()
             raise
 
+    def shell(self, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """``bitwright`` with ``words`` in the folder ``cwd``, as a shell would run it."""
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            code = self.begin(*words, cwd=cwd, files=[output.fileno(), errors.fileno()]).wait()
+            output.seek(0), errors.seek(0)
+            return subprocess.CompletedProcess(words, code, output.read().decode(), errors.read().decode())
+
+    def begin(self, *words: str, cwd: Path, files: list[int]) -> Child:
+        """The same without waiting; ``files`` take what it says and its errors."""
+        return Child(self._connected(), ["bitwright.cli.main", *words], cwd, files, dict(os.environ))
+
     def close(self) -> None:
-        if self.socket:
-            self.socket.close()
+        if self.kept:
+            self.kept.terminate()
+            self.kept.wait()
+        if self.own:
+            self.own.cleanup()
 
-    def _started(self) -> socket.socket:
-        if self.socket is None:
-            self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            command = [sys.executable, "-m", "tests.nursery", str(other.fileno())]
-            subprocess.Popen(command, pass_fds=[other.fileno()], env={**os.environ, **QUIET}, cwd=Path(__file__).parent.parent)
-            other.close()
-        return self.socket
+    def _connected(self) -> socket.socket:
+        if not self.started:
+            command = [sys.executable, "-m", "tests.nursery", str(self.place)]
+            self.kept = subprocess.Popen(command, env={**os.environ, **QUIET}, cwd=Path(__file__).parent.parent)
+            self.started = True
+        end = time.monotonic() + SECONDS
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                connection.connect(str(self.place))
+                return connection
+            except OSError:
+                connection.close()
+                if time.monotonic() > end or (self.kept and self.kept.poll() is not None):
+                    raise
+                time.sleep(0.05)
 
 
-def serve(own: socket.socket) -> None:
-    """Fork a child for each job, tell its number and then how it ended, until nobody asks any more."""
+class Child:
+    """A process that the nursery forked for us."""
+
+    def __init__(self, own: socket.socket, arguments: list[str], folder: Path, files: list[int], environment: dict[str, str]):
+        job = {"arguments": arguments, "folder": str(folder), "environment": environment}
+        socket.send_fds(own, [json.dumps(job).encode()], files)
+        self.own, self.pid = own, int(own.recv(MOST_BYTES))
+
+    def wait(self) -> int:
+        with self.own:
+            return int(self.own.recv(MOST_BYTES))
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+def _of_imports() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(OF_IMPORTS)}
+
+
+def serve(place: Path) -> None:
+    """Fork a child for each job, tell its number and then how it ended. Ends with the process that started it."""
     for name in IMPORTED:
         __import__(name)
     gc.freeze()  # what was imported stays: collecting in a child would copy and walk all of it
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(own, MOST_BYTES, 1)
-        if not message:
-            return
-        child = os.fork()
-        if child == 0:
-            own.close()
-            _be(json.loads(message), descriptors[0])
-        os.close(descriptors[0])
-        own.send(str(child).encode())
-        own.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    parent, listening = os.getppid(), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(str(place))
+    listening.listen()
+    listening.settimeout(1)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
+        message, files, _, _ = socket.recv_fds(connection, MOST_BYTES, 2)
+        job = json.loads(message)
+        __import__(job["arguments"][0])
+        if os.fork() == 0:  # it waits, so that others can be served meanwhile
+            listening.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _answer(connection, job, files, place)
+            os._exit(0)
+        connection.close()
+        for file in files:
+            os.close(file)
 
 
-def _be(job: dict[str, Any], output: int) -> None:
+def _answer(connection: socket.socket, job: dict[str, Any], files: list[int], place: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        _be(job, files, place)
+    for file in files:
+        os.close(file)
+    connection.send(str(child).encode())
+    connection.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+
+
+def _be(job: dict[str, Any], files: list[int], place: Path) -> None:
     """Be the process of ``job``."""
     code = 1
     try:
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.close(output)
+        for own, file in zip((1, 2), files, strict=True):
+            os.dup2(file, own)
+        for file in files:
+            os.close(file)
         os.chdir(job["folder"])
         os.environ.clear()
         os.environ.update(job["environment"])
-        module, *rest = job["arguments"]
-        sys.argv = [module, *rest]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        process._run = Nursery(place).run
+        sys.argv = list(job["arguments"])
+        sys.modules.pop(job["arguments"][0], None)  # which runs anew
+        runpy.run_module(job["arguments"][0], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -113,4 +182,4 @@ def _be(job: dict[str, Any], output: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(Path(sys.argv[1]))

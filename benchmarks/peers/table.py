@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.rows import ROWS
-from bitwright.report.draw import svg
+from bitwright.report.draw import svgs
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results.jsonl", HERE.parent.parent / "docs"
@@ -220,8 +220,9 @@ def main() -> None:
     lines = load()
     for name, text in pages(lines).items():
         (DOCS / name).write_text(text, encoding="utf-8")
-    for model in {line["model"] for line in lines}:
-        drawing = svg(plot([line for line in lines if line["model"] == model]))
+    models = sorted({line["model"] for line in lines})
+    drawings = svgs([plot([line for line in lines if line["model"] == model]) for model in models])
+    for model, drawing in zip(models, drawings, strict=True):
         (DOCS / f"peers-{model}.svg").write_text(drawing + "\n", encoding="utf-8")
 
 

@@ -11,19 +11,13 @@ from typer.testing import CliRunner
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.host.sizes import size_nbytes
-from tests.conftest import Build
+from tests.conftest import Build, Shell
 
 LIBRARIES_SAY = ("Warning", "site-packages", "Loading weights", "Writing model shards", "kernels-community", "%|")
 SHORT = ["--sequences", "8", "--length", "32", "--dtype", "float32", "--calibration", "documentation"]
 
 
-def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bitwright.cli.main", *words], cwd=cwd, capture_output=True, text=True, check=False
-    )
-
-
-def test_quantize_measure_allocate_evaluate_from_the_shell(build: Build, tmp_path: Path) -> None:
+def test_quantize_measure_allocate_evaluate_from_the_shell(build: Build, shell: Shell, tmp_path: Path) -> None:
     source = str(build("llama"))
     measured = shell("measure", source, "-o", "s.json", *SHORT, cwd=tmp_path)
     assert measured.returncode == 0, measured.stderr

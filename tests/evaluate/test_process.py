@@ -21,12 +21,10 @@ from tests.conftest import Build
 from tests.nursery import REAL
 
 
-@pytest.fixture(autouse=True)
-def processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_run", REAL)
-
-
-def test_the_guilty_one_is_named_and_the_others_are_compared(build: Build, tmp_path: Path) -> None:
+def test_the_guilty_one_is_named_and_the_others_are_compared(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_run", REAL)  # processes as people's runs start them
     source, broken = build("llama"), tmp_path / "broken"
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(broken)
     (broken / "model.safetensors").write_bytes(b"x" * 100)
