@@ -51,9 +51,14 @@ def source_of(directory: Path) -> Source:
     return open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
 
 
+ROUNDED: dict[tuple[Path, str, str], Codes] = {}  # the codebooks are searched for seconds, and asked for again
+
+
 def codes_of(source: Source, weight: str, format: str) -> Codes:
-    chosen = GGUF.format(format)
-    return GGUF.rounder(chosen).nearest(source.read(weight), chosen)
+    key, chosen = (source.checkpoint.directory, weight, format), GGUF.format(format)
+    if key not in ROUNDED:
+        ROUNDED[key] = GGUF.rounder(chosen).nearest(source.read(weight), chosen)
+    return ROUNDED[key]
 
 
 def plan_of(source: Source, format: str) -> Plan:
