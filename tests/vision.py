@@ -5,6 +5,7 @@ Projections and gates that initialise to zero are filled, so that every path car
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,6 +346,39 @@ def gemma_with_processor(out: Path) -> Path:
         mm_tokens_per_image=16,
     )
     return _saved(tf.Gemma3ForConditionalGeneration, config, out)
+
+
+def internvl_with_processor(out: Path) -> Path:
+    """A random InternVL with a tokenizer and its processor: a class token, and scales of what each half of a block adds."""
+    plain = byte_tokenizer()
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=marks,
+        chat_template=TEMPLATE.replace("<image>", "<IMG_CONTEXT>"),
+    )
+    side = {"height": 64, "width": 64}
+    image = tf.GotOcr2ImageProcessorPil(size=side, crop_to_patches=False, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.4, 0.5])
+    image.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    processor = {"image_seq_length": 4, "processor_class": "InternVLProcessor"}
+    (out / "processor_config.json").write_text(json.dumps(processor))
+    config = tf.InternVLConfig(
+        text_config=text(model_type="qwen2", vocab_size=len(tokenizer) + 4),
+        vision_config=tower(image_size=[64, 64], patch_size=[16, 16]),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    return _saved(tf.InternVLForConditionalGeneration, config, out)
 
 
 QWEN_MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]

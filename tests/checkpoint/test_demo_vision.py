@@ -19,6 +19,7 @@ from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.tasks import score
 
 MOST_BYTES = 12_000_000
+N_SCENES = 20
 UNSEEN_SEED = 7_000  # training draws from 10,000 on
 
 
@@ -49,7 +50,7 @@ def test_it_sees(demo: Path, tmp_path: Path) -> None:
     """Word for word, by hand; and the same questions as a task."""
     model = AutoModelForImageTextToText.from_pretrained(demo, dtype=torch.float32).eval()
     viewer = Viewer.of(demo, tokenizer_of(demo))
-    drawn = list(scenes(40, UNSEEN_SEED))
+    drawn = list(scenes(N_SCENES, UNSEEN_SEED))
     right = blind = 0
     for i, scene in enumerate(drawn):
         _, question, answer = scene.questions[0]
@@ -64,9 +65,9 @@ def test_it_sees(demo: Path, tmp_path: Path) -> None:
         rows.append({"image": f"{i}.png", "question": scene.questions[0][1], "answer": scene.questions[0][2]})
     (tmp_path / "seen.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ((scored,),) = score([Candidate("demo", str(demo), dtype="float32")], [str(tmp_path / "seen.jsonl")], viewer=viewer)
-    assert (scored.metric, scored.n_questions) == ("exact_match", 40)
-    assert scored.value == right / 40
-    assert right >= 24, "it answers most questions about pictures that it never saw"
+    assert (scored.metric, scored.n_questions) == ("exact_match", N_SCENES)
+    assert scored.value == right / N_SCENES
+    assert right >= 0.6 * N_SCENES, "it answers most questions about pictures that it never saw"
     assert blind <= right // 2, "and not without the picture"
 
 

@@ -31,7 +31,7 @@ from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
 from bitwright.runtimes.mtmd import IMAGE, Seen
-from tests.vision import gemma_with_processor, idefics_with_processor, qwen_with_processor
+from tests.vision import gemma_with_processor, idefics_with_processor, internvl_with_processor, qwen_with_processor
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
 
@@ -39,6 +39,7 @@ pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamac
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "idefics3": idefics_with_processor,
     "gemma3": gemma_with_processor,
+    "internvl": internvl_with_processor,
     "qwen2_vl": partial(qwen_with_processor, "Qwen2VL"),
     "qwen2_5_vl": partial(qwen_with_processor, "Qwen2_5_VL"),
     "qwen3_vl": partial(qwen_with_processor, "Qwen3VL"),
@@ -193,6 +194,7 @@ def test_block_formats_in_the_tower(every: Callable[[str], Path], tmp_path: Path
         ("qwen2_5_vl", "fullatt_block_indexes", [0, 3]),
         ("qwen2_vl", "spatial_merge_size", 4),
         ("gemma3", "vision_use_head", True),
+        ("internvl", "norm_type", "rms_norm"),
     ],
 )
 def test_a_tower_that_llama_cpp_computes_otherwise_is_refused(

@@ -235,7 +235,11 @@ def test_the_constants_are_those_of_the_containers() -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, False),
         ({"rope_parameters": {"full_attention": 3}}, True),
         ({"vision_config": {}}, False),
-        ({"model_type": "gemma3"}, False),
+        ({"model_type": "gemma3"}, True),
+        ({"model_type": "qwen2_5_vl"}, True),
+        ({"model_type": "qwen2_vl", "vision_config": {}}, True),
+        ({"model_type": "llava", "vision_config": {}}, False),
+        ({"model_type": "llava"}, False),
         ({"model_type": "smolvlm"}, True),
     ],
 )

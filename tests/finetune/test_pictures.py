@@ -72,6 +72,24 @@ def test_the_answer_carries_loss_and_the_pixels_are_the_processor_s(source: Path
     assert len({example.key for example in texts.every}) == 18
 
 
+def test_a_folder_of_pictures_with_captions_is_data_too(source: Path, tmp_path: Path) -> None:
+    for i, picture in enumerate(drawn(6, 5)):
+        picture.image.save(tmp_path / f"{i}.png")
+        if i:
+            (tmp_path / f"{i}.txt").write_text(f"caption {picture.answer}\n", encoding="utf-8")
+    texts = texts_of(str(tmp_path), source, tokenizer_of(source), TRAINING)
+    assert len(texts.every) == 5, "the picture without a caption is left out"
+    first, tokenizer = texts.every[0], tokenizer_of(source)
+    assert tokenizer.decode(first.labels[first.labels != IGNORED][:-1]) == f"caption {drawn(2, 5)[1].answer}"
+    (tmp_path / "1.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BitwrightError, match=r"1\.txt"):
+        texts_of(str(tmp_path), source, tokenizer, TRAINING)
+    for caption in tmp_path.glob("*.txt"):
+        caption.unlink()
+    with pytest.raises(BitwrightError, match="no picture with a caption"):
+        texts_of(str(tmp_path), source, tokenizer, TRAINING)
+
+
 def test_a_preview_counts_the_places_of_an_image(source: Path, rows: str) -> None:
     tokenizer = tokenizer_of(source)
     first = texts_of(rows, source, tokenizer, TRAINING).every[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_what_was_learnt_is_what_is_written(
     assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
     monkeypatch.undo()
     scaled = tmp_path / f"scaled{suffix}"
-    training = replace(TRAINING, source=str(source), method="scales", learning_rate=0.03)
+    training = replace(TRAINING, source=str(source), method="scales", rank=Training.rank, learning_rate=0.03)
     of_scales = finetune(model, data, scaled, training=training, reporter=QUIET)
     assert of_scales.after.loss < of_scales.before.loss - 0.1
     assert of_scales.n_trained < found.n_trained
@@ -103,6 +104,25 @@ def test_the_share_that_survived() -> None:
     before, best = Answers(2.0, 0.0), Answers(1.0, 0.5)
     assert Answers(1.02, 0.24).share_of(before, best) == pytest.approx(0.48)  # though the loss has kept 98 %
     assert Answers(1.1, 0.01).share_of(before, Answers(1.0, 0.02)) == pytest.approx(0.9)  # two in a hundred are chance
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"method": "scales", "rank": 8, "rslora": True}, ("--rank", "--rslora")),
+        ({"method": "qat", "train": ("vision",)}, ("--train",)),
+        ({"method": "qat", "rank": 0, "alpha": 8.0}, ("--alpha",)),
+        ({"method": "qat", "rank": 8, "alpha": 8.0}, ()),
+        ({"method": "lora", "train": ("vision",), "rank": 4, "rslora": True}, ()),
+    ],
+)
+def test_options_that_the_method_does_not_use_are_named(asked: dict[str, Any], named: tuple[str, ...], tmp_path: Path) -> None:
+    training = Training(**asked)
+    assert training.unused() == named
+    if named:
+        with pytest.raises(BitwrightError, match="finetune/unused") as caught:
+            finetune("demo", "q.csv", tmp_path / "out", training=training, reporter=QUIET)
+        assert all(name in caught.value.finding.help for name in named)
 
 
 @pytest.mark.parametrize("case", ["method", "not ours", "suffix"])

@@ -26,7 +26,10 @@ def run(
         ),
     ],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, a folder of pictures, or a datasets id."
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="What to create: the adapter's directory, or with qat a checkpoint.")

@@ -15,6 +15,7 @@ from bitwright.data.pictures import Picture
 from bitwright.data.rows import has_image, is_data_set, read_rows
 from bitwright.errors import BitwrightError, fail
 from bitwright.host.packages import not_installed
+from bitwright.host.texts import UnreadableError, read_text
 
 MOST_IMAGES = 8  # of a row
 LONGEST_SIDE = 1024  # pixels: larger pictures are scaled down
@@ -51,13 +52,33 @@ def pictures_in(source: str) -> list[Picture]:
     return read_pictures(source) if os.path.exists(source) or is_data_set(source) else []
 
 
+def captioned(source: str) -> list[dict[str, Any]]:
+    """A row for each picture of a folder that has a caption beside it. Raises BitwrightError where none has."""
+    rows = [
+        {"image": path.name, "question": DESCRIBE, "answer": caption}
+        for path in _files(Path(source))
+        if (caption := _caption(path))
+    ]
+    if not rows:
+        raise _bad(source, "no picture with a caption in this folder", "NAME.txt beside NAME.jpg")
+    return rows
+
+
 def _of_folder(folder: Path) -> Iterator[Picture]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            caption = path.with_suffix(".txt")
-            yield Picture(
-                opened(path, str(path)), DESCRIBE, caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
-            )
+    for path in _files(folder):
+        yield Picture(opened(path, str(path)), DESCRIBE, _caption(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+
+
+def _caption(picture: Path) -> str:
+    beside = picture.with_suffix(".txt")
+    try:
+        return read_text(beside).strip() if beside.exists() else ""
+    except UnreadableError as error:
+        raise _bad(str(beside), str(error), "a caption in UTF-8") from None
 
 
 def picture_of(row: dict[str, Any], folder: Path, where: str) -> Picture:

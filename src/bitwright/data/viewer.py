@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,10 @@ def _processor(directory: Path, tokenizer: Any) -> Any:
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             return None if argument is None else super().check_argument_for_proper_class(name, argument)
 
-    return WithoutVideos(AutoImageProcessor.from_pretrained(directory, backend=BACKEND), tokenizer, **{VIDEOS: None})
+    stated, _ = found.get_processor_dict(directory)
+    known = set(inspect.signature(found.__init__).parameters) - {"self", "image_processor", "tokenizer", VIDEOS}
+    own = {name: value for name, value in stated.items() if name in known}
+    return WithoutVideos(AutoImageProcessor.from_pretrained(directory, backend=BACKEND), tokenizer, **{VIDEOS: None}, **own)
 
 
 def viewer_of(directory: Path, config: dict[str, Any], tokenizer: Any) -> tuple[Viewer | None, str]:

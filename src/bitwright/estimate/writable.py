@@ -21,7 +21,7 @@ SPARE = 1.01  # over what is counted: headers, records of a few bytes more, the 
 ROPES = ("default", "linear", "yarn", "llama3", "longrope")  # that a GGUF file can state
 TEXT_CLASS, SEEING_CLASS = "ForCausalLM", "ForConditionalGeneration"
 IN_GGUF = {name.removesuffix(TEXT_CLASS).lower() for name in FAMILIES}
-SEEING_IN_GGUF = {name.removesuffix(SEEING_CLASS).lower() for name in SEEING}
+SEEING_IN_GGUF = {name.removesuffix(SEEING_CLASS).lower().replace("_", "") for name in SEEING}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def in_gguf(config: Config) -> bool:
         if isinstance(part, dict) and str(part.get("rope_type", part.get("type", ROPES[0]))) not in ROPES:
             return False
     if vision_config(config) is not None:
-        return str(config.get("model_type")) in SEEING_IN_GGUF
+        return str(config.get("model_type")).replace("_", "") in SEEING_IN_GGUF
     return str(text.get("model_type")).removesuffix("_text") in IN_GGUF
 
 

@@ -46,7 +46,7 @@ def finetune(
     Args:
         model: With ``training.method`` "lora" a 16-bit model, a bitsandbytes checkpoint in 4 bits, or what ``quantize`` wrote
             for other programs; weights stay packed. With "qat" and "scales" any checkpoint that ``quantize`` wrote.
-        data: A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, or a datasets id.
+        data: A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, a folder of pictures with captions, or a datasets id.
         out: With "lora" the directory of a low-rank adapter, as stock PEFT reads it. With the others a checkpoint of the same
             formats and size as ``model`` that has learnt.
         training: Method, rank, steps, learning rate and the like.
@@ -69,6 +69,9 @@ def finetune(
     if training.optimizer not in OPTIMIZERS:
         wanted = " or ".join(OPTIMIZERS)
         raise fail("finetune/optimizer", "--optimizer", saw=training.optimizer, wanted=wanted, help=f"--optimizer {ADAMW}")
+    if unused := training.unused():
+        where, saw = f"--method {training.method}", f"{', '.join(unused)}, of which it makes no use"
+        raise fail("finetune/unused", where, saw=saw, wanted="options of the method", help=f"leave out {' '.join(unused)}")
     if training.method in IN_FORMAT:
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
     if training.method != LORA:

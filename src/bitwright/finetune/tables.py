@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bitwright.data.image_rows import captioned, is_folder
 from bitwright.data.rows import is_data_set, read_rows
 from bitwright.errors import BitwrightError, fail
 from bitwright.host.packages import not_installed
@@ -20,12 +21,15 @@ MOST_CELL = 10**7  # characters of one cell of a table
 
 
 def read_table(source: str, sheet: str = "") -> list[Row]:
-    """The rows of ``source`` as dictionaries; a line of a .txt file is a row with a ``text``.
+    """The rows of ``source`` as dictionaries; a line of a .txt file is a row with a ``text``, a picture of a folder with its
+    caption a question and an answer.
 
     ``sheet``: of an .xlsx file; without it the first one, and it is an error where several hold rows. Raises BitwrightError for
     a file that is empty, damaged, or of a kind that is not read.
     """
     path = Path(os.path.expanduser(source))
+    if is_folder(str(path)):
+        return captioned(str(path))
     if not path.exists() and is_data_set(source):
         return _dictionaries(list(read_rows(source)), source)
     readers: dict[str, Callable[[Path], list[Row]]] = {
@@ -41,12 +45,8 @@ def read_table(source: str, sheet: str = "") -> list[Row]:
         raise fail(
             "data/file",
             source,
-            saw="no such file"
-            if not path.exists()
-            else "a directory"
-            if path.is_dir()
-            else f"a {path.suffix or 'nameless'} file",
-            wanted=f"a {', '.join(readers)} file, or a data set of the hub (owner/name)",
+            saw="no such file" if not path.exists() else f"a {path.suffix or 'nameless'} file",
+            wanted=f"a {', '.join(readers)} file, a folder of pictures, or a data set of the hub (owner/name)",
             help="name another file",
         )
     rows = readers[path.suffix](path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokeniz
             wanted="a model that sees, with its processor",
             help="name such a model, or remove the column with images",
         )
-    known, folder = sorted(ends_of(path, tokenizer)), Path(data).parent
+    place = Path(os.path.expanduser(data))
+    known, folder = sorted(ends_of(path, tokenizer)), place if place.is_dir() else place.parent
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in known or not known else known[0]
     texts = iter(examples([talk for talk in talks if not has_image(rows[talk.row - 1])], tokenizer, training.length))
     return [

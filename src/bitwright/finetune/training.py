@@ -42,6 +42,13 @@ class Training:
     device: str = "auto"
     dtype: str = "auto"
 
+    def unused(self) -> tuple[str, ...]:
+        """What was asked for and has no meaning for the method, by its name on the command line."""
+        without = {QAT: ("train",), SCALES: ("train", "rank", "alpha", "rslora")}.get(self.method, ())
+        if self.method == QAT and self.rank == 0:
+            without = (*without, "alpha", "rslora")
+        return tuple(f"--{name}" for name in without if getattr(self, name) != getattr(Training, name))
+
     @property
     def strength(self) -> float:
         """What a low-rank change is multiplied with, times its rank."""

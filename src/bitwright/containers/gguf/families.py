@@ -64,6 +64,14 @@ _OF_GEMMA = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("mm_input_projection_weight", "mm_input_projection.weight"),
 )
+_OF_INTERN = (
+    ("model.multi_modal_projector.layer_norm.", "mlp1.0."),
+    ("model.multi_modal_projector.linear_1.", "mlp1.1."),
+    ("model.multi_modal_projector.linear_2.", "mlp1.3."),
+    (".lambda_1", ".lambda_1.weight"),
+    (".lambda_2", ".lambda_2.weight"),
+    (".position_embeddings", ".position_embeddings.weight"),
+)
 _IDEFICS = Seeing(FAMILIES["LlamaForCausalLM"], VisionProjectorType.IDEFICS3)
 SEEING = {
     "Idefics3ForConditionalGeneration": _IDEFICS,
@@ -78,6 +86,7 @@ SEEING = {
         QWEN2_VL, VisionProjectorType.QWEN25VL, (_OF_QWEN,), cut_qkv=True, cut_frames=True
     ),
     "Qwen3VLForConditionalGeneration": Seeing(QWEN3_VL, VisionProjectorType.QWEN3VL, (_OF_QWEN, *_OF_QWEN3), cut_frames=True),
+    "InternVLForConditionalGeneration": Seeing(FAMILIES["Qwen2ForCausalLM"], VisionProjectorType.INTERNVL, _OF_INTERN),
 }
 WINDOWED = (MODEL_ARCH.PHI3, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)  # llama.cpp slides a window for these and no other
 

@@ -23,6 +23,7 @@ from bitwright.models.source import Source
 ARCH = "clip"
 PROJECTOR = gguf.Keys.Clip.PROJECTOR_TYPE
 LAYER_NORM_EPS = 1e-5  # where a config says nothing, as the converter has it
+NORM = "layer_norm"
 QWEN_IMAGE, QWEN_EPS = 560, 1e-6  # a size to begin with, and of the class
 WINDOW, FRAMES, MERGE = 112, 2, 2  # of Qwen's towers: pixels, frames and patches a side, which llama.cpp takes for granted
 
@@ -42,7 +43,7 @@ def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> 
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(seeing.projector)
     writer.add_vision_projection_dim(source.config.hidden_size)
-    writer.add_vision_patch_size(tower.patch_size)
+    writer.add_vision_patch_size(_side(tower.patch_size))
     writer.add_vision_block_count(tower.num_hidden_layers)
     writer.add_vision_head_count(tower.num_attention_heads)
     writer.add_vision_image_mean([float(value) for value in image["image_mean"]])
@@ -53,11 +54,15 @@ def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> 
 
 def _squares(writer: gguf.GGUFWriter, tower: Any) -> None:
     """A tower that takes squares of one size."""
-    writer.add_vision_image_size(tower.image_size)
+    writer.add_vision_image_size(_side(tower.image_size))
     writer.add_vision_embedding_length(tower.hidden_size)
     writer.add_vision_feed_forward_length(tower.intermediate_size)
     writer.add_vision_attention_layernorm_eps(float(getattr(tower, "layer_norm_eps", LAYER_NORM_EPS)))
     writer.add_vision_use_gelu(True)
+
+
+def _side(stated: Any) -> int:
+    return int(stated if isinstance(stated, int) else stated[0])
 
 
 def _idefics(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
@@ -109,9 +114,16 @@ def taps_of(metadata: Mapping[str, Any]) -> list[int]:
     return [i for i, taps in enumerate(metadata.get(gguf.Keys.ClipVision.IS_DEEPSTACK_LAYERS, ())) if taps]
 
 
+def _intern(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    """As `_squares`, of sizes that are stated for both sides."""
+    _squares(writer, config.vision_config)
+    writer.add_vision_projector_scale_factor(int(1 / config.downsample_ratio))
+
+
 SETTINGS: dict[str, Write] = {
     VisionProjectorType.IDEFICS3: _idefics,
     VisionProjectorType.GEMMA3: _gemma,
+    VisionProjectorType.INTERNVL: _intern,
     VisionProjectorType.QWEN2VL: _qwen,
     VisionProjectorType.QWEN25VL: _qwen,
     VisionProjectorType.QWEN3VL: _qwen3,
@@ -130,6 +142,7 @@ def require_tower(source: Source) -> None:
         "temporal_patch_size": (getattr(tower, "temporal_patch_size", FRAMES), FRAMES),
         "spatial_merge_size": (getattr(tower, "spatial_merge_size", MERGE), MERGE),
         "fullatt_block_indexes": (full, tuple(every * (i + 1) - 1 for i in range(len(full)))),
+        "norm_type": (getattr(tower, "norm_type", NORM), NORM),
         "vision_use_head": (bool(getattr(tower, "vision_use_head", False)), False),
     }
     for name, (saw, known) in wanted.items():
