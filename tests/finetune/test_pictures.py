@@ -86,7 +86,7 @@ def test_a_folder_of_pictures_with_captions_is_data_too(source: Path, tmp_path: 
         texts_of(str(tmp_path), source, tokenizer, TRAINING)
     for caption in tmp_path.glob("*.txt"):
         caption.unlink()
-    with pytest.raises(BitwrightError, match="no picture with a caption"):
+    with pytest.raises(BitwrightError, match="no picture that has a caption"):
         texts_of(str(tmp_path), source, tokenizer, TRAINING)
 
 

@@ -53,15 +53,9 @@ def pictures_in(source: str) -> list[Picture]:
 
 
 def captioned(source: str) -> list[dict[str, Any]]:
-    """A row for each picture of a folder that has a caption beside it. Raises BitwrightError where none has."""
-    rows = [
-        {"image": path.name, "question": DESCRIBE, "answer": caption}
-        for path in _files(Path(source))
-        if (caption := _caption(path))
-    ]
-    if not rows:
-        raise _bad(source, "no picture with a caption in this folder", "NAME.txt beside NAME.jpg")
-    return rows
+    """A row for each picture of a folder that has a caption beside it."""
+    found = ((path.name, _caption(path)) for path in _files(Path(source)))
+    return [{"image": name, "question": DESCRIBE, "answer": caption} for name, caption in found if caption]
 
 
 def _of_folder(folder: Path) -> Iterator[Picture]:

@@ -29,7 +29,15 @@ def read_table(source: str, sheet: str = "") -> list[Row]:
     """
     path = Path(os.path.expanduser(source))
     if is_folder(str(path)):
-        return captioned(str(path))
+        if rows := captioned(str(path)):
+            return rows
+        raise fail(
+            "data/file",
+            source,
+            saw="a directory, with no picture that has a caption",
+            wanted="pictures, each with what is to be said of it: NAME.txt beside NAME.jpg",
+            help="name a file, or write captions",
+        )
     if not path.exists() and is_data_set(source):
         return _dictionaries(list(read_rows(source)), source)
     readers: dict[str, Callable[[Path], list[Row]]] = {
