@@ -12,12 +12,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import bitwright
+from bitwright.containers.registry import container_of
 from bitwright.data.image_rows import opened
 from bitwright.data.pictures import drawn
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError
 from bitwright.finetune.answers import held
 from bitwright.finetune.finetune import finetune
+from bitwright.finetune.finished import Finished
 from bitwright.finetune.inputs import inputs_of
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.preview import MOST_ALIKE, coloured
@@ -25,8 +28,9 @@ from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import loss_of, recompute
 from bitwright.finetune.training import Training
+from bitwright.formats.families import unpacked
 from bitwright.host.progress import QUIET
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 from tests.vision import idefics_with_processor, llava_with_processor
 
 CPU, EVERY = torch.device("cpu"), ("text", "vision", "projector")
@@ -169,6 +173,47 @@ def test_in_memory_it_answers_as_in_a_fresh_process(source: Path, rows: str, tmp
     mine = held(model, kept, 3, QUIET, "now")
     (of_file,) = of_files(source, [source], kept, CPU, tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
+
+
+def codes_in(path: Path, model: Path, container: str) -> dict[str, Any]:
+    weights = Finished.open(path, str(model), replace(TINY, compare=False)).subject.source.spec.weights
+    return {name: unpacked(packed).code for name, packed in container_of(container).read(path, weights).items()}  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A random model that sees, and what quantize made of it with pictures among its calibration: all parts are quantized."""
+    place = tmp_path_factory.mktemp("written")
+    source, out = idefics_with_processor(place / "source"), place / "model"
+    settings = replace(TINY, compare=False, calibration="", sequences=24, held_out_sequences=1)
+    bitwright.quantize(source, out, "+10%", settings=settings, reporter=QUIET)
+    return source, out
+
+
+@pytest.mark.parametrize("parts", [("text",), EVERY], ids=["text", "every part"])
+def test_codes_of_a_model_that_sees_are_trained(
+    parts: tuple[str, ...], written: tuple[Path, Path], rows: str, tmp_path: Path
+) -> None:
+    """What was learnt in memory is what a fresh process answers from the file, and parts that are not named stay."""
+    (source, model), out = written, tmp_path / "tuned"
+    training = replace(TRAINING, method="qat", source=str(source), train=parts)
+    found = finetune(model, rows, out, training=training, reporter=QUIET)
+    assert found.after.loss < found.before.loss - 0.2
+    old, new = (codes_in(path, source, "bitsandbytes") for path in (model, out))
+    moved = {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
+    assert moved == ({"text_model"} if parts == ("text",) else {"text_model", "vision_model", "connector"})
+    assert (out / "processor_config.json").exists()
+
+
+def test_an_adapter_beside_gguf_is_for_the_text_alone(rows: str, tmp_path: Path) -> None:
+    source, model = idefics_with_processor(tmp_path / "source"), tmp_path / "model.gguf"
+    settings = replace(TINY, compare=False, container="gguf", formats=("q4_0", "q8_0"))
+    bitwright.quantize(source, model, "+10%", settings=settings, reporter=QUIET)
+    for parts in (("text",), EVERY):
+        out, training = tmp_path / f"adapter-{len(parts)}", replace(TRAINING, source=str(source), train=parts)
+        finetune(model, rows, out, training=training, reporter=QUIET)
+        assert (out / "adapter.gguf").exists() == (parts == ("text",))
+        assert ("no adapters for vision towers" in (out / "README.md").read_text()) == (parts == EVERY)
 
 
 @pytest.mark.parametrize("case", ["blind", "turns", "missing", "together", "short"])

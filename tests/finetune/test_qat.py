@@ -110,7 +110,7 @@ def test_the_share_that_survived() -> None:
     ("asked", "named"),
     [
         ({"method": "scales", "rank": 8, "rslora": True}, ("--rank", "--rslora")),
-        ({"method": "qat", "train": ("vision",)}, ("--train",)),
+        ({"method": "qat", "train": ("vision",)}, ()),
         ({"method": "qat", "rank": 0, "alpha": 8.0}, ("--alpha",)),
         ({"method": "qat", "rank": 8, "alpha": 8.0}, ()),
         ({"method": "lora", "train": ("vision",), "rank": 4, "rslora": True}, ()),

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from bitwright.checkpoint.result import original_of, plan_of
 from bitwright.errors import fail
 from bitwright.estimate.training import KEPT, activation_nbytes
-from bitwright.finetune.model import as_it_is, load, matching
+from bitwright.finetune.model import as_it_is, load, matching, of_parts
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.weights import PackedWeight
@@ -24,8 +23,7 @@ from bitwright.formats.base import Packed
 from bitwright.formats.families import unpacked
 from bitwright.host.memory import total_nbytes
 from bitwright.measure.subject import Subject
-from bitwright.models.open import auto_class
-from bitwright.models.spec import Kind, Weight
+from bitwright.models.spec import TEXT, Kind, Weight
 from bitwright.plan import Plan, Rounding
 from bitwright.settings import Settings
 
@@ -45,7 +43,7 @@ class Finished:
     def open(cls, path: Path, source: str, settings: Settings) -> Finished:
         """Open what ``quantize`` wrote at ``path`` from ``source``; the name that its plan knows where that is empty.
 
-        Raises BitwrightError for another checkpoint, a source that is not there or is another one, and a model that sees.
+        Raises BitwrightError for another checkpoint, and a source that is not there or is another one.
         """
         plan = plan_of(path)
         subject = Subject.open(original_of(path, source), replace(settings, container=plan.container))
@@ -72,15 +70,23 @@ class Finished:
         return self._with(work, lambda module, _, packed: QuantLinear(PackedWeight(packed), _bias(module)))
 
     def model(
-        self, work: torch.dtype, rank: int = 0, alpha: float = 16.0, levels: bool = True, targets: tuple[str, ...] = ("*",)
+        self,
+        work: torch.dtype,
+        rank: int = 0,
+        alpha: float = 16.0,
+        levels: bool = True,
+        targets: tuple[str, ...] = ("*",),
+        parts: tuple[str, ...] = (TEXT,),
     ) -> Any:
-        """The 16-bit model with the written codes in it. Those of linears whose names match ``targets`` are trained.
+        """The 16-bit model with the written codes in it. Those of the linears of ``parts`` whose names match ``targets`` are
+        trained.
 
         ``rank`` > 0: low-rank changes are trained instead of whole weights. Without ``levels`` the codes stay, and their
-        scales and minima are trained. Raises BitwrightError where no name matches.
+        scales and minima are trained. Raises BitwrightError where no part or name matches.
         """
-        linears = [w.module for w in self.subject.source.spec.weights if w.kind is Kind.LINEAR and w.name in self.packed]
-        trained = set(matching(linears, targets))
+        weights = self.subject.source.spec.weights
+        part = {w.module: w.group.partition("-")[0] for w in weights if w.kind is Kind.LINEAR and w.name in self.packed}
+        trained = set(matching(of_parts(part, parts), targets))
 
         def snapped(module: Any, weight: Weight, packed: Packed) -> nn.Module:
             if weight.module not in trained:
@@ -164,10 +170,6 @@ def _put_vocabulary(model: Any, weight: Weight, packed: Packed) -> None:
 
 
 def _require_same_source(plan: Plan, subject: Subject, path: Path) -> None:
-    if auto_class(subject.source.config) is not AutoModelForCausalLM or len(subject.source.spec.stacks) > 1:
-        raise fail(
-            "finetune/model", path, saw="a model that takes images", wanted="a text model", help="towers are not trained yet"
-        )
     known, found = plan.provenance.get("fingerprint"), subject.source.checkpoint.fingerprint
     if known != found:
         raise fail(

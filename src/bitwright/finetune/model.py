@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,8 @@ def adapt(
     stacks, head = stacks_of(model, model.config), model.get_output_embeddings()
     found = [(name, module) for name, module in model.named_modules() if type(module) in LINEAR and module is not head]
     own = {name: part_of(name, stacks) for name, _ in found}
-    of_parts = [name for name, _ in found if own[name] in parts]
-    if not of_parts:
-        known = sorted({part for part in own.values() if part})
-        raise fail("finetune/parts", "--train", saw=",".join(parts), wanted=f"of {', '.join(known)}", help=f"--train {TEXT}")
-    trained = set(matching(of_parts, targets))
+    chosen = of_parts(own, parts)
+    trained = set(matching(chosen, targets))
     device = model.get_input_embeddings().weight.device
     for name, module in found:
         bias = None if module.bias is None else module.bias.data
@@ -77,7 +74,15 @@ def adapt(
         setattr(model.get_submodule(owner), attribute, layer.to(device))
     model.set_output_embeddings(as_it_is(head))
     model.is_quantized, model.hf_quantizer = False, None  # what transformers' Trainer would refuse is gone
-    return [name for name in of_parts if name in trained]
+    return [name for name in chosen if name in trained]
+
+
+def of_parts(own: Mapping[str, str], parts: tuple[str, ...]) -> list[str]:
+    """The linears of ``own``, each with the part that it belongs to, that are of ``parts``. Raises BitwrightError for none."""
+    if found := [name for name, part in own.items() if part in parts]:
+        return found
+    known = sorted({part for part in own.values() if part})
+    raise fail("finetune/parts", "--train", saw=",".join(parts), wanted=f"of {', '.join(known)}", help=f"--train {TEXT}")
 
 
 def matching(names: Sequence[str], targets: tuple[str, ...]) -> list[str]:

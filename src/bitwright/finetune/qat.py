@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import held, of_files
 from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
-from bitwright.finetune.inputs import packed
+from bitwright.finetune.inputs import inputs_of
 from bitwright.finetune.snapped import RATES
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
@@ -50,16 +51,24 @@ def finetune_in_format(
         for line in told_of(texts, training):
             reporter.say(line)
         torch.manual_seed(training.seed)
-        ready = finished.model(
-            subject.precision.work, training.rank, training.strength, training.method == QAT, training.targets
-        )
+        work = subject.precision.work
+        levels = training.method == QAT
+        ready = finished.model(work, training.rank, training.strength, levels, training.targets, training.train)
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
-        before = held(ready, texts.kept, training.batch, reporter, BEFORE)
+        before = held(ready, texts.kept, training.batch, reporter, BEFORE, work)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
-        rates = RATES if training.method == QAT else None
-        recomputed = not fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
-        losses = train(ready, texts.learnt, packed, work_root / key, reporter, rates, recomputed, **training.of_trainer())
+        fits = fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
+        losses = train(
+            ready,
+            texts.learnt,
+            partial(inputs_of, dtype=work),
+            work_root / key,
+            reporter,
+            rates=RATES if levels else None,
+            recomputed=texts.pictured or not fits,  # patches are not counted
+            **training.of_trainer(texts.pictured),
+        )
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
         codes = trained_codes(ready)
         del ready

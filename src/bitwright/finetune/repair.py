@@ -122,6 +122,14 @@ def repair(
     with Output(out, is_file, overwrite=True).claimed() as claim, owned(work_root, out, ours=not workdir):
         finished = Finished.open(out, source, settings)
         subject = finished.subject
+        if len(subject.source.spec.stacks) > 1:
+            raise fail(
+                "finetune/model",
+                out,
+                saw="a model that takes images",
+                wanted="a text model",
+                help="bitwright finetune --method qat, on pictures with answers",
+            )
         require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
         probe = held_out(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
         reporter.kept = work_root

@@ -44,9 +44,8 @@ class Training:
 
     def unused(self) -> tuple[str, ...]:
         """What was asked for and has no meaning for the method, by its name on the command line."""
-        without = {QAT: ("train",), SCALES: ("train", "rank", "alpha", "rslora")}.get(self.method, ())
-        if self.method == QAT and self.rank == 0:
-            without = (*without, "alpha", "rslora")
+        of_rank = ("alpha", "rslora")
+        without = {SCALES: ("rank", *of_rank), QAT: of_rank if self.rank == 0 else ()}.get(self.method, ())
         return tuple(f"--{name}" for name in without if getattr(self, name) != getattr(Training, name))
 
     @property

@@ -94,6 +94,8 @@ In LM Studio: `lms import {name}`."""
     def write_adapter(
         self, place: Path, source: Source, changes: Mapping[str, tuple[Tensor, Tensor]], alpha: float, name: str
     ) -> str:
+        if any(of_tower(source.spec, change) for change in changes):
+            return "\nllama.cpp has no adapters for vision towers and projectors: what was learnt there is for PEFT alone.\n"
         write_adapter(place / GGUF_ADAPTER, source, changes, alpha)
         return f"""
 In llama.cpp and Ollama, beside the file that it was trained for:
