@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.container import GGUF
+from bitwright.containers.gguf.families import seeing_of, text_family
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
 from bitwright.containers.gguf.rotary import rotated_as_halves, rotated_as_pairs
 from bitwright.containers.gguf.tokenizer import SPLITS, vocabulary_of
@@ -184,6 +185,13 @@ def test_what_was_written_is_read_back_to_the_bit(build: Build, tmp_path: Path, 
             assert torch.equal(packed.tensors["records"], wanted.tensors["records"])
             bits, expected = (GGUF.codes(one).decode().view(torch.int32) for one in (packed, wanted))
             assert torch.equal(bits, expected), (out.stem, name)
+
+
+def test_a_file_of_another_family_is_an_error_in_words() -> None:
+    for read, value in ((text_family, "mamba"), (seeing_of, "ultravox")):
+        with pytest.raises(BitwrightError, match=value) as caught:
+            read(value)
+        assert caught.value.finding.rule == "gguf/family"
 
 
 def test_rows_moved_for_the_file_come_back() -> None:

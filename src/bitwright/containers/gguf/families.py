@@ -6,8 +6,11 @@ Sources: conversion scripts and model definitions of llama.cpp; tests/containers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, VisionProjectorType
+
+from bitwright.errors import fail
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,19 @@ WINDOWED = (MODEL_ARCH.PHI3, MODEL_ARCH.GEMMA2, MODEL_ARCH.GEMMA3)  # llama.cpp 
 
 
 def text_family(arch: str) -> Family:
-    """The family that a file of ``arch`` holds."""
+    """The family that a file of ``arch`` holds. Raises BitwrightError for one that we do not write."""
     every = (*FAMILIES.values(), *(seeing.text for seeing in SEEING.values()))
-    return next(family for family in every if MODEL_ARCH_NAMES[family.arch] == arch)
+    found = next((family for family in every if MODEL_ARCH_NAMES[family.arch] == arch), None)
+    return found or _unknown("general.architecture", arch)
 
 
 def seeing_of(projector: str) -> Seeing:
-    """The family of a second file with ``projector``."""
-    return next(seeing for seeing in SEEING.values() if seeing.projector == projector)
+    """The family of a second file with ``projector``. Raises BitwrightError for one that we do not write."""
+    found = next((seeing for seeing in SEEING.values() if seeing.projector == projector), None)
+    return found or _unknown("clip.projector_type", projector)
+
+
+def _unknown(key: str, value: str) -> NoReturn:
+    raise fail(
+        "gguf/family", key, saw=value, wanted="a file that bitwright quantize wrote", help="bitwright quantize MODEL OUT.gguf"
+    )
