@@ -21,7 +21,7 @@ from bitwright.host.progress import Reporter
 from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR
 from bitwright.report.report import Report
-from tests.vision import llava_with_processor
+from tests.processors import llava_with_processor
 
 SMALL = bitwright.Settings(sequences=24, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", compare=False)
 

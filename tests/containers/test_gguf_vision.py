@@ -31,7 +31,7 @@ from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
 from bitwright.runtimes.mtmd import IMAGE, Seen
-from tests.vision import gemma_with_processor, idefics_with_processor, internvl_with_processor, qwen_with_processor
+from tests.processors import gemma_with_processor, idefics_with_processor, internvl_with_processor, qwen_with_processor
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
 

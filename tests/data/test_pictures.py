@@ -18,7 +18,7 @@ from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer, viewer_of
 from bitwright.errors import BitwrightError
 from bitwright.host.progress import Reporter
-from tests.vision import llava_with_processor
+from tests.processors import llava_with_processor
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from bitwright.models.stacks import stacks_of
 from bitwright.settings import Settings
 from tests.conftest import Build
 from tests.estimate.test_families import CASES, TEXT, TOWER_CASES, given, on_meta
-from tests.vision import idefics_with_processor
+from tests.processors import idefics_with_processor
 
 WIDE_ENOUGH = {"hidden_size": 256, "intermediate_size": 512}
 CONTEXT = 512

@@ -18,7 +18,7 @@ from bitwright.evaluate.evaluate import Candidate
 from bitwright.evaluate.picture_tasks import PictureTask
 from bitwright.evaluate.tasks import score
 from bitwright.host.progress import Reporter
-from tests.vision import llava_with_processor
+from tests.processors import llava_with_processor
 
 CHOICES = ["Yes.", "No.", "Perhaps."]
 

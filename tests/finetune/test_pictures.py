@@ -31,7 +31,7 @@ from bitwright.finetune.training import Training
 from bitwright.formats.families import unpacked
 from bitwright.host.progress import QUIET
 from tests.conftest import TINY, Build
-from tests.vision import idefics_with_processor, llava_with_processor
+from tests.processors import idefics_with_processor, llava_with_processor
 
 CPU, EVERY = torch.device("cpu"), ("text", "vision", "projector")
 TRAINING = Training(
@@ -203,6 +203,14 @@ def test_codes_of_a_model_that_sees_are_trained(
     moved = {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
     assert moved == ({"text_model"} if parts == ("text",) else {"text_model", "vision_model", "connector"})
     assert (out / "processor_config.json").exists()
+
+
+def test_repair_is_for_text_models(written: tuple[Path, Path]) -> None:
+    source, model = written
+    with pytest.raises(BitwrightError, match="takes images") as caught:
+        bitwright.repair(model, str(source), steps=10, reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/model"
+    assert sorted(model.parent.iterdir()) == sorted(written), "nothing is left beside it"
 
 
 def test_an_adapter_beside_gguf_is_for_the_text_alone(rows: str, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from tests.fuzz.runs import SUFFIX, digest, start, tiny_model
 
+KILLS_A_RUN = 6  # then it is let go on to its end
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--containers", nargs="*", default=list(SUFFIX))
-    parser.add_argument("--kills-a-run", type=int, default=6, help="then it is let go on to its end")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, kills, runs, wrong = random.Random(options.seed), 0, 0, []
@@ -40,7 +41,7 @@ def main() -> None:
             folder = Path(scratch) / f"killed-{runs}"
             folder.mkdir()
             log.unlink()
-            for _ in range(options.kills_a_run):
+            for _ in range(KILLS_A_RUN):
                 run = start(source, folder / f"out{SUFFIX[container]}", container, log)
                 if run.wait(chance.uniform(0, seconds[container])) is not None:
                     break  # it came to its end

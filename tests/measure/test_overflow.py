@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import bitwright
 from bitwright.host.progress import Reporter
-from tests.vision import llava_with_processor
+from tests.processors import llava_with_processor
 
 
 def test_a_tower_beyond_float16_is_named(tmp_path: Path) -> None:

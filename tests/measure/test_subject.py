@@ -24,7 +24,7 @@ from bitwright.measure.memory import LIBRARIES_BYTES, fit, peak
 from bitwright.measure.subject import Subject
 from bitwright.settings import Effort
 from tests.conftest import Build
-from tests.vision import llava_with_processor
+from tests.processors import llava_with_processor
 
 PRECISION = Precision(torch.float32, torch.float32)
 SMALL = Settings(sequences=8, length=32, held_out_sequences=4, held_out_length=48, dtype="float32", compare=False)

@@ -10,8 +10,6 @@ from bitwright.report.draw import svgs
 from bitwright.report.report import Report
 from bitwright.sensitivity import Sensitivity
 
-SMALL = "Predicted against measured"  # a square that needs no width
-
 
 def pictures(report: Report, sensitivity: Sensitivity) -> str:
     """All charts, each under its heading and above its caption, as HTML."""
@@ -36,19 +34,20 @@ def pictures(report: Report, sensitivity: Sensitivity) -> str:
         "point; held-out text may be easier or harder than that."
     )
     charted = (
-        ("Size against damage", charts.frontier(report, sensitivity), frontier),
-        ("Weight error", charts.weight_errors(report, sensitivity), weight),
-        ("Output error", charts.output_errors(report, sensitivity), output),
-        ("Damage", charts.damages(report, sensitivity), damage),
-        ("What was chosen", charts.format_map(report, sensitivity), chosen),
-        (SMALL, charts.predictions(report), predicted),
+        ("Size against damage", charts.frontier(report, sensitivity), frontier, ""),
+        ("Weight error", charts.weight_errors(report, sensitivity), weight, ""),
+        ("Output error", charts.output_errors(report, sensitivity), output, ""),
+        ("Damage", charts.damages(report, sensitivity), damage, ""),
+        ("What was chosen", charts.format_map(report, sensitivity), chosen, ""),
+        ("Predicted against measured", charts.predictions(report), predicted, "small"),
     )
-    drawings = svgs([spec for _, spec, _ in charted])
-    return "\n".join(_picture(title, drawing, text) for (title, _, text), drawing in zip(charted, drawings, strict=True))
+    drawings = svgs([spec for _, spec, _, _ in charted])
+    return "\n".join(
+        _picture(title, drawing, caption, kind) for (title, _, caption, kind), drawing in zip(charted, drawings, strict=True)
+    )
 
 
-def _picture(title: str, drawing: str, caption: str) -> str:
-    kind = " small" if title == SMALL else ""
-    drawing = drawing.replace('class="marks"', f'class="marks{kind}" aria-label="{escape(title)}"', 1)
+def _picture(title: str, drawing: str, caption: str, kind: str) -> str:
+    drawing = drawing.replace('class="marks"', f'class="marks {kind}" aria-label="{escape(title)}"', 1)
     frame = f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(title)}">{drawing}</div>'
     return f"<h2>{escape(title)}</h2>\n<figure>{frame}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -107,11 +107,16 @@ class LlamaCpp(Loaded):
             self._tower = VisionTower(self._library, mmproj_of(path), self._model, width)
         if n_tokens:
             options = self._library.llama_context_default_params()
-            together = max(CHUNK_TOKENS, n_tokens) if self._tower and self._tower.both_ways else CHUNK_TOKENS
+            together = max(CHUNK_TOKENS, n_tokens) if self._both_ways else CHUNK_TOKENS
             options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, together, together
             self._context = self._library.llama_init_from_model(self._model, options)
             threads = n_threads or available_cores()
             self._library.llama_set_n_threads(self._context, threads, threads)
+
+    @property
+    def _both_ways(self) -> bool:
+        """Whether the tokens of an image attend to each other in both directions, which takes them all in one pass."""
+        return self._tower is not None and self._tower.both_ways
 
     def close(self) -> None:
         """Release the model; it must not be used afterwards."""
@@ -172,9 +177,9 @@ class LlamaCpp(Loaded):
 
     def _looked_at(self, image: Seen, start: int) -> Tensor:
         """Decode ``image`` from position ``start`` on. No text follows from its tokens: what is returned for them is zero."""
-        together = len(image) if self._tower and self._tower.both_ways else CHUNK_TOKENS
+        together = len(image) if self._both_ways else CHUNK_TOKENS
         positions = image.positions(start)
-        self._library.llama_set_causal_attn(self._context, not (self._tower and self._tower.both_ways))
+        self._library.llama_set_causal_attn(self._context, not self._both_ways)
         try:
             for rows, places in zip(image.rows.split(together), positions.split(together, -1), strict=True):
                 batch = self._library.llama_batch_init(len(rows), rows.shape[1], 1)
