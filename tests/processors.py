@@ -141,6 +141,66 @@ def qwen_with_processor(kind: str, out: Path) -> Path:
     return _saved(getattr(tf, f"{kind}ForConditionalGeneration"), config, out)
 
 
+def pixtral_with_processor(out: Path) -> Path:
+    """A random Pixtral, which is a LLaVA whose tower takes images of any size, with a token where a row of one ends."""
+    tokenizer = _of_rows(out)
+    config = tf.LlavaConfig(
+        text_config=text(
+            model_type="mistral", vocab_size=len(tokenizer) + 4, head_dim=16, sliding_window=None, rms_norm_eps=1e-5
+        ),
+        vision_config=PIXTRAL_TOWER | {"hidden_act": "silu"},
+        image_token_id=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    return _saved(tf.LlavaForConditionalGeneration, config, out)
+
+
+def mistral3_with_processor(out: Path) -> Path:
+    """A random Mistral 3: Pixtral's tower, whose patches are merged four to one."""
+    tokenizer = _of_rows(out)
+    config = tf.Mistral3Config(
+        text_config=text(
+            model_type="mistral", vocab_size=len(tokenizer) + 4, head_dim=16, sliding_window=None, rms_norm_eps=1e-5
+        ),
+        vision_config=PIXTRAL_TOWER,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        spatial_merge_size=2,
+    )
+    return _saved(tf.Mistral3ForConditionalGeneration, config, out)
+
+
+ROW_MARKS = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+PIXTRAL_TOWER = tower(model_type="pixtral", head_dim=16, image_size=256, patch_size=16)
+
+
+def _of_rows(out: Path) -> Any:
+    """Tokenizer and image processor of a tower that takes images of any size."""
+    tokenizer = _marked(ROW_MARKS, "[IMG]")
+    size, mean = {"longest_edge": 96}, [0.4, 0.5, 0.6]
+    tf.PixtralImageProcessorPil(size=size, image_mean=mean, image_std=[0.3, 0.4, 0.5]).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return tokenizer
+
+
+class RowProcessor:
+    """What PixtralProcessor makes of images, which cannot be imported without torchvision."""
+
+    def __init__(self, directory: Path, tokenizer: Any, merged: int) -> None:
+        self.side, self.tokenizer = 16 * merged, tokenizer
+        self.image_processor = tf.PixtralImageProcessorPil.from_pretrained(directory)
+
+    def __call__(self, images: list[Any], text: list[str], return_tensors: str, add_special_tokens: bool) -> dict[str, Any]:
+        seen = self.image_processor(images, patch_size=self.side, return_tensors=return_tensors)
+        parts = text[0].split("[IMG]")
+        for i, (high, wide) in enumerate(seen["image_sizes"]):
+            row = "[IMG]" * (int(wide) // self.side)
+            parts[i] += "[IMG_BREAK]".join([row] * (int(high) // self.side)) + "[IMG_END]"
+        ids = self.tokenizer("".join(parts), add_special_tokens=add_special_tokens, return_tensors=return_tensors)
+        return {"input_ids": ids["input_ids"], **seen}
+
+
 def _marked(marks: dict[str, str], place: str) -> Any:
     """A tokenizer that knows ``marks`` by name, and a template with ``place`` where an image is."""
     return tf.PreTrainedTokenizerFast(
@@ -166,25 +226,32 @@ def _saved(kind: Any, config: Any, out: Path) -> Path:
 
 def llava_with_processor(out: Path) -> Path:
     """A random LLaVA with a tokenizer and its processor: a model that can be shown pictures."""
+    image = {"image_processor": tf.CLIPImageProcessorPil(size=SQUARE, crop_size=SQUARE), "num_additional_image_tokens": 1}
+    return _llava(out, "default", CLIP, **image)
+
+
+def llava_of_siglip(out: Path) -> Path:
+    """The same with a tower that has no class token, and a text of another family."""
+    image = tf.SiglipImageProcessorPil(size=SQUARE, image_mean=[0.4, 0.5, 0.6], image_std=[0.3, 0.4, 0.5])
+    seeing = tower(model_type="siglip_vision_model", image_size=56, patch_size=14, vision_use_head=False)
+    return _llava(out, "full", seeing, "qwen2", image_processor=image, num_additional_image_tokens=0)
+
+
+SQUARE = {"height": 56, "width": 56}
+
+
+def _llava(out: Path, handed_on: str, seeing: dict[str, Any], of_text: str = "llama", **processor: Any) -> Path:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.chat_template = TEMPLATE
-    side = {"height": 56, "width": 56}
-    processor = tf.LlavaProcessor(
-        image_processor=tf.CLIPImageProcessorPil(size=side, crop_size=side),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(out)
+    stated = {"patch_size": 14, "vision_feature_select_strategy": handed_on, "image_token": "<image>"}
+    tf.LlavaProcessor(tokenizer=tokenizer, **stated, **processor).save_pretrained(out)
     config = tf.LlavaConfig(
-        text_config=text(model_type="llama", vocab_size=len(tokenizer) + 7),
-        vision_config=CLIP,
+        text_config=text(model_type=of_text, vocab_size=len(tokenizer) + 7),
+        vision_config=seeing,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,
         vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=handed_on,
     )
     return _saved(tf.LlavaForConditionalGeneration, config, out)

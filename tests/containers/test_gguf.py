@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.container import GGUF
-from bitwright.containers.gguf.families import seeing_of, text_family
+from bitwright.containers.gguf.families import seeing_with, text_family
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
 from bitwright.containers.gguf.rotary import rotated_as_halves, rotated_as_pairs
 from bitwright.containers.gguf.tokenizer import SPLITS, vocabulary_of
@@ -188,7 +188,7 @@ def test_what_was_written_is_read_back_to_the_bit(build: Build, tmp_path: Path, 
 
 
 def test_a_file_of_another_family_is_an_error_in_words() -> None:
-    for read, value in ((text_family, "mamba"), (seeing_of, "ultravox")):
+    for read, value in ((text_family, "mamba"), (seeing_with, "ultravox")):
         with pytest.raises(BitwrightError, match=value) as caught:
             read(value)
         assert caught.value.finding.rule == "gguf/family"

@@ -31,7 +31,17 @@ from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
 from bitwright.runtimes.mtmd import IMAGE, Seen
-from tests.processors import gemma_with_processor, idefics_with_processor, internvl_with_processor, qwen_with_processor
+from tests.processors import (
+    RowProcessor,
+    gemma_with_processor,
+    idefics_with_processor,
+    internvl_with_processor,
+    llava_of_siglip,
+    llava_with_processor,
+    mistral3_with_processor,
+    pixtral_with_processor,
+    qwen_with_processor,
+)
 
 pytestmark = pytest.mark.skipif(not llama_cpp.available(), reason="needs xllamacpp")
 
@@ -43,6 +53,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "qwen2_vl": partial(qwen_with_processor, "Qwen2VL"),
     "qwen2_5_vl": partial(qwen_with_processor, "Qwen2_5_VL"),
     "qwen3_vl": partial(qwen_with_processor, "Qwen3VL"),
+    "llava": llava_of_siglip,
+    "pixtral": pixtral_with_processor,
+    "mistral3": mistral3_with_processor,
 }
 
 
@@ -50,8 +63,18 @@ def source_of(directory: Path) -> Source:
     return open_model(open_checkpoint(directory), vocabulary=GGUF.vocabulary).source
 
 
+MERGED = {"pixtral": 1, "mistral3": 2}  # patches a side that become one, where rows of an image end with a token
+
+
+def viewer_of(directory: Path) -> Viewer:
+    tokenizer = tokenizer_of(directory)
+    if merged := MERGED.get(directory.name):
+        return Viewer(RowProcessor(directory, tokenizer, merged), tokenizer)
+    return Viewer.of(directory, tokenizer)
+
+
 def samples_of(directory: Path) -> list[Sample]:
-    return Viewer.of(directory, tokenizer_of(directory)).told(drawn(4, 3))
+    return viewer_of(directory).told(drawn(4, 3))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +162,7 @@ def test_llama_cpp_sees_what_transformers_sees(every: Callable[[str], Path], tmp
     others = [Sample(s.inputs, s.scored, samples[i - 2].media) for i, s in enumerate(samples)]  # of the same size
     assert divergence(wanted, in_llama_cpp(path, others)) > 10 * divergence(wanted, found), "the pictures matter"
     runtime = LlamaCpp(path, 200)
-    prompt = Viewer.of(seeing, tokenizer_of(seeing)).prompt(drawn(1, 3)[0])
+    prompt = viewer_of(seeing).prompt(drawn(1, 3)[0])
     model = AutoModelForImageTextToText.from_pretrained(seeing, dtype=torch.float32).eval()
     made = model.generate(**whole(prompt), do_sample=False, max_new_tokens=4)[0, prompt.n_tokens :]
     assert runtime.answer(prompt, 4) == [token for token in made.tolist() if token != model.generation_config.eos_token_id]
@@ -164,7 +187,7 @@ def test_the_tokens_of_a_grid_are_told_their_rows_and_columns() -> None:
     assert Seen(torch.zeros(6, 4)).positions(10).tolist() == [10, 11, 12, 13, 14, 15]
 
 
-@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_5_vl", "mistral3"])
 def test_block_formats_in_the_tower(every: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     seeing = every(family)
     source, samples = source_of(seeing), samples_of(seeing)
@@ -195,6 +218,8 @@ def test_block_formats_in_the_tower(every: Callable[[str], Path], tmp_path: Path
         ("qwen2_vl", "spatial_merge_size", 4),
         ("gemma3", "vision_use_head", True),
         ("internvl", "norm_type", "rms_norm"),
+        ("mistral3", "rope_parameters", {"rope_type": "axial", "rope_theta": 5e3}),
+        ("llava", "hidden_act", "relu"),
     ],
 )
 def test_a_tower_that_llama_cpp_computes_otherwise_is_refused(
@@ -207,6 +232,26 @@ def test_a_tower_that_llama_cpp_computes_otherwise_is_refused(
     source = source_of(every(family))
     with pytest.raises(BitwrightError, match=setting):
         GGUF.require(replace(source, checkpoint=open_checkpoint(tmp_path / "other")))
+
+
+def test_a_class_token_that_llama_cpp_takes_for_a_patch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BitwrightError, match="class token"):
+        GGUF.require(source_of(llava_with_processor(tmp_path / "llava")))
+
+
+def test_a_text_that_llama_cpp_does_not_know_is_refused(every: Callable[[str], Path]) -> None:
+    source = source_of(every("mistral3"))
+    stacks = tuple(replace(stack, kind="ministral3") if stack.name == "text" else stack for stack in source.spec.stacks)
+    with pytest.raises(BitwrightError, match="of pixtral, ministral3"):
+        GGUF.require(replace(source, spec=replace(source.spec, stacks=stacks)))
+
+
+def test_an_image_is_found_by_its_rows() -> None:
+    image = Seen(torch.zeros(8, 4), row=2)
+    assert image.fits([5, 5, 9, 5, 5, 9, 5, 5])
+    assert not image.fits([5, 5, 9, 5, 5, 5, 5, 5])
+    assert not image.fits([5, 5, 9, 5, 5, 9, 5, 6])
+    assert not image.fits([5, 5, 9, 5, 5, 9, 5])
 
 
 def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> None:

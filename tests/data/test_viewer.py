@@ -1,14 +1,19 @@
-"""A processor that knows videos, without what videos take."""
+"""Processors that take torchvision, without it."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 import transformers as tf
+from transformers.utils.import_utils import is_torchvision_available
 
 from bitwright.data.pictures import drawn
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer
+from bitwright.errors import BitwrightError
 from tests.conftest import byte_tokenizer
+from tests.processors import pixtral_with_processor
 from tests.vision import FAMILIES
 
 TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -37,3 +42,11 @@ def test_qwen_is_shown_pictures_without_torchvision(tmp_path: Path) -> None:
         assert set(sample.inputs) == {"input_ids", "mm_token_type_ids"}
         inputs = {name: tensor[None] for name, tensor in sample.inputs.items()} | sample.media
         assert bool(torch.isfinite(model(**inputs).logits).all())
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
+def test_a_processor_that_needs_torchvision_says_so(tmp_path: Path) -> None:
+    directory = pixtral_with_processor(tmp_path / "pixtral")
+    (directory / "processor_config.json").write_text(json.dumps({"processor_class": "PixtralProcessor"}))
+    with pytest.raises(BitwrightError, match="pip install torchvision"):
+        Viewer.of(directory, tokenizer_of(directory))

@@ -241,6 +241,9 @@ def test_the_constants_are_those_of_the_containers() -> None:
         ({"model_type": "llava", "vision_config": {}}, False),
         ({"model_type": "llava"}, False),
         ({"model_type": "smolvlm"}, True),
+        ({"model_type": "llava", "vision_config": {"model_type": "clip_vision_model"}}, False),
+        ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}, "text_config": {"model_type": "mistral"}}, True),
+        ({"model_type": "mistral3", "vision_config": {"depth": 1}, "text_config": {"model_type": "ministral3"}}, False),
     ],
 )
 def test_families_that_a_gguf_file_is_written_for(change: dict[str, Any], expected: bool) -> None:

@@ -24,6 +24,7 @@ ANSWER = 32  # tokens that a model answers at most
 UNUSED = ("attention_mask",)  # nothing is padded
 PIXELS, PATCH = "pixel_values", 14  # pixels of a patch, where the processor does not say
 VIDEOS = "video_processor"
+LIBRARIES = ("torchvision", "pillow")  # that processors ask for: some cannot be imported without the first
 OF_TOKENS = "cross_attention_mask"  # media with a row for each token
 
 
@@ -42,12 +43,13 @@ class Viewer:
             if getattr(processor, "image_processor", None) is None:
                 raise ValueError("no image processor among its files")
         except Exception as error:
+            missing = next((name for name in LIBRARIES if name in str(error).lower()), "")
             raise fail(
                 "images/processor",
                 directory,
                 saw=in_one_line(error),
-                wanted="the model's processor beside its weights, and Pillow",
-                help="pip install pillow, or copy preprocessor_config.json and processor_config.json",
+                wanted="the model's processor beside its weights, and what it computes with",
+                help=f"pip install {missing}" if missing else "copy preprocessor_config.json and processor_config.json",
             ) from error
         return cls(processor, tokenizer)
 

@@ -21,7 +21,10 @@ SPARE = 1.01  # over what is counted: headers, records of a few bytes more, the 
 ROPES = ("default", "linear", "yarn", "llama3", "longrope")  # that a GGUF file can state
 TEXT_CLASS, SEEING_CLASS = "ForCausalLM", "ForConditionalGeneration"
 IN_GGUF = {name.removesuffix(TEXT_CLASS).lower() for name in FAMILIES}
-SEEING_IN_GGUF = {name.removesuffix(SEEING_CLASS).lower().replace("_", "") for name in SEEING}
+SEEING_IN_GGUF = {
+    name.removesuffix(SEEING_CLASS).lower().replace("_", ""): [tower for tower in towers if not tower.wrong]
+    for name, towers in SEEING.items()
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,14 @@ def in_gguf(config: Config) -> bool:
     for part in (rope, rope.get("full_attention") if isinstance(rope, dict) else None):
         if isinstance(part, dict) and str(part.get("rope_type", part.get("type", ROPES[0]))) not in ROPES:
             return False
-    if vision_config(config) is not None:
-        return str(config.get("model_type")).replace("_", "") in SEEING_IN_GGUF
-    return str(text.get("model_type")).removesuffix("_text") in IN_GGUF
+    known = str(text.get("model_type")).removesuffix("_text") in IN_GGUF
+    vision = vision_config(config)
+    if vision is None:
+        return known
+    towers = SEEING_IN_GGUF.get(str(config.get("model_type")).replace("_", ""), [])
+    if len(towers) > 1:  # of one alone, configurations have called it by several names
+        towers = [tower for tower in towers if tower.tower == vision.get("model_type")]
+    return any(tower.text or known for tower in towers)
 
 
 def _least_nf4(parts: Parts) -> int:

@@ -21,7 +21,8 @@ from bitwright.errors import BitwrightError, fail
 
 IMAGE = 1  # the kind of a chunk
 STRUCTURE_BYTES = 1024  # more than the parameter structure has
-PIXELS, GRID = "pixel_values", "image_grid_thw"
+PIXELS, GRID, SIZES = "pixel_values", "image_grid_thw", "image_sizes"
+ROW_END = "v.token_embd.img_break"  # of towers whose tokens say where a row of the image ends
 FRAMES = 2  # of an image that is given as patches
 
 
@@ -45,6 +46,7 @@ class Seen:
 
     rows: Tensor
     grid: tuple[int, int] | None = None  # wide, high; where every token has a place in the picture
+    row: int = 0  # tokens of the picture between two that say that a row ends; 0: nothing says so
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,6 +55,15 @@ class Seen:
     def n_positions(self) -> int:
         """How far the text behind it is moved on."""
         return max(self.grid) if self.grid else len(self)
+
+    def fits(self, ids: list[int]) -> bool:
+        """Whether ``ids`` are the place of this image: one id throughout, but for another one behind each row."""
+        of_picture = [at for i, at in enumerate(ids) if not self._ends(i)]
+        between = [at for i, at in enumerate(ids) if self._ends(i)]
+        return len(ids) == len(self) and len(set(of_picture)) == 1 and len(set(between)) == (1 if between else 0)
+
+    def _ends(self, i: int) -> bool:
+        return bool(self.row) and i % (self.row + 1) == self.row
 
     def positions(self, start: int) -> Tensor:
         """int32 [tokens], or of a grid [4, tokens]: time, row, column, and one that nothing reads."""
@@ -83,7 +94,9 @@ class VisionTower:
                 wanted="llama.cpp loads the file",
                 help="pip install --upgrade xllamacpp",
             )
-        metadata: dict[str, Any] = dict(read_gguf_header(path).metadata)
+        header = read_gguf_header(path)
+        metadata: dict[str, Any] = dict(header.metadata)
+        self._says_row_ends = ROW_END in header.tensors
         self._mean, self._deviation = (
             np.array(metadata[f"clip.vision.{name}"], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std")
         )
@@ -112,6 +125,8 @@ class VisionTower:
         if pixels is not None and grids is not None:
             cut = pixels.float().split([int(grid.prod()) for grid in grids])
             whole = [self._whole(patches, *grid.tolist()) for patches, grid in zip(cut, grids, strict=True)]
+        elif pixels is not None and (sizes := sample.media.get(SIZES)) is not None:
+            whole = [image[:, : int(h), : int(w)].float() for image, (h, w) in zip(pixels, sizes, strict=True)]
         elif pixels is not None and pixels.dim() >= 4 and pixels.shape[-3] == 3:
             whole = list(pixels.reshape(-1, *pixels.shape[-3:]).float())
         else:
@@ -144,7 +159,8 @@ class VisionTower:
             shape = (library.mtmd_input_chunk_get_n_tokens(whole), self.width)
             rows = torch.from_numpy(np.ctypeslib.as_array(library.mtmd_get_output_embd(self._context), shape).copy())
             if not self._gridded:
-                return Seen(rows)
+                wide = image.shape[2] // self._patch // self._merged
+                return Seen(rows, row=wide if self._says_row_ends else 0)
             tokens = library.mtmd_input_chunk_get_tokens_image(whole)
             return Seen(rows, (library.mtmd_image_tokens_get_nx(tokens), library.mtmd_image_tokens_get_ny(tokens)))
         finally:
@@ -155,13 +171,14 @@ class VisionTower:
 def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
     """``sample`` as what is decoded one after the other: ids int64 [t], and in the images' places what the tower made of them.
 
-    The place of an image is the first run of one id that is as long as its embeddings. Raises BitwrightError where there is
-    none: the two runtimes do not agree on the number of an image's tokens.
+    The place of an image is the first run of one id that is as long as its embeddings, with another id between its rows where
+    the tower says where they end. Raises BitwrightError where there is none: the two runtimes do not agree on the number of an
+    image's tokens.
     """
     ids, found, start = sample.ids.tolist(), list[Tensor | Seen](), 0
     for image in embeddings:
         n = len(image)
-        places = (i for i in range(start, len(ids) - n + 1) if ids[i : i + n].count(ids[i]) == n)
+        places = (i for i in range(start, len(ids) - n + 1) if ids[i] == ids[i + n - 1] and image.fits(ids[i : i + n]))
         at = next(places, None)
         if at is None:
             raise unseen(f"no place for the {n} tokens of an image")

@@ -18,7 +18,7 @@ from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.checkpoint.tensors import read_bytes
 from bitwright.containers.base import Container
 from bitwright.containers.gguf.adapter import GGUF_ADAPTER, write_adapter
-from bitwright.containers.gguf.families import FAMILIES, SEEING, seeing_of, text_family
+from bitwright.containers.gguf.families import FAMILIES, SEEING, seeing_with, text_family
 from bitwright.containers.gguf.file import GgufFile, header_nbytes
 from bitwright.containers.gguf.layout import (
     SUFFIXES,
@@ -27,6 +27,7 @@ from bitwright.containers.gguf.layout import (
     files_of,
     gguf_name,
     is_tower,
+    known_family,
     layout,
     names_of,
     of_tower,
@@ -37,7 +38,7 @@ from bitwright.containers.gguf.layout import (
     tower_parts,
 )
 from bitwright.containers.gguf.metadata import require_known_rope
-from bitwright.containers.gguf.mmproj import PROJECTOR, require_tower, taps_of
+from bitwright.containers.gguf.mmproj import PROJECTOR, VISION, require_tower, taps_of
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
 from bitwright.containers.gguf.rotary import Heads, rotated_as_halves, rotated_heads
 from bitwright.errors import fail
@@ -134,11 +135,12 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
         return total
 
     def require(self, source: Source) -> None:
-        if source.spec.architecture not in {**FAMILIES, **SEEING}:
+        if known_family(source.spec) is None:
+            parts = ", ".join(stack.kind for stack in source.spec.stacks)
             raise fail(
                 "gguf/family",
                 source.checkpoint.source,
-                saw=source.spec.architecture,
+                saw=f"{source.spec.architecture} of {parts}",
                 wanted=f"one of {', '.join((*FAMILIES, *SEEING))}",
                 help="--container bitsandbytes",
             )
@@ -160,12 +162,26 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
         metadata = headers[False].metadata
         arch = str(metadata["general.architecture"])
         family = text_family(arch)
+        rotated = {False: Heads.of(metadata, arch)} if family.pairs_rotated else {}
+        seeing, second = None, {}
+        if True in headers:
+            second = headers[True].metadata
+            seeing = seeing_with(str(second[PROJECTOR]))
+            if seeing.pairs_rotated:
+                rotated[True] = Heads.of(second, VISION)
         names = names_of(family.arch, int(metadata[f"{arch}.block_count"]))
         for weight in weights:
             tower, shape = is_tower(weight.group), (weight.n_rows, weight.n_cols)
-            if tower:
-                second = headers[True].metadata
-                parts = tower_parts(seeing_of(str(second[PROJECTOR])), weight.name, shape, taps_of(second)) or []
+            if tower and seeing is None:
+                raise fail(
+                    "gguf/mmproj",
+                    path_of[True],
+                    saw="no such file",
+                    wanted="the vision tower of the model, beside its text",
+                    help="copy it from where the text's file came from",
+                )
+            if tower and seeing:
+                parts = tower_parts(seeing, weight.name, shape, taps_of(second)) or []
             else:
                 parts = [Part(str(names.get_name(text_name(weight.name), try_suffixes=SUFFIXES)), shape)]
             tensors = [headers[tower].tensors[part.name] for part in parts]
@@ -175,8 +191,7 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
             pieces = [read_bytes(path_of[tower], tensor.start, tensor.nbytes) for tensor in tensors]
             raw = pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
             rows = torch.frombuffer(raw, dtype=torch.uint8).reshape(weight.n_rows, -1)
-            heads = rotated_heads(weight.name, Heads.of(metadata, arch)) if family.pairs_rotated and not tower else None
-            if heads:
+            if tower in rotated and (heads := rotated_heads(weight.name, rotated[tower])):
                 rows = rotated_as_halves(rows, heads)
             records = rows.reshape(-1, format.record_nbytes)  # type: ignore[attr-defined]
             found[weight.name] = Packed(format, shape, {"records": records})

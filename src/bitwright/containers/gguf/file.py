@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bitwright.checkpoint.output import beside
 from bitwright.containers.base import Writer, require_same_weights
-from bitwright.containers.gguf.families import SEEING
 from bitwright.containers.gguf.layout import (
+    ROW_END,
     Entry,
     all_in_16_bit,
     family_of,
@@ -25,9 +25,10 @@ from bitwright.containers.gguf.layout import (
     padded,
     parameters_of,
     parts_of,
+    seeing_of,
 )
 from bitwright.containers.gguf.metadata import rope_tensors, write_config
-from bitwright.containers.gguf.mmproj import vision_writer, write_of_text
+from bitwright.containers.gguf.mmproj import row_end, tower_heads, vision_writer, write_of_text
 from bitwright.containers.gguf.rotary import rotated_as_pairs, rotated_heads
 from bitwright.containers.gguf.tokenizer import vocabulary_of
 from bitwright.data.tokenizer import tokenizer_of
@@ -51,6 +52,10 @@ class GgufFile(Writer):
 
     def __init__(self, out: Path, source: Source, plan: Plan, formats: dict[str, Format]) -> None:
         self.out, self.source = out, source
+        self.family, self.seeing = family_of(source.spec), seeing_of(source.spec)
+        self.rotated: dict[bool, object] = {False: source.config} if self.family.pairs_rotated else {}
+        if self.seeing and self.seeing.pairs_rotated:
+            self.rotated[True] = tower_heads(source)
         choices = require_same_weights(plan, source.spec)
         self.weights = {w.name: w for w in source.spec.weights}
         chosen = {name: formats[choice.format] for name, choice in choices.items()}
@@ -64,24 +69,25 @@ class GgufFile(Writer):
         return tuple(name for tower in self.files for name in parameters_of(self.source, tower))
 
     def put(self, parameter: str, value: Tensor | Packed) -> None:
-        family, config = family_of(self.source.spec), self.source.config
         tower = of_tower(self.source.spec, parameter)
         if isinstance(value, Packed):
             values = value.tensors["records"].reshape(self.weights[parameter].n_rows, -1)
         else:
             values = value.to(self.source.written_dtype(parameter)) if parameter in self.weights else value.float()
             if values.dim() == 1 and parameter.endswith("norm.weight") and not tower:
-                values = values + family.norm_offset
-        if family.pairs_rotated and not tower and (heads := rotated_heads(parameter, config)):
-            values = rotated_as_pairs(values, heads)
-        if tower and (ending := SEEING[self.source.spec.architecture].offset_norm) and parameter.endswith(ending):
+                values = values + self.family.norm_offset
+        if tower and self.seeing and self.seeing.offset_norm and parameter.endswith(self.seeing.offset_norm):
             values = values + 1
+        if tower in self.rotated and (heads := rotated_heads(parameter, self.rotated[tower])):
+            values = rotated_as_pairs(values, heads)
         for part in parts_of(self.source, parameter):
             self.files[tower].put(part.name, part.of(values))
 
     def close(self) -> int:
-        for name, tensor in rope_tensors(family_of(self.source.spec), self.source.config).items():
+        for name, tensor in rope_tensors(self.family, self.source.config).items():
             self.files[False].put(name, tensor)
+        if self.seeing and self.seeing.row_end:
+            self.files[True].put(ROW_END, row_end(self.source, self.seeing.row_end))
         nbytes = sum(file.close() for file in self.files.values())
         beside(self.out, "Modelfile").write_text(
             "".join(f"FROM ./{file.path.name}\n" for file in self.files.values()), encoding="utf-8"
@@ -130,8 +136,9 @@ def file_type_of(plan: Plan) -> int:
 def _writer(source: Source, entries: list[Entry], file_type: int, tower: bool) -> GGUFWriter:
     family, config, directory = family_of(source.spec), source.config, source.checkpoint.directory
     name = Path(source.checkpoint.config.get("_name_or_path") or directory.name).name
-    if tower:
-        writer = vision_writer(source, SEEING[source.spec.architecture], name, file_type)
+    seeing = seeing_of(source.spec)
+    if tower and seeing:
+        writer = vision_writer(source, seeing, name, file_type)
     else:
         writer = GGUFWriter(path=None, arch=gguf.MODEL_ARCH_NAMES[family.arch])
         vocabulary = vocabulary_of(directory, tokenizer_of(directory), config.vocab_size)

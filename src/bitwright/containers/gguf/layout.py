@@ -13,6 +13,7 @@ import gguf
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bitwright.containers.gguf.families import FAMILIES, SEEING, Family, Seeing
 from bitwright.containers.gguf.metadata import rope_tensors
@@ -25,6 +26,7 @@ ALIGNMENT = 32  # of tensor data in the file
 MOST_BLOCKS = 128  # of a vision tower, whose tensors have names
 INNER_MODELS = ("text_model", "language_model")  # where classes that see keep their text
 SUFFIXES = (".weight", ".bias")
+ROW_END = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.V_TOK_EMBD_IMG_BREAK]
 QKV, PATCHES, TAPS = ".qkv.", "patch_embed.proj.weight", "deepstack_visual_indexes"
 MERGERS = re.compile(r"(deepstack_merger_list\.)(\d+)\.")
 
@@ -69,13 +71,30 @@ def _type_of(format: Format, source: Source, name: str) -> GGMLQuantizationType:
     return GGMLQuantizationType.F16 if half else GGMLQuantizationType.BF16
 
 
+def seeing_of(spec: ModelSpec) -> Seeing | None:
+    """How the tower of a model is written; None for one that has none, or one that llama.cpp does not know."""
+    towers = [stack.kind for stack in spec.stacks[:-1]]
+    return next((seeing for seeing in SEEING.get(spec.architecture, ()) if [seeing.tower] == towers), None)
+
+
+def known_family(spec: ModelSpec) -> Family | None:
+    """How the text of a model is written; None where llama.cpp does not know it, or we do not."""
+    seeing = seeing_of(spec)
+    if seeing is None:
+        return FAMILIES.get(spec.architecture)
+    return seeing.text or FAMILIES.get(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(spec.text.kind, ""))
+
+
 def family_of(spec: ModelSpec) -> Family:
-    return SEEING[spec.architecture].text if spec.architecture in SEEING else FAMILIES[spec.architecture]
+    """As ``known_family``. Raises KeyError where there is none."""
+    if family := known_family(spec):
+        return family
+    raise KeyError(spec.architecture)
 
 
 def files_of(spec: ModelSpec) -> tuple[bool, ...]:
     """The files of a model: that of its text, and, if it sees, that of its tower."""
-    return (False, True) if spec.architecture in SEEING else (False,)
+    return (False, True) if seeing_of(spec) else (False,)
 
 
 def of_tower(spec: ModelSpec, parameter: str) -> bool:
@@ -119,6 +138,8 @@ def tower_name(seeing: Seeing, parameter: str, taps: Sequence[int] = ()) -> str 
 
 def tower_parts(seeing: Seeing, parameter: str, shape: tuple[int, ...], taps: Sequence[int] = ()) -> list[Part] | None:
     """The tensors of the second file that a ``parameter`` of the tower becomes; None where it has no name."""
+    if seeing.unused and seeing.unused in parameter:
+        return []
     if seeing.cut_qkv and QKV in parameter:
         n = shape[0] // 3
         names = [tower_name(seeing, parameter.replace(QKV, f".{part}.")) for part in "qkv"]
@@ -134,10 +155,11 @@ def tower_parts(seeing: Seeing, parameter: str, shape: tuple[int, ...], taps: Se
 
 def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
     """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
-    if spec.architecture not in {**FAMILIES, **SEEING}:
+    if known_family(spec) is None:
         return None
     if of_tower(spec, parameter):
-        return tower_name(SEEING[spec.architecture], parameter)
+        seeing = seeing_of(spec)
+        return tower_name(seeing, parameter) if seeing else None
     names = names_of(family_of(spec).arch, spec.text.n_blocks)
     found = names.get_name(text_name(parameter), try_suffixes=SUFFIXES)
     return None if found is None else str(found)
@@ -148,7 +170,9 @@ def parts_of(source: Source, parameter: str) -> list[Part]:
     spec, shape = source.spec, source.spec.shape(parameter)
     if of_tower(spec, parameter):
         taps = source.checkpoint.config.get("vision_config", {}).get(TAPS, ())
-        if parts := tower_parts(SEEING[spec.architecture], parameter, shape, taps):
+        seeing = seeing_of(spec)
+        parts = tower_parts(seeing, parameter, shape, taps) if seeing else None
+        if parts is not None:
             return parts
     return [Part(name_of(source, parameter), shape)]
 
@@ -187,7 +211,13 @@ def layout(source: Source, formats: dict[str, Format], tower: bool) -> list[Entr
                 kind, nbytes = GGMLQuantizationType.F32, 4 * prod(part.shape)
             entries.append(Entry(part.name, part.shape, kind, nbytes))
     if tower:
-        return entries
+        return [*entries, *_row_ends(source)]
     for name, tensor in rope_tensors(family_of(source.spec), source.config).items():
         entries.append(Entry(name, tuple(tensor.shape), GGMLQuantizationType.F32, 4 * tensor.numel()))
     return entries
+
+
+def _row_ends(source: Source) -> list[Entry]:
+    """What is put between two rows of an image, where the file holds it."""
+    seeing, width = seeing_of(source.spec), source.spec.text.width
+    return [Entry(ROW_END, (width,), GGMLQuantizationType.F32, 4 * width)] if seeing and seeing.row_end else []

@@ -11,30 +11,41 @@ from typing import Any
 
 import gguf
 from gguf import VisionProjectorType
+from torch import Tensor
 from transformers import AutoConfig
 
-from bitwright.containers.gguf.families import SEEING, Seeing
-from bitwright.containers.gguf.layout import TAPS
+from bitwright.containers.gguf.families import LLAVA, Seeing
+from bitwright.containers.gguf.layout import TAPS, seeing_of
 from bitwright.containers.gguf.metadata import QUANTIZATION_VERSION
+from bitwright.containers.gguf.rotary import Heads
+from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.source import Source
 
-ARCH = "clip"
+ARCH, VISION = "clip", "clip.vision"
 PROJECTOR = gguf.Keys.Clip.PROJECTOR_TYPE
 LAYER_NORM_EPS = 1e-5  # where a config says nothing, as the converter has it
 NORM = "layer_norm"
 QWEN_IMAGE, QWEN_EPS = 560, 1e-6  # a size to begin with, and of the class
+WHOLE, ROPE_THETA = "full", 10_000.0  # every patch is handed on, as there is no class token; how Pixtral's are rotated
+EMBEDDING = "embed_tokens.weight"
 WINDOW, FRAMES, MERGE = 112, 2, 2  # of Qwen's towers: pixels, frames and patches a side, which llama.cpp takes for granted
 
+FEATURE_LAYER = f"{VISION}.feature_layer"
+GELU, QUICK_GELU = "gelu", "quick_gelu"  # the second is what llama.cpp takes where nothing is said
+ACTS = {
+    GELU: gguf.GGUFWriter.add_vision_use_gelu,
+    "gelu_pytorch_tanh": gguf.GGUFWriter.add_vision_use_gelu,
+    "silu": gguf.GGUFWriter.add_vision_use_silu,
+}
 Write = Callable[[gguf.GGUFWriter, Any, dict[str, Any]], None]  # (writer, configuration, settings of the image processor)
 
 
 def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> gguf.GGUFWriter:
     """A file that says all of the tower but its tensors. Raises BitwrightError where the processor's settings are missing."""
-    directory = source.checkpoint.directory
-    config: Any = AutoConfig.from_pretrained(directory)
-    tower, image = config.vision_config, image_settings(directory)
+    config = _config(source)
+    tower, image = config.vision_config, image_settings(source.checkpoint.directory)
     writer = gguf.GGUFWriter(path=None, arch=ARCH)
     writer.add_type("mmproj")
     writer.add_name(name)
@@ -52,13 +63,14 @@ def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> 
     return writer
 
 
-def _squares(writer: gguf.GGUFWriter, tower: Any) -> None:
+def _squares(writer: gguf.GGUFWriter, tower: Any, act: str = GELU) -> None:
     """A tower that takes squares of one size."""
     writer.add_vision_image_size(_side(tower.image_size))
     writer.add_vision_embedding_length(tower.hidden_size)
     writer.add_vision_feed_forward_length(tower.intermediate_size)
     writer.add_vision_attention_layernorm_eps(float(getattr(tower, "layer_norm_eps", LAYER_NORM_EPS)))
-    writer.add_vision_use_gelu(True)
+    if act in ACTS:
+        ACTS[act](writer, True)
 
 
 def _side(stated: Any) -> int:
@@ -103,6 +115,21 @@ def _qwen3(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
     writer.add_vision_is_deepstack_layers([i in tower.deepstack_visual_indexes for i in range(tower.depth)])
 
 
+def _llava(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    """The projector reads one block's output, counted from 0, the tower's input."""
+    tower = config.vision_config
+    _squares(writer, tower, tower.hidden_act)
+    writer.add_bool(gguf.Keys.Clip.HAS_LLAVA_PROJECTOR, True)
+    at = config.vision_feature_layer
+    writer.add_array(FEATURE_LAYER, [at if at >= 0 else tower.num_hidden_layers + 1 + at])
+
+
+def _pixtral(writer: gguf.GGUFWriter, config: Any, image: dict[str, Any]) -> None:
+    """Images of any size."""
+    _squares(writer, config.vision_config, config.vision_config.hidden_act)
+    writer.add_vision_spatial_merge_size(getattr(config, "spatial_merge_size", 1))
+
+
 def write_of_text(writer: gguf.GGUFWriter, source: Source) -> None:
     """Add to the text's file what it must know of the tower."""
     if taps := source.checkpoint.config.get("vision_config", {}).get(TAPS):
@@ -127,33 +154,100 @@ SETTINGS: dict[str, Write] = {
     VisionProjectorType.QWEN2VL: _qwen,
     VisionProjectorType.QWEN25VL: _qwen,
     VisionProjectorType.QWEN3VL: _qwen3,
+    LLAVA: _llava,
+    VisionProjectorType.PIXTRAL: _pixtral,
 }
+
+
+def tower_heads(source: Source) -> Heads:
+    """The heads of the tower."""
+    n = int(_config(source).vision_config.num_attention_heads)
+    return Heads(n, n)
+
+
+def row_end(source: Source, token: str) -> Tensor:
+    """float32 [width]: the embedding of ``token``, which llama.cpp puts between two rows of an image."""
+    at = tokenizer_of(source.checkpoint.directory).get_vocab()[token]
+    embedding = next(name for name in source.tensor_of if name.endswith(EMBEDDING))
+    return source.read(embedding)[at].float()
+
+
+def _config(source: Source) -> Any:
+    return AutoConfig.from_pretrained(source.checkpoint.directory)
 
 
 def require_tower(source: Source) -> None:
     """Raise BitwrightError for a tower that llama.cpp would compute otherwise."""
-    if source.spec.architecture not in SEEING:
+    seeing = seeing_of(source.spec)
+    if seeing is None:
         return
-    tower: Any = AutoConfig.from_pretrained(source.checkpoint.directory).vision_config
-    full = tuple(getattr(tower, "fullatt_block_indexes", ()))
-    every = full[0] + 1 if full else 1
-    wanted = {
-        "window_size": (getattr(tower, "window_size", WINDOW), WINDOW),
-        "temporal_patch_size": (getattr(tower, "temporal_patch_size", FRAMES), FRAMES),
-        "spatial_merge_size": (getattr(tower, "spatial_merge_size", MERGE), MERGE),
-        "fullatt_block_indexes": (full, tuple(every * (i + 1) - 1 for i in range(len(full)))),
-        "norm_type": (getattr(tower, "norm_type", NORM), NORM),
-        "vision_use_head": (bool(getattr(tower, "vision_use_head", False)), False),
-    }
+    if seeing.wrong:
+        raise fail(
+            "gguf/tower",
+            f"{source.spec.architecture} of {seeing.tower}",
+            saw=seeing.wrong,
+            wanted="a tower that llama.cpp computes as transformers does",
+            help="--container bitsandbytes",
+        )
+    config = _config(source)
+    of_projector = {LLAVA: _wanted_of_llava, VisionProjectorType.PIXTRAL: _wanted_of_pixtral}.get(seeing.projector)
+    wanted = _wanted_of_tower(config.vision_config) | (of_projector(config) if of_projector else {})
     for name, (saw, known) in wanted.items():
-        if saw != known:
+        if saw not in known:
             raise fail(
                 "gguf/tower",
-                f"config.json: vision_config.{name}",
+                f"config.json: {name}",
                 saw=f"{saw}",
-                wanted=f"{known}, as llama.cpp has it",
+                wanted=f"{' or '.join(str(value) for value in known)}, as llama.cpp has it",
                 help="--container bitsandbytes",
             )
+    if seeing.row_end and seeing.row_end not in tokenizer_of(source.checkpoint.directory).get_vocab():
+        raise fail(
+            "gguf/tower",
+            "tokenizer.json",
+            saw=f"no token {seeing.row_end}",
+            wanted="the token between two rows of an image, whose embedding goes into the file",
+            help="copy tokenizer.json from the original model again, or --container bitsandbytes",
+        )
+
+
+Wanted = dict[str, tuple[Any, tuple[Any, ...]]]  # setting -> what it is, and what it may be
+
+
+def _wanted_of_tower(tower: Any) -> Wanted:
+    full = tuple(getattr(tower, "fullatt_block_indexes", ()))
+    every = full[0] + 1 if full else 1
+    return {
+        "vision_config.window_size": (getattr(tower, "window_size", WINDOW), (WINDOW,)),
+        "vision_config.temporal_patch_size": (getattr(tower, "temporal_patch_size", FRAMES), (FRAMES,)),
+        "vision_config.spatial_merge_size": (getattr(tower, "spatial_merge_size", MERGE), (MERGE,)),
+        "vision_config.fullatt_block_indexes": (full, (tuple(every * (i + 1) - 1 for i in range(len(full))),)),
+        "vision_config.norm_type": (getattr(tower, "norm_type", NORM), (NORM,)),
+        "vision_config.vision_use_head": (bool(getattr(tower, "vision_use_head", False)), (False,)),
+    }
+
+
+def _wanted_of_llava(config: Any) -> Wanted:
+    layers = range(-config.vision_config.num_hidden_layers - 1, config.vision_config.num_hidden_layers + 1)
+    return {
+        "vision_feature_layer": (config.vision_feature_layer, tuple(layers)),
+        "vision_feature_select_strategy": (config.vision_feature_select_strategy, (WHOLE,)),
+        "vision_config.hidden_act": (config.vision_config.hidden_act, (*ACTS, QUICK_GELU)),
+        "projector_hidden_act": (config.projector_hidden_act, (GELU,)),
+        "multimodal_projector_bias": (config.multimodal_projector_bias, (True,)),
+    }
+
+
+def _wanted_of_pixtral(config: Any) -> Wanted:
+    tower, text = config.vision_config, config.get_text_config()
+    return {
+        "vision_feature_layer": (config.vision_feature_layer, (-1, tower.num_hidden_layers)),
+        "vision_feature_select_strategy": (getattr(config, "vision_feature_select_strategy", WHOLE), (WHOLE,)),
+        "vision_config.hidden_act": (tower.hidden_act, (GELU, "silu")),
+        "vision_config.rope_parameters.rope_theta": (tower.rope_parameters["rope_theta"], (ROPE_THETA,)),
+        "projector_hidden_act": (config.projector_hidden_act, (GELU,)),
+        "text_config.rms_norm_eps": (text.rms_norm_eps, (LAYER_NORM_EPS,)),  # of the norm before patches are merged
+    }
 
 
 def image_settings(directory: Path) -> dict[str, Any]:
