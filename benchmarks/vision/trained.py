@@ -37,8 +37,8 @@ from bitwright.report.table import table
 
 BUDGET = "+10%"
 HELD_OUT_SEQUENCES = 16  # whose tokens eight times as many pictures take
-SINGLE_SAMPLES = 24  # pictures for each single weight
 VISION = ("vision", "projector")
+STOCK = "nf4-b64"
 
 
 def figures(options: argparse.Namespace) -> dict[str, Any]:
@@ -54,9 +54,18 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         for label in (VISION_WIDE, VISION_MLPS):
             found[f"over {label}, at its bytes"] = _at_the_bytes_of(label, report, source, folder, settings)
         found["vision alone"] = _vision_alone(source, settings)
-        found["single weights"] = _single_weights(source, table_of, options.weights)
+        found["single weights"] = _single_weights(source, table_of, options.weights, options.pictures)
         found["tasks"] = _tasks(source, folder, settings, options.questions)
         return found
+
+
+def single(options: argparse.Namespace) -> dict[str, Any]:
+    """What the measurement says of single weights, against the truth; only stock's format is measured."""
+    with tempfile.TemporaryDirectory() if options.workdir is None else nullcontext(options.workdir) as name:
+        folder, source = Path(name), local_directory(options.model)
+        settings = Settings(sequences=options.sequences, formats=(STOCK,))
+        table_of = bitwright.measure(source, folder / "sensitivity.json", workdir=folder / "measured", settings=settings)
+        return _single_weights(source, table_of, options.weights, options.pictures)
 
 
 def _quantized(source: Path, out: Path, budget: str, folder: Path, settings: Settings) -> Report:
@@ -108,11 +117,11 @@ def _vision_alone(source: Path, settings: Settings) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _single_weights(source: Path, sensitivity: Sensitivity, count: int) -> dict[str, Any]:
+def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures: int) -> dict[str, Any]:
     """Predicted and true divergence of answers about pictures when one weight at a time is stored as stock stores it."""
     tokenizer = tokenizer_of(source)
     viewer = Viewer.of(source, tokenizer)
-    probe = held_out(tokenizer, "documentation", SINGLE_SAMPLES // 8, 128, viewer)
+    probe = held_out(tokenizer, "documentation", pictures // 8, 128, viewer)
     samples = [s for s, domain in zip(probe.samples, probe.domains, strict=True) if domain == PICTURES]
     at_kind = sensitivity.provenance["kinds"].index(WORDS[PICTURES])
     container = container_of(sensitivity.container)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ import bitwright
 from bitwright.containers.registry import container_of
 from bitwright.data.image_rows import opened
 from bitwright.data.pictures import drawn
+from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError
+from bitwright.evaluate.reference import condense
+from bitwright.finetune import repair as job
 from bitwright.finetune.answers import held
 from bitwright.finetune.finetune import finetune
-from bitwright.finetune.finished import Finished
+from bitwright.finetune.finished import Finished, trained_codes
 from bitwright.finetune.inputs import inputs_of
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.preview import MOST_ALIKE, coloured
+from bitwright.finetune.repair import Repaired
+from bitwright.finetune.teacher import Lesson, alone
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import loss_of, recompute
@@ -33,6 +39,8 @@ from bitwright.host.progress import QUIET
 from tests.conftest import TINY, Build
 from tests.processors import idefics_with_processor, llava_with_processor
 
+LOW = "compressed-tensors"  # which stores less than four bits
+SHOWN = replace(TINY, compare=False, calibration="", sequences=24, held_out_sequences=1)  # pictures among the calibration
 CPU, EVERY = torch.device("cpu"), ("text", "vision", "projector")
 TRAINING = Training(
     rank=8, length=512, batch=4, max_steps=6, learning_rate=1e-2, device="cpu", dtype="float32", held_out=0.25, train=EVERY
@@ -185,8 +193,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A random model that sees, and what quantize made of it with pictures among its calibration: all parts are quantized."""
     place = tmp_path_factory.mktemp("written")
     source, out = idefics_with_processor(place / "source"), place / "model"
-    settings = replace(TINY, compare=False, calibration="", sequences=24, held_out_sequences=1)
-    bitwright.quantize(source, out, "+10%", settings=settings, reporter=QUIET)
+    settings = replace(SHOWN, container=LOW, formats=("w2-g32", "w4-g32"))
+    bitwright.quantize(source, out, "3bpw", settings=settings, reporter=QUIET)
     return source, out
 
 
@@ -199,18 +207,40 @@ def test_codes_of_a_model_that_sees_are_trained(
     training = replace(TRAINING, method="qat", source=str(source), train=parts)
     found = finetune(model, rows, out, training=training, reporter=QUIET)
     assert found.after.loss < found.before.loss - 0.2
-    old, new = (codes_in(path, source, "bitsandbytes") for path in (model, out))
+    old, new = (codes_in(path, source, LOW) for path in (model, out))
     moved = {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
     assert moved == ({"text_model"} if parts == ("text",) else {"text_model", "vision_model", "connector"})
     assert (out / "processor_config.json").exists()
 
 
-def test_repair_is_for_text_models(written: tuple[Path, Path]) -> None:
-    source, model = written
-    with pytest.raises(BitwrightError, match="takes images") as caught:
-        bitwright.repair(model, str(source), steps=10, reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/model"
-    assert sorted(model.parent.iterdir()) == sorted(written), "nothing is left beside it"
+def test_a_model_that_sees_is_repaired(written: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is trained, against what 16 bit says about pictures and texts, and the file is what was trained."""
+    (source, old), model = written, tmp_path / "model"
+    shutil.copytree(old, model)
+    trained: list[Any] = []
+    monkeypatch.setattr(job, "trained_codes", lambda model: trained.append(trained_codes(model)) or trained[-1])
+    monkeypatch.setattr(Repaired, "kept", True)  # beyond chance or not: that is of texts, and tested there
+    monkeypatch.setattr(job, "STEP_TOKENS", 512)  # of samples that count as 32 tokens
+    found = bitwright.repair(model, str(source), steps=30, learning_rate=0.01, settings=SHOWN, reporter=QUIET)
+    assert found.after.kl < found.before.kl
+    assert {domain.label for domain in found.after.domains} == {"pictures", "documentation"}, "controls count nowhere"
+    before, after = (codes_in(path, source, LOW) for path in (old, model))
+    moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"text_model", "vision_model", "connector"}
+    assert all(torch.equal(after[name], unpacked(packed).code) for name, packed in trained[0].items())  # type: ignore[attr-defined]
+
+
+def test_a_lesson_about_a_picture_counts_at_its_answer() -> None:
+    """Positions that do not count carry neither a label nor a distribution, and pixels come in the type that is computed in."""
+    scored = torch.tensor([False, False, True, True, False])
+    media = {"pixel_values": torch.ones(1, 3, 2, 2), "sizes": torch.ones(1).int()}
+    sample = Sample({"input_ids": torch.arange(5)}, scored, media)
+    told = condense(torch.randn(2, 300), torch.tensor([3, 4]), likeliest=8, samples=0)
+    inputs = alone([Lesson(sample, told)], torch.bfloat16)
+    assert inputs["labels"].tolist() == [[IGNORED, IGNORED, 2, 3, IGNORED]]
+    assert torch.equal(inputs["log_p"][0, 2:4], told.log_p)
+    assert not inputs["log_p"][0, [0, 1, 4]].any()
+    assert (inputs["pixel_values"].dtype, inputs["sizes"].dtype) == (torch.bfloat16, torch.int32)
 
 
 def test_an_adapter_beside_gguf_is_for_the_text_alone(rows: str, tmp_path: Path) -> None:

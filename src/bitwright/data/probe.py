@@ -22,6 +22,14 @@ class Probe:
     pictures: tuple[Picture, ...] = ()
     prompts: tuple[Sample, ...] = ()  # of the pictures' questions, up to where the answer begins
 
+    @property
+    def counted(self) -> Probe:
+        """What the total counts: no controls, and nobody is asked anything."""
+        left = [i for i, domain in enumerate(self.domains) if domain not in self.controls]
+        if not self.domains:
+            return Probe(self.samples)
+        return Probe(tuple(self.samples[i] for i in left), tuple(self.domains[i] for i in left))
+
     @classmethod
     def of(cls, samples: Sequence[Sample], domains: tuple[str, ...] = ()) -> Probe:
         return cls(tuple(samples), domains)

@@ -13,10 +13,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
 from bitwright.checkpoint.workdir import WorkDir, content_hash
@@ -30,7 +32,7 @@ from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.snapped import RATES
-from bitwright.finetune.teacher import Lesson, lessons_of, together
+from bitwright.finetune.teacher import Lesson, alone, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
 from bitwright.host.packages import require_package
@@ -122,35 +124,36 @@ def repair(
     with Output(out, is_file, overwrite=True).claimed() as claim, owned(work_root, out, ours=not workdir):
         finished = Finished.open(out, source, settings)
         subject = finished.subject
-        if len(subject.source.spec.stacks) > 1:
-            raise fail(
-                "finetune/model",
-                out,
-                saw="a model that takes images",
-                wanted="a text model",
-                help="bitwright finetune --method qat, on pictures with answers",
-            )
+        sees = len(subject.source.spec.stacks) > 1
+        parts = tuple(dict.fromkeys(weight.group.partition("-")[0] for weight in subject.source.spec.weights))
         require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
-        probe = held_out(subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length)
+        probe = held_out(
+            subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
+        ).counted
         reporter.kept = work_root
         reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
         folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate)).directory
         lessons = _lessons(finished, work_root, reporter)
         torch.manual_seed(settings.seed)
-        model = finished.model(subject.precision.work, rank)
+        work = subject.precision.work
+        model = finished.model(work, rank, parts=parts)
         batch = max(1, STEP_TOKENS // settings.length)
+        passes, collate = (batch, partial(alone, dtype=work)) if sees else (1, together)
         left = 60 * minutes - PROVING_SECONDS - (time.monotonic() - started)
-        recomputed = not fits_kept(model, batch * settings.length)
-        count = steps or _steps_within(model, lessons[:batch], left, recomputed, folder / "steps.json")
+        recomputed = sees or not fits_kept(model, batch * settings.length)  # patches are not counted
+        some = lessons[:: max(1, len(lessons) // batch)][:batch]  # of every kind
+        trial = [collate(some[i : i + batch // passes]) for i in range(0, len(some), batch // passes)]
+        count = steps or _steps_within(model, trial, left, recomputed, folder / "steps.json")
         losses = train(
             model,
             lessons,
-            together,
+            collate,
             folder,
             reporter,
             rates=RATES,
             recomputed=recomputed,
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=batch // passes,
+            gradient_accumulation_steps=passes,
             learning_rate=learning_rate,
             adam_beta2=BETA2,
             max_steps=count,
@@ -196,19 +199,19 @@ def _lessons(finished: Finished, work_root: Path, reporter: Reporter) -> list[Le
     return lessons_of(finished.directory, samples, subject.device, subject.precision.work, work.path(TEACHER), reporter)
 
 
-def _steps_within(model: Any, lessons: Sequence[Lesson], seconds: float, recomputed: bool, kept: Path) -> int:
-    """How many steps fit into ``seconds``, by a trial of two; a run that goes on takes as many as it had begun."""
+def _steps_within(model: Any, passes: Sequence[dict[str, Tensor]], seconds: float, recomputed: bool, kept: Path) -> int:
+    """How many steps of ``passes`` fit into ``seconds``, by a trial of two; a run that goes on takes as many as before."""
     if kept.exists():
         return int(json.loads(kept.read_text(encoding="utf-8")))
     if recomputed:
         recompute(model)
     model.train()
     device = next(model.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in together(lessons).items()}
     spent = []
     for _ in range(2):
         begin = time.monotonic()
-        loss_of(model, inputs).backward()
+        for inputs in passes:
+            loss_of(model, {name: tensor.to(device) for name, tensor in inputs.items()}).backward()
         spent.append(time.monotonic() - begin)
     model.zero_grad(set_to_none=True)
     count = int(seconds / (1.15 * min(spent)))  # the optimizer comes on top

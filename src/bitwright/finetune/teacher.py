@@ -1,4 +1,4 @@
-"""What the 16-bit model says about every token of some texts: asked once, kept, and learnt from."""
+"""What the 16-bit model says about every token of some texts, and of answers about pictures: asked once, kept, learnt from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitwright.data.samples import Sample
+from bitwright.data.samples import IDS, Sample
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_references
 from bitwright.evaluate.reference import save as save_references
+from bitwright.finetune.inputs import LABELS
 from bitwright.finetune.loss import CHUNK_ENTRIES
 from bitwright.finetune.model import adapt, head_of, load
 from bitwright.finetune.tokens import IGNORED
@@ -25,9 +26,9 @@ LIKELIEST_TOKENS = 64  # of each distribution; the rest counts as one event
 
 @dataclass(frozen=True)
 class Lesson:
-    """One text, and what the 16-bit model expects after each of its tokens."""
+    """A text, or a question about a picture with its answer, and what the 16-bit model expects at the positions that count."""
 
-    ids: Tensor  # int64 [T]
+    sample: Sample
     told: Reference
 
 
@@ -40,7 +41,7 @@ def lessons_of(
     except (DamagedError, FileNotFoundError):
         told = _asked(directory, samples, device, work, reporter)
         save_references(kept, told, None)
-    return [Lesson(sample.ids, one) for sample, one in zip(samples, told, strict=True)]
+    return [Lesson(sample, one) for sample, one in zip(samples, told, strict=True)]
 
 
 @torch.no_grad()
@@ -53,13 +54,13 @@ def _asked(
     head, scale, cap = head_of(model)
     found = []
     for sample in reporter.track(samples, ASK, len(samples)):
-        ids = sample.ids[None].to(device)
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        parts = []
+        given = {name: tensor.to(device) for name, tensor in whole(sample, work).items()}
+        states = model.base_model(**given, use_cache=False).last_hidden_state[0, sample.positions.to(device)]
+        ids, parts = given[IDS][0], []
         for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.n_rows)):
             logits = head.times(states[start : start + rows]).float().mul_(scale)
             logits = cap * torch.tanh(logits / cap) if cap else logits
-            following = ids[0, start : start + rows]  # nothing is asked of the likelihood
+            following = ids[: len(logits)]  # nothing is asked of the likelihood
             parts.append(condense(logits, following, LIKELIEST_TOKENS, samples=0))
         found.append(Reference.join(parts))
     return found
@@ -67,15 +68,39 @@ def _asked(
 
 def together(lessons: Sequence[Lesson]) -> dict[str, Tensor]:
     """Several lessons as the inputs of ``loss_of``: rows as long as the longest, what is beyond a text carries no loss."""
-    width = max(len(lesson.ids) for lesson in lessons)
+    width = max(lesson.sample.n_tokens for lesson in lessons)
 
     def rows(tensors: list[Tensor], fill: float) -> Tensor:
         return torch.stack([_filled(tensor, width, fill) for tensor in tensors])
 
-    ids = [lesson.ids for lesson in lessons]
+    ids = [lesson.sample.ids for lesson in lessons]
     inputs = {"input_ids": rows(ids, 0), "position_ids": torch.arange(width).repeat(len(lessons), 1)}
-    inputs["labels"] = rows(ids, IGNORED)
+    inputs[LABELS] = rows(ids, IGNORED)
     return inputs | {name: rows([getattr(lesson.told, name) for lesson in lessons], 0.0) for name in DISTRIBUTION}
+
+
+def alone(lessons: Sequence[Lesson], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The only one of ``lessons`` of a model that sees: classes lay out pixels, and count places, each in its own way.
+
+    ``dtype``: of pixels.
+    """
+    (lesson,) = lessons
+    sample, told = lesson.sample, lesson.told
+    inputs = whole(sample, dtype)
+    labels = torch.full_like(sample.ids, IGNORED)
+    labels[sample.positions] = sample.ids[sample.positions]  # which count: what follows them is in the distributions
+    found = {LABELS: labels[None]}
+    for name in DISTRIBUTION:
+        part = getattr(told, name)
+        found[name] = part.new_zeros(1, sample.n_tokens, *part.shape[1:])
+        found[name][0, sample.positions] = part
+    return inputs | found
+
+
+def whole(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All that the class takes of ``sample``, as a batch of one; numbers of pixels in ``dtype``."""
+    media = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in sample.media.items()}
+    return {name: tensor[None] for name, tensor in sample.inputs.items()} | media
 
 
 def _filled(tensor: Tensor, width: int, fill: float) -> Tensor:
