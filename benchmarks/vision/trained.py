@@ -121,7 +121,7 @@ def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures
     """Predicted and true divergence of answers about pictures when one weight at a time is stored as stock stores it."""
     tokenizer = tokenizer_of(source)
     viewer = Viewer.of(source, tokenizer)
-    probe = held_out(tokenizer, "documentation", pictures // 8, 128, viewer)
+    probe = held_out(tokenizer, "documentation", -(-pictures // 8), 128, viewer)
     samples = [s for s, domain in zip(probe.samples, probe.domains, strict=True) if domain == PICTURES]
     at_kind = sensitivity.provenance["kinds"].index(WORDS[PICTURES])
     container = container_of(sensitivity.container)

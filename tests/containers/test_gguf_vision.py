@@ -246,12 +246,23 @@ def test_a_text_that_llama_cpp_does_not_know_is_refused(every: Callable[[str], P
         GGUF.require(replace(source, spec=replace(source.spec, stacks=stacks)))
 
 
+def test_a_tower_is_known_by_its_class_and_not_by_what_a_checkpoint_calls_it(
+    every: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(every("idefics3"), tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["vision_config"]["model_type"] = "siglip_vision_model"  # as published ones do
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    GGUF.require(source_of(tmp_path / "other"))
+
+
 def test_an_image_is_found_by_its_rows() -> None:
     image = Seen(torch.zeros(8, 4), row=2)
     assert image.fits([5, 5, 9, 5, 5, 9, 5, 5])
     assert not image.fits([5, 5, 9, 5, 5, 5, 5, 5])
     assert not image.fits([5, 5, 9, 5, 5, 9, 5, 6])
     assert not image.fits([5, 5, 9, 5, 5, 9, 5])
+    assert not image.fits([5] * 8)
 
 
 def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from bitwright.finetune.inputs import inputs_of
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.preview import MOST_ALIKE, coloured
 from bitwright.finetune.repair import Repaired
-from bitwright.finetune.teacher import Lesson, alone
+from bitwright.finetune.teacher import Lesson, apart
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import loss_of, recompute
@@ -236,7 +236,7 @@ def test_a_lesson_about_a_picture_counts_at_its_answer() -> None:
     media = {"pixel_values": torch.ones(1, 3, 2, 2), "sizes": torch.ones(1).int()}
     sample = Sample({"input_ids": torch.arange(5)}, scored, media)
     told = condense(torch.randn(2, 300), torch.tensor([3, 4]), likeliest=8, samples=0)
-    inputs = alone([Lesson(sample, told)], torch.bfloat16)
+    inputs = apart([Lesson(sample, told)], torch.bfloat16)
     assert inputs["labels"].tolist() == [[IGNORED, IGNORED, 2, 3, IGNORED]]
     assert torch.equal(inputs["log_p"][0, 2:4], told.log_p)
     assert not inputs["log_p"][0, [0, 1, 4]].any()

@@ -16,6 +16,7 @@ from bitwright import Settings
 from bitwright.containers.registry import container_of
 from bitwright.data.documentation import documentation
 from bitwright.errors import BitwrightError
+from bitwright.evaluate.divergence import TokenFigures, summarize
 from bitwright.evaluate.figures import Divergence
 from bitwright.finetune import repair as job
 from bitwright.finetune import train as loop
@@ -158,8 +159,28 @@ def test_what_cannot_be_repaired(case: str, finished: Any, build: Build, tmp_pat
 def test_a_gain_that_may_be_chance_is_none() -> None:
     known = {"kl_low": 0.0, "kl_high": 0.0, "kl_median": 0.0, "kl_p99": 0.0, "kl_p999": 0.0, "kl_max": 0.0, "top1": 1.0}
     known |= {"top5": 1.0, "perplexity": 1.0, "reference_perplexity": 1.0, "n_sequences": 4, "n_tokens": 4}
+    known |= {"tokens_of_sequence": (1, 1, 1, 1)}
     before = Divergence("before", 0.1, kl_of_sequence=(0.1, 0.1, 0.1, 0.1), **known)
     sure = Divergence("after", 0.08, kl_of_sequence=(0.08, 0.08, 0.08, 0.08), **known)
     luck = Divergence("after", 0.09, kl_of_sequence=(0.02, 0.11, 0.11, 0.12), **known)
     assert Repaired(before, sure, 1, (), 0.0).kept
     assert not Repaired(before, luck, 1, (), 0.0).kept
+
+
+def test_a_sample_counts_as_much_as_it_has_tokens() -> None:
+    """Many short answers that came closer do not outweigh long texts that went away: the interval is of what is printed."""
+    tokens = [10] * 12 + [200] * 4
+
+    def found(answers: float, texts: float) -> Divergence:
+        figures = [token_figures_of(answers if n == 10 else texts, n) for n in tokens]
+        return summarize("one", figures)
+
+    worse = Repaired(found(0.05, 0.05), found(0.04, 0.06), 1, (), 0.0)
+    assert worse.after.kl > worse.before.kl
+    assert worse.gain[1] < 0
+    assert not worse.kept
+
+
+def token_figures_of(kl: float, n: int) -> TokenFigures:
+    zeros, always = torch.zeros(n), torch.ones(n, dtype=torch.bool)
+    return TokenFigures(torch.full((n,), kl), zeros, always, zeros, zeros, zeros, always)

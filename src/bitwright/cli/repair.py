@@ -27,7 +27,7 @@ def run(
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of codes, in steps between two levels: 0.003.")] = None,
     calibration: common.Calibration = "",
     held_out: common.HeldOut = "documentation",
-    sequences: Annotated[int | None, typer.Option(min=6, help="Sequences of training text: 512.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=6, help="Texts, and questions about pictures, to train on: 512.")] = None,
     length: common.Length = 256,
     held_out_sequences: Annotated[int, typer.Option(min=2, help="Sequences of held-out text.")] = 16,
     held_out_length: Annotated[int, typer.Option(min=16, help="Tokens of each.")] = 512,
@@ -73,7 +73,7 @@ def run(
     before, after = found.before, found.after
     print_plain(console, f"loss while training: {curve(found.losses)}")
     print_plain(console, f"{found.steps} steps in {found.seconds / 60:.0f} min")
-    print_plain(console, f"KL divergence from 16 bit on held-out text: {before.kl:.4f} before, {after.kl:.4f} after")
+    print_plain(console, f"KL divergence from 16 bit on what was held out: {before.kl:.4f} before, {after.kl:.4f} after")
     print_plain(console, f"the same next word as 16 bit: {100 * before.top1:.1f} % before, {100 * after.top1:.1f} % after")
     if found.kept:
         print_plain(console, f"{out} is the repaired one now; it gained {low:.4f} to {high:.4f} nats (95 % interval)")

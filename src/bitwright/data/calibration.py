@@ -135,8 +135,8 @@ def _pictures(
             "calibration/images",
             f"--calibration {kind}",
             saw="images, and a model that cannot be shown any",
-            wanted="a model that sees, with its processor and Pillow",
-            help="name texts, or pip install pillow",
+            wanted="a model that sees, with its processor and the packages that it imports",
+            help="name texts, or pip install pillow torchvision",
         )
     if kind == PICTURES and calibration == INSTALLED:
         return viewer.told(pictures)

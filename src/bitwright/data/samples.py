@@ -63,6 +63,11 @@ class Sample:
         after = self.positions + 1
         return self.ids[after[after < self.n_tokens]]
 
+    def alone(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All that the class takes, as a batch of one; what is no whole number, as pixels, in ``dtype``."""
+        media = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in self.media.items()}
+        return {name: tensor[None] for name, tensor in self.inputs.items()} | media
+
     def digest(self) -> str:
         """Hash of all that is in it."""
         found = hashlib.sha256()

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ ANSWER = 32  # tokens that a model answers at most
 UNUSED = ("attention_mask",)  # nothing is padded
 PIXELS, PATCH = "pixel_values", 14  # pixels of a patch, where the processor does not say
 VIDEOS = "video_processor"
-LIBRARIES = ("torchvision", "pillow")  # that processors ask for: some cannot be imported without the first
+LIBRARIES = {"torchvision": "torchvision", "pillow": "PIL"}  # that processors ask for, and their modules
 OF_TOKENS = "cross_attention_mask"  # media with a row for each token
 
 
@@ -43,12 +44,12 @@ class Viewer:
             if getattr(processor, "image_processor", None) is None:
                 raise ValueError("no image processor among its files")
         except Exception as error:
-            missing = next((name for name in LIBRARIES if name in str(error).lower()), "")
+            missing = next((name for name in LIBRARIES if name in str(error).lower() and not find_spec(LIBRARIES[name])), "")
             raise fail(
                 "images/processor",
                 directory,
                 saw=in_one_line(error),
-                wanted="the model's processor beside its weights, and what it computes with",
+                wanted="the model's processor beside its weights, and the packages that it imports",
                 help=f"pip install {missing}" if missing else "copy preprocessor_config.json and processor_config.json",
             ) from error
         return cls(processor, tokenizer)

@@ -99,6 +99,7 @@ def summarize(
         n_sequences=len(figures),
         n_tokens=int(every.kl.numel()),
         kl_of_sequence=tuple(float(m) for m in means),
+        tokens_of_sequence=tuple(len(f.kl) for f in figures),
         kl_sampling=float(every.kl_variance.double().sum().sqrt() / every.kl.numel()),
         domains=tuple(summarize(name, own) for name, own in parts.items()) if len(parts) > 1 else (),
     )

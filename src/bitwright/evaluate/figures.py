@@ -57,6 +57,7 @@ class Divergence:
     n_sequences: int
     n_tokens: int
     kl_of_sequence: tuple[float, ...]
+    tokens_of_sequence: tuple[int, ...] = ()
     right: float = 0.0  # share of the sequences in which the likeliest token is always the one that follows
     kl_sampling: float = 0.0  # standard error of kl from the sampling of the reference's tail
     greedy: tuple[int, ...] = ()  # of each prompt: likeliest tokens until the first that the reference would not take
@@ -70,7 +71,9 @@ class Divergence:
         """The inverse of ``dataclasses.asdict``, after a way through JSON."""
         numbers = {name: math.nan for name, value in data.items() if value is None}  # JSON knows no NaN
         kl_of_sequence = tuple(math.nan if kl is None else kl for kl in data["kl_of_sequence"])
+        tokens_of_sequence = tuple(data.get("tokens_of_sequence", ()))
         domains = tuple(cls.from_dict(domain) for domain in data["domains"])
         answers = tuple(tuple(answer) for answer in data.get("answers", ()))
-        told = {"kl_of_sequence": kl_of_sequence, "greedy": tuple(data["greedy"]), "domains": domains, "answers": answers}
+        of_sequence = {"kl_of_sequence": kl_of_sequence, "tokens_of_sequence": tokens_of_sequence}
+        told = {**of_sequence, "greedy": tuple(data["greedy"]), "domains": domains, "answers": answers}
         return cls(**{**data, **numbers, **told})

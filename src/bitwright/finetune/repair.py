@@ -1,8 +1,8 @@
 """A finished quantization is trained on, against the 16-bit model's distributions, in the format that it is stored in.
 
 Codes, scales and minima start where calibration left them; straight-through training moves those that help (quantization-aware
-training). The new file replaces the old one only where a fresh process finds it closer to the 16-bit model, on text that
-nothing here was trained on.
+training). The new file replaces the old one only where a fresh process finds it closer to the 16-bit model, on texts, and
+answers about pictures, that nothing here was trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.snapped import RATES
-from bitwright.finetune.teacher import Lesson, alone, lessons_of, together
+from bitwright.finetune.teacher import LIKELIEST_TOKENS, Lesson, apart, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
 from bitwright.host.packages import require_package
@@ -40,13 +40,16 @@ from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ASK, COMPARE
 from bitwright.host.versions import versions
 from bitwright.measure.subject import Subject
+from bitwright.models.spec import PROJECTOR, TEXT
+from bitwright.models.stacks import VISION
 from bitwright.settings import Settings
 
 SEQUENCES = 512  # of training text
 STEP_TOKENS = 2048
 LEARNING_RATE = 3e-3  # of codes, in steps between two levels
 BETA2 = 0.95  # of Adam: runs are short
-PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget
+PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget, or if that is more:
+PROVING_PASSES = 4.0  # times what the 16-bit model takes to say what follows in the held-out samples
 LEAST_STEPS = 10
 BEFORE, AFTER = "before", "repaired"
 TEACHER = "teacher.safetensors"
@@ -54,12 +57,12 @@ TEACHER = "teacher.safetensors"
 
 @dataclass(frozen=True)
 class Repaired:
-    """What came of it: KL divergence in nats from the 16-bit model on held-out text."""
+    """What came of it: KL divergence in nats from the 16-bit model on held-out samples."""
 
     before: Divergence
     after: Divergence
     steps: int
-    losses: tuple[tuple[int, float], ...]  # on the training text, by step
+    losses: tuple[tuple[int, float], ...]  # on what was trained on, by step
     seconds: float
 
     @property
@@ -73,9 +76,10 @@ class Repaired:
 
     @property
     def gain(self) -> tuple[float, float]:
-        """95 % interval of the mean difference before - after, over the same texts."""
-        pairs = zip(self.before.kl_of_sequence, self.after.kl_of_sequence, strict=True)
-        return bootstrap_interval(torch.tensor([before - after for before, after in pairs]))
+        """95 % interval of the mean difference before - after, over the same samples, each as much as it has tokens."""
+        tokens = torch.tensor(self.before.tokens_of_sequence, dtype=torch.float64)
+        before, after = (torch.tensor(d.kl_of_sequence, dtype=torch.float64) for d in (self.before, self.after))
+        return bootstrap_interval((before - after) * tokens / tokens.mean())
 
 
 def repair(
@@ -99,7 +103,7 @@ def repair(
         steps: So many steps, instead of as many as there is time for.
         rank: More than 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
         learning_rate: Of codes, in steps between two levels; LEARNING_RATE where it is left out.
-        settings: Training text, held-out text, device and the like.
+        settings: What is trained on, what is held out, device and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
         reporter: Shows progress. Default: on the terminal.
 
@@ -124,36 +128,35 @@ def repair(
     with Output(out, is_file, overwrite=True).claimed() as claim, owned(work_root, out, ours=not workdir):
         finished = Finished.open(out, source, settings)
         subject = finished.subject
-        sees = len(subject.source.spec.stacks) > 1
-        parts = tuple(dict.fromkeys(weight.group.partition("-")[0] for weight in subject.source.spec.weights))
+        for note in subject.notes:
+            reporter.say(f"note: {note}")
         require_unseen(settings.held_out, settings.calibration, subject.tokenizer)
         probe = held_out(
             subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
         ).counted
         reporter.kept = work_root
         reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
-        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate)).directory
-        lessons = _lessons(finished, work_root, reporter)
+        lessons, key, each = _lessons(finished, work_root, reporter)
+        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate, key)).directory
         torch.manual_seed(settings.seed)
         work = subject.precision.work
-        model = finished.model(work, rank, parts=parts)
-        batch = max(1, STEP_TOKENS // settings.length)
-        passes, collate = (batch, partial(alone, dtype=work)) if sees else (1, together)
-        left = 60 * minutes - PROVING_SECONDS - (time.monotonic() - started)
-        recomputed = sees or not fits_kept(model, batch * settings.length)  # patches are not counted
-        some = lessons[:: max(1, len(lessons) // batch)][:batch]  # of every kind
-        trial = [collate(some[i : i + batch // passes]) for i in range(0, len(some), batch // passes)]
-        count = steps or _steps_within(model, trial, left, recomputed, folder / "steps.json")
+        model = finished.model(work, rank, parts=(TEXT, VISION, PROJECTOR) if subject.viewer else (TEXT,))
+        step = _Step.of(subject, settings)
+        proving = max(PROVING_SECONDS, PROVING_PASSES * each * len(probe.samples))
+        left = 60 * minutes - proving - (time.monotonic() - started)
+        recomputed = step.apart or not fits_kept(model, step.batch * settings.length)  # patches are not counted
+        count = steps or _steps_within(model, step.trial(lessons), left, recomputed, folder / "steps.json", proving)
         losses = train(
             model,
             lessons,
-            collate,
+            step.collate,
             folder,
             reporter,
             rates=RATES,
             recomputed=recomputed,
-            per_device_train_batch_size=batch // passes,
-            gradient_accumulation_steps=passes,
+            alike=step.apart,
+            per_device_train_batch_size=step.at_once,
+            gradient_accumulation_steps=step.batch // step.at_once,
             learning_rate=learning_rate,
             adam_beta2=BETA2,
             max_steps=count,
@@ -178,36 +181,74 @@ def repair(
     return found
 
 
-def _key(finished: Finished, settings: Settings, rank: int, learning_rate: float) -> str:
+@dataclass(frozen=True)
+class _Step:
+    """How a step of training is made of ``batch`` lessons.
+
+    Those of a model that sees are a pass each, and count the same however many tokens of theirs count: an answer has few.
+    """
+
+    batch: int
+    apart: bool
+    collate: Callable[[Any], dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, subject: Subject, settings: Settings) -> _Step:
+        batch, seeing = max(1, STEP_TOKENS // settings.length), len(subject.source.spec.stacks) > 1
+        return cls(batch, seeing, partial(apart, dtype=subject.precision.work) if seeing else together)
+
+    @property
+    def at_once(self) -> int:
+        """Lessons of a pass."""
+        return 1 if self.apart else self.batch
+
+    def trial(self, lessons: Sequence[Lesson]) -> Iterator[dict[str, Tensor]]:
+        """The passes of one step, of lessons of every kind."""
+        some = lessons[:: max(1, len(lessons) // self.batch)][: self.batch]
+        return (self.collate(some[i : i + self.at_once]) for i in range(0, len(some), self.at_once))
+
+
+def _key(finished: Finished, settings: Settings, rank: int, learning_rate: float, lessons: str) -> str:
     """Hash of everything that the training depends on."""
     plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
     numbers = (STEP_TOKENS, RATES, BETA2, rank, learning_rate)
-    return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, versions())
+    return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, lessons, versions())
 
 
-def _lessons(finished: Finished, work_root: Path, reporter: Reporter) -> list[Lesson]:
+def _lessons(finished: Finished, work_root: Path, reporter: Reporter) -> tuple[list[Lesson], str, float]:
+    """What is learnt, its hash, and the seconds that the 16-bit model took for each; 0 where it had said it before."""
     subject = finished.subject
     settings = subject.settings
     calibration, why = calibration_of(settings, subject.skeleton)
     if why:
         reporter.say(f"note: {why}")
-    work = WorkDir(work_root, content_hash("texts", subject.source.checkpoint.fingerprint, asdict(settings), versions()))
+    fingerprint, pixels = subject.source.checkpoint.fingerprint, subject.viewer.key() if subject.viewer else None
+    work = WorkDir(work_root, content_hash("samples", fingerprint, pixels, asdict(settings), versions()))
     folds = calibration_folds(
         subject.skeleton, subject.tokenizer, calibration, settings, subject.device, work, reporter, subject.viewer
     )
     samples: Sequence[Sample] = folds.all
-    return lessons_of(finished.directory, samples, subject.device, subject.precision.work, work.path(TEACHER), reporter)
+    key = content_hash("teacher", fingerprint, folds.key, LIKELIEST_TOKENS, str(subject.precision), versions())
+    kept = WorkDir(work_root, key).path(TEACHER)
+    begun, known = time.monotonic(), kept.exists()
+    lessons = lessons_of(finished.directory, samples, subject.device, subject.precision.work, kept, reporter)
+    return lessons, key, 0.0 if known else (time.monotonic() - begun) / len(lessons)
 
 
-def _steps_within(model: Any, passes: Sequence[dict[str, Tensor]], seconds: float, recomputed: bool, kept: Path) -> int:
-    """How many steps of ``passes`` fit into ``seconds``, by a trial of two; a run that goes on takes as many as before."""
+def _steps_within(
+    model: Any, trial: Iterator[dict[str, Tensor]], seconds: float, recomputed: bool, kept: Path, proving: float
+) -> int:
+    """How many steps like ``trial`` fit into ``seconds``, by a trial of two; a run that goes on takes as many as before.
+
+    ``proving``: seconds that comparing takes, for what is said where there is no room.
+    """
     if kept.exists():
         return int(json.loads(kept.read_text(encoding="utf-8")))
     if recomputed:
         recompute(model)
     model.train()
     device = next(model.parameters()).device
-    spent = []
+    passes, spent = list(trial), list[float]()
     for _ in range(2):
         begin = time.monotonic()
         for inputs in passes:
@@ -221,7 +262,7 @@ def _steps_within(model: Any, passes: Sequence[dict[str, Tensor]], seconds: floa
             "--minutes",
             saw=f"room for {max(count, 0)} steps of {min(spent):.0f} s",
             wanted=f"at least {LEAST_STEPS}",
-            help=f"--minutes {math.ceil((PROVING_SECONDS + 1.3 * LEAST_STEPS * min(spent)) / 60) + 1}",
+            help=f"--minutes {math.ceil((proving + 1.3 * LEAST_STEPS * min(spent)) / 60) + 1}",
         )
     write_json(kept, count)
     return count
@@ -259,6 +300,6 @@ def _tell(made: Path, found: Repaired) -> None:
         words = (
             f"\n## Repaired\n\nTrained on for {found.steps} steps after the comparison above, in its own format and against "
             f"the 16-bit model's distributions: KL divergence {found.before.kl:.4f} before, {found.after.kl:.4f} after, on "
-            f"{found.after.n_sequences} texts that training did not see.\n"
+            f"{found.after.n_sequences} samples that training did not see.\n"
         )
         card.write_text(card.read_text(encoding="utf-8") + words, encoding="utf-8")

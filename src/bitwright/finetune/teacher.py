@@ -54,7 +54,7 @@ def _asked(
     head, scale, cap = head_of(model)
     found = []
     for sample in reporter.track(samples, ASK, len(samples)):
-        given = {name: tensor.to(device) for name, tensor in whole(sample, work).items()}
+        given = {name: tensor.to(device) for name, tensor in sample.alone(work).items()}
         states = model.base_model(**given, use_cache=False).last_hidden_state[0, sample.positions.to(device)]
         ids, parts = given[IDS][0], []
         for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.n_rows)):
@@ -79,14 +79,13 @@ def together(lessons: Sequence[Lesson]) -> dict[str, Tensor]:
     return inputs | {name: rows([getattr(lesson.told, name) for lesson in lessons], 0.0) for name in DISTRIBUTION}
 
 
-def alone(lessons: Sequence[Lesson], dtype: torch.dtype) -> dict[str, Tensor]:
+def apart(lessons: Sequence[Lesson], dtype: torch.dtype) -> dict[str, Tensor]:
     """The only one of ``lessons`` of a model that sees: classes lay out pixels, and count places, each in its own way.
 
     ``dtype``: of pixels.
     """
     (lesson,) = lessons
     sample, told = lesson.sample, lesson.told
-    inputs = whole(sample, dtype)
     labels = torch.full_like(sample.ids, IGNORED)
     labels[sample.positions] = sample.ids[sample.positions]  # which count: what follows them is in the distributions
     found = {LABELS: labels[None]}
@@ -94,13 +93,7 @@ def alone(lessons: Sequence[Lesson], dtype: torch.dtype) -> dict[str, Tensor]:
         part = getattr(told, name)
         found[name] = part.new_zeros(1, sample.n_tokens, *part.shape[1:])
         found[name][0, sample.positions] = part
-    return inputs | found
-
-
-def whole(sample: Sample, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All that the class takes of ``sample``, as a batch of one; numbers of pixels in ``dtype``."""
-    media = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in sample.media.items()}
-    return {name: tensor[None] for name, tensor in sample.inputs.items()} | media
+    return sample.alone(dtype) | found
 
 
 def _filled(tensor: Tensor, width: int, fill: float) -> Tensor:

@@ -73,13 +73,15 @@ class PartTrainer(Trainer):
     """Saves and loads nothing but what is trained.
 
     ``rates``: of parameters whose names end so, as factors of the learning rate. ``eight_bit``: keep the optimizer's states in
-    8 bits a number (bitsandbytes, arXiv 2110.02861).
+    8 bits a number (bitsandbytes, arXiv 2110.02861). ``alike``: each pass of a step counts the same, whatever labels it has.
     """
 
-    def __init__(self, *args: Any, rates: Mapping[str, float] | None = None, eight_bit: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, rates: Mapping[str, float] | None = None, eight_bit: bool = False, alike: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.rates, self.eight_bit = dict(rates or {}), eight_bit
-        self.model_accepts_loss_kwargs = True  # our loss counts the labels of the whole step
+        self.model_accepts_loss_kwargs = not alike  # our loss counts the labels of the whole step
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
         self.arena = Arena()
 
@@ -150,21 +152,22 @@ def train(
     rates: Mapping[str, float] | None = None,
     recomputed: bool = True,
     eight_bit: bool = False,
+    alike: bool = False,
     **given: Any,
 ) -> tuple[tuple[int, float], ...]:
     """Train on ``lessons``, on from the last checkpoint in ``folder``; the loss of each step, with its number.
 
     ``collate`` makes the inputs of ``loss_of`` from some of them; ``given``: settings of transformers' Trainer.
     ``recomputed``: whether blocks are run again in the backward pass, which takes a quarter longer and far less memory.
+    ``alike``: each pass of a step counts the same, whatever labels it has.
     """
     settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given)
     if recomputed:
         recompute(model)
     with reporter.stage(TRAIN) as advance:
         watch = [Told(advance)]
-        trainer = PartTrainer(
-            model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, rates=rates, eight_bit=eight_bit
-        )
+        ours: dict[str, Any] = {"rates": rates, "eight_bit": eight_bit, "alike": alike}
+        trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, **ours)
         left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         whole = [path for path in left if (path / TRAINED).exists() and (path / "trainer_state.json").exists()]
         if whole:

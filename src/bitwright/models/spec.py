@@ -47,7 +47,7 @@ class Stack:
     path: str  # of the list of blocks in the model
     n_blocks: int
     width: int  # features of a block's input
-    kind: str = ""  # what transformers calls the part that it belongs to: llama, clip_vision_model, ...
+    kind: str = ""  # what the class of its configuration is called: llama, clip_vision_model, ...
 
 
 @dataclass(frozen=True, order=True)

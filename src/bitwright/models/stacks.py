@@ -32,10 +32,10 @@ def stacks_of(model: Any, config: Any) -> tuple[Stack, ...]:
             wanted="a stack of decoder blocks",
             help="only models whose text is decoded by a list of blocks can be measured",
         )
-    towers = [(path, owner.model_type, blocks) for path, owner, blocks in found if path != decoder]
+    towers = [(path, type(owner).model_type, blocks) for path, owner, blocks in found if path != decoder]
     stacks = [Stack(_name(path, len(towers)), path, len(blocks), _width(blocks), kind) for path, kind, blocks in towers]
     blocks = model.get_submodule(decoder)
-    return (*stacks, Stack(TEXT, decoder, len(blocks), int(text.hidden_size), text.model_type))
+    return (*stacks, Stack(TEXT, decoder, len(blocks), int(text.hidden_size), type(text).model_type))
 
 
 def _lists(model: Any, config: Any) -> Iterator[tuple[str, Any, nn.ModuleList]]:

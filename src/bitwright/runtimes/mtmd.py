@@ -60,7 +60,8 @@ class Seen:
         """Whether ``ids`` are the place of this image: one id throughout, but for another one behind each row."""
         of_picture = [at for i, at in enumerate(ids) if not self._ends(i)]
         between = [at for i, at in enumerate(ids) if self._ends(i)]
-        return len(ids) == len(self) and len(set(of_picture)) == 1 and len(set(between)) == (1 if between else 0)
+        alike = len(set(of_picture)) == 1 and len(set(between)) == (1 if between else 0)
+        return len(ids) == len(self) and alike and not set(of_picture) & set(between)
 
     def _ends(self, i: int) -> bool:
         return bool(self.row) and i % (self.row + 1) == self.row

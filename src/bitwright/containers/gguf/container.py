@@ -38,9 +38,10 @@ from bitwright.containers.gguf.layout import (
     tower_parts,
 )
 from bitwright.containers.gguf.metadata import require_known_rope
-from bitwright.containers.gguf.mmproj import PROJECTOR, VISION, require_tower, taps_of
+from bitwright.containers.gguf.mmproj import PROJECTOR, VISION, taps_of
 from bitwright.containers.gguf.recipes import BASES, Matrix, recipe
 from bitwright.containers.gguf.rotary import Heads, rotated_as_halves, rotated_heads
+from bitwright.containers.gguf.towers import require_tower
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format, Packed
 from bitwright.models.source import Source
@@ -136,12 +137,13 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
 
     def require(self, source: Source) -> None:
         if known_family(source.spec) is None:
-            parts = ", ".join(stack.kind for stack in source.spec.stacks)
+            kinds, towers = [stack.kind for stack in source.spec.stacks], SEEING.get(source.spec.architecture, ())
+            of_class = f"a tower of {' or '.join(seeing.tower for seeing in towers)}, and a text of {', '.join(FAMILIES)}"
             raise fail(
                 "gguf/family",
                 source.checkpoint.source,
-                saw=f"{source.spec.architecture} of {parts}",
-                wanted=f"one of {', '.join((*FAMILIES, *SEEING))}",
+                saw=f"{source.spec.architecture} of {', '.join(kinds)}" if towers else source.spec.architecture,
+                wanted=of_class if towers else f"one of {', '.join((*FAMILIES, *SEEING))}",
                 help="--container bitsandbytes",
             )
         require_known_rope(source.config)

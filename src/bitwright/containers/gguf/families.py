@@ -49,7 +49,7 @@ class Seeing:
 
     tower: str  # what transformers calls the tower
     projector: str
-    text: Family | None = None  # where it is no family of those above
+    text: Family | None = None  # where no class of those above has it alone
     spelled: tuple[tuple[str, str], ...] = ()  # beginnings and parts of names that the library's table has otherwise
     cut_qkv: bool = False  # queries, keys and values in one parameter are three tensors
     cut_frames: bool = False  # patches of two frames are two tensors
@@ -86,13 +86,7 @@ SEEING: dict[str, tuple[Seeing, ...]] = {
     "Idefics3ForConditionalGeneration": (Seeing("idefics3_vision", VisionProjectorType.IDEFICS3),),
     "SmolVLMForConditionalGeneration": (Seeing("smolvlm_vision", VisionProjectorType.IDEFICS3),),
     "Gemma3ForConditionalGeneration": (
-        Seeing(
-            "siglip_vision_model",
-            VisionProjectorType.GEMMA3,
-            FAMILIES["Gemma3ForCausalLM"],
-            _OF_GEMMA,
-            offset_norm="mm_soft_emb_norm.weight",
-        ),
+        Seeing("siglip_vision_model", VisionProjectorType.GEMMA3, None, _OF_GEMMA, offset_norm="mm_soft_emb_norm.weight"),
     ),
     "Qwen2VLForConditionalGeneration": (
         Seeing("qwen2_vl_vision", VisionProjectorType.QWEN2VL, QWEN2_VL, (_OF_QWEN,), cut_qkv=True, cut_frames=True),

@@ -15,7 +15,6 @@ from torch import Tensor
 from bitwright.checkpoint.output import beside
 from bitwright.containers.base import Writer, require_same_weights
 from bitwright.containers.gguf.layout import (
-    ROW_END,
     Entry,
     all_in_16_bit,
     family_of,
@@ -36,6 +35,7 @@ from bitwright.formats.base import Format, Packed
 from bitwright.models.source import Source
 from bitwright.plan import Plan
 from bitwright.runtimes import llama_cpp
+from bitwright.runtimes.mtmd import ROW_END
 
 FILE_TYPES = {
     "q2_k": "MOSTLY_Q2_K",

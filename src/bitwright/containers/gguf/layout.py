@@ -21,12 +21,12 @@ from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format
 from bitwright.models.source import Source
 from bitwright.models.spec import TEXT, VOCABULARY, ModelSpec
+from bitwright.runtimes.mtmd import ROW_END
 
 ALIGNMENT = 32  # of tensor data in the file
 MOST_BLOCKS = 128  # of a vision tower, whose tensors have names
 INNER_MODELS = ("text_model", "language_model")  # where classes that see keep their text
 SUFFIXES = (".weight", ".bias")
-ROW_END = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.V_TOK_EMBD_IMG_BREAK]
 QKV, PATCHES, TAPS = ".qkv.", "patch_embed.proj.weight", "deepstack_visual_indexes"
 MERGERS = re.compile(r"(deepstack_merger_list\.)(\d+)\.")
 
@@ -157,9 +157,8 @@ def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
     """The name of ``parameter`` in a GGUF file; None for a family or parameter without one."""
     if known_family(spec) is None:
         return None
-    if of_tower(spec, parameter):
-        seeing = seeing_of(spec)
-        return tower_name(seeing, parameter) if seeing else None
+    if (seeing := seeing_of(spec)) and of_tower(spec, parameter):
+        return tower_name(seeing, parameter)
     names = names_of(family_of(spec).arch, spec.text.n_blocks)
     found = names.get_name(text_name(parameter), try_suffixes=SUFFIXES)
     return None if found is None else str(found)
@@ -168,10 +167,9 @@ def gguf_name(spec: ModelSpec, parameter: str) -> str | None:
 def parts_of(source: Source, parameter: str) -> list[Part]:
     """The tensors that ``parameter`` becomes, in their order. Raises BitwrightError where the file has no place for it."""
     spec, shape = source.spec, source.spec.shape(parameter)
-    if of_tower(spec, parameter):
+    if (seeing := seeing_of(spec)) and of_tower(spec, parameter):
         taps = source.checkpoint.config.get("vision_config", {}).get(TAPS, ())
-        seeing = seeing_of(spec)
-        parts = tower_parts(seeing, parameter, shape, taps) if seeing else None
+        parts = tower_parts(seeing, parameter, shape, taps)
         if parts is not None:
             return parts
     return [Part(name_of(source, parameter), shape)]

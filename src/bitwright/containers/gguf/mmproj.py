@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from bitwright.containers.gguf.families import LLAVA, Seeing
-from bitwright.containers.gguf.layout import TAPS, seeing_of
+from bitwright.containers.gguf.layout import TAPS
 from bitwright.containers.gguf.metadata import QUANTIZATION_VERSION
 from bitwright.containers.gguf.rotary import Heads
 from bitwright.data.tokenizer import tokenizer_of
@@ -26,12 +26,8 @@ from bitwright.models.source import Source
 ARCH, VISION = "clip", "clip.vision"
 PROJECTOR = gguf.Keys.Clip.PROJECTOR_TYPE
 LAYER_NORM_EPS = 1e-5  # where a config says nothing, as the converter has it
-NORM = "layer_norm"
 QWEN_IMAGE, QWEN_EPS = 560, 1e-6  # a size to begin with, and of the class
-WHOLE, ROPE_THETA = "full", 10_000.0  # every patch is handed on, as there is no class token; how Pixtral's are rotated
 EMBEDDING = "embed_tokens.weight"
-WINDOW, FRAMES, MERGE = 112, 2, 2  # of Qwen's towers: pixels, frames and patches a side, which llama.cpp takes for granted
-
 FEATURE_LAYER = f"{VISION}.feature_layer"
 GELU, QUICK_GELU = "gelu", "quick_gelu"  # the second is what llama.cpp takes where nothing is said
 ACTS = {
@@ -44,7 +40,7 @@ Write = Callable[[gguf.GGUFWriter, Any, dict[str, Any]], None]  # (writer, confi
 
 def vision_writer(source: Source, seeing: Seeing, name: str, file_type: int) -> gguf.GGUFWriter:
     """A file that says all of the tower but its tensors. Raises BitwrightError where the processor's settings are missing."""
-    config = _config(source)
+    config = config_of(source)
     tower, image = config.vision_config, image_settings(source.checkpoint.directory)
     writer = gguf.GGUFWriter(path=None, arch=ARCH)
     writer.add_type("mmproj")
@@ -161,7 +157,7 @@ SETTINGS: dict[str, Write] = {
 
 def tower_heads(source: Source) -> Heads:
     """The heads of the tower."""
-    n = int(_config(source).vision_config.num_attention_heads)
+    n = int(config_of(source).vision_config.num_attention_heads)
     return Heads(n, n)
 
 
@@ -172,82 +168,9 @@ def row_end(source: Source, token: str) -> Tensor:
     return source.read(embedding)[at].float()
 
 
-def _config(source: Source) -> Any:
+def config_of(source: Source) -> Any:
+    """The configuration of the whole model."""
     return AutoConfig.from_pretrained(source.checkpoint.directory)
-
-
-def require_tower(source: Source) -> None:
-    """Raise BitwrightError for a tower that llama.cpp would compute otherwise."""
-    seeing = seeing_of(source.spec)
-    if seeing is None:
-        return
-    if seeing.wrong:
-        raise fail(
-            "gguf/tower",
-            f"{source.spec.architecture} of {seeing.tower}",
-            saw=seeing.wrong,
-            wanted="a tower that llama.cpp computes as transformers does",
-            help="--container bitsandbytes",
-        )
-    config = _config(source)
-    of_projector = {LLAVA: _wanted_of_llava, VisionProjectorType.PIXTRAL: _wanted_of_pixtral}.get(seeing.projector)
-    wanted = _wanted_of_tower(config.vision_config) | (of_projector(config) if of_projector else {})
-    for name, (saw, known) in wanted.items():
-        if saw not in known:
-            raise fail(
-                "gguf/tower",
-                f"config.json: {name}",
-                saw=f"{saw}",
-                wanted=f"{' or '.join(str(value) for value in known)}, as llama.cpp has it",
-                help="--container bitsandbytes",
-            )
-    if seeing.row_end and seeing.row_end not in tokenizer_of(source.checkpoint.directory).get_vocab():
-        raise fail(
-            "gguf/tower",
-            "tokenizer.json",
-            saw=f"no token {seeing.row_end}",
-            wanted="the token between two rows of an image, whose embedding goes into the file",
-            help="copy tokenizer.json from the original model again, or --container bitsandbytes",
-        )
-
-
-Wanted = dict[str, tuple[Any, tuple[Any, ...]]]  # setting -> what it is, and what it may be
-
-
-def _wanted_of_tower(tower: Any) -> Wanted:
-    full = tuple(getattr(tower, "fullatt_block_indexes", ()))
-    every = full[0] + 1 if full else 1
-    return {
-        "vision_config.window_size": (getattr(tower, "window_size", WINDOW), (WINDOW,)),
-        "vision_config.temporal_patch_size": (getattr(tower, "temporal_patch_size", FRAMES), (FRAMES,)),
-        "vision_config.spatial_merge_size": (getattr(tower, "spatial_merge_size", MERGE), (MERGE,)),
-        "vision_config.fullatt_block_indexes": (full, (tuple(every * (i + 1) - 1 for i in range(len(full))),)),
-        "vision_config.norm_type": (getattr(tower, "norm_type", NORM), (NORM,)),
-        "vision_config.vision_use_head": (bool(getattr(tower, "vision_use_head", False)), (False,)),
-    }
-
-
-def _wanted_of_llava(config: Any) -> Wanted:
-    layers = range(-config.vision_config.num_hidden_layers - 1, config.vision_config.num_hidden_layers + 1)
-    return {
-        "vision_feature_layer": (config.vision_feature_layer, tuple(layers)),
-        "vision_feature_select_strategy": (config.vision_feature_select_strategy, (WHOLE,)),
-        "vision_config.hidden_act": (config.vision_config.hidden_act, (*ACTS, QUICK_GELU)),
-        "projector_hidden_act": (config.projector_hidden_act, (GELU,)),
-        "multimodal_projector_bias": (config.multimodal_projector_bias, (True,)),
-    }
-
-
-def _wanted_of_pixtral(config: Any) -> Wanted:
-    tower, text = config.vision_config, config.get_text_config()
-    return {
-        "vision_feature_layer": (config.vision_feature_layer, (-1, tower.num_hidden_layers)),
-        "vision_feature_select_strategy": (getattr(config, "vision_feature_select_strategy", WHOLE), (WHOLE,)),
-        "vision_config.hidden_act": (tower.hidden_act, (GELU, "silu")),
-        "vision_config.rope_parameters.rope_theta": (tower.rope_parameters["rope_theta"], (ROPE_THETA,)),
-        "projector_hidden_act": (config.projector_hidden_act, (GELU,)),
-        "text_config.rms_norm_eps": (text.rms_norm_eps, (LAYER_NORM_EPS,)),  # of the norm before patches are merged
-    }
 
 
 def image_settings(directory: Path) -> dict[str, Any]:
