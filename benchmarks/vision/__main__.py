@@ -30,14 +30,13 @@ def main() -> None:
     of_trained = parser.add_argument_group(", ".join(OF_TRAINED))
     of_trained.add_argument("--model", default="demo-vision")
     of_trained.add_argument("--weights", type=int, default=72, help="single weights whose true divergence is measured")
-    of_trained.add_argument("--pictures", type=int, default=96, help="for the true divergence of each single weight")
+    of_trained.add_argument("--pictures", type=int, default=24, help="for the true divergence of each single weight")
     of_trained.add_argument("--questions", type=int, default=150, help="of each task")
     of_trained.add_argument("--workdir", type=Path, help="keep what was measured, and go on from it")
     parser.add_argument("--sequences", type=int, help="of calibration; memory: 12")
     options = parser.parse_args()
-    options.sequences = options.sequences or (
-        Settings().sequences if options.part in ("trained", "single") else shapes.SEQUENCES
-    )
+    usual = Settings().sequences if options.part in OF_TRAINED else shapes.SEQUENCES
+    options.sequences = options.sequences or usual
     print(json.dumps(PARTS[options.part](options), indent=1))
 
 
