@@ -6,6 +6,8 @@ its documentation says; it runs with its defaults, in float32 and in bfloat16, a
 
   python -m benchmarks.finetune --within-gb 4     the longest text that a step fits into so much memory above the model, by two
                                                   short ones and a trial at the length that they lead to expect
+  python -m benchmarks.finetune --device cuda     on a GPU: memory is what torch has taken there; TRL in bfloat16, with Liger's
+                                                  kernels, and with states kept in the processor's memory; ours the same ways
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from benchmarks.models import reference
 from bitwright.data.documentation import documentation
 
 TEXTS, LENGTH, RANK = 4, 512, 16
+PARTS = {
+    "cpu": ("ours", "trl-float32", "trl-bfloat16"),
+    "cuda": ("ours", "ours-liger", "ours-offload", "trl-bfloat16", "trl-bfloat16-liger", "trl-bfloat16-offload"),
+}
 PROBED, STRIDE = (1024, 3072), 256  # lengths from which a longer one is foretold, and its rounding
 STATUS = Path("/proc/self/status")
 
@@ -38,7 +44,8 @@ STATUS = Path("/proc/self/status")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--part", default="", help="one part, in this process: ours, trl-float32, trl-bfloat16")
+    parser.add_argument("--part", default="", help="one part, in this process, such as ours or trl-bfloat16-liger")
+    parser.add_argument("--device", choices=PARTS, default="cpu")
     parser.add_argument("--model", default="")
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--only", default="", help="parts, separated by commas")
@@ -46,33 +53,33 @@ def main() -> None:
     parser.add_argument("--within-gb", type=float, default=0.0)
     options = parser.parse_args()
     if options.part:
-        run = ours if options.part == "ours" else theirs
+        run = ours if options.part.startswith("ours") else theirs
         print(json.dumps(run(options)), flush=True)
         return
     with tempfile.TemporaryDirectory() as folder:
         stock(Path(folder) / "model")
         found: dict[str, dict[str, Any]] = {}
-        parts = options.only.split(",") if options.only else ("ours", "trl-float32", "trl-bfloat16")
+        parts = options.only.split(",") if options.only else PARTS[options.device]
         if options.within_gb:
-            longest = {part: longest_of(part, f"{folder}/model", options.within_gb) for part in parts}
-            peers = [length for part, length in longest.items() if part != "ours"]
-            if peers and "ours" in longest:
-                print(json.dumps({"longest_ratio": round(longest["ours"] / max(peers), 2)}))
+            longest = {part: longest_of(part, options.device, f"{folder}/model", options.within_gb) for part in parts}
+            own, peers = ([n for part, n in longest.items() if part.startswith("ours") is ours] for ours in (True, False))
+            if peers and own:
+                print(json.dumps({"longest_ratio": round(max(own) / max(peers), 2)}))
             return
         for part in parts:
-            if line := run_of(part, f"{folder}/model", options.texts, options.length, options.steps):
+            if line := run_of(part, options.device, f"{folder}/model", options.texts, options.length, options.steps):
                 found[part] = line
                 print(json.dumps({"part": part} | line), flush=True)
-    peers = [line for part, line in found.items() if part != "ours"]
-    if peers and "ours" in found:
-        best = min(peers, key=lambda line: line["seconds"])
-        ratios = {f"{key}_ratio": round(found["ours"][key] / best[key], 3) for key in ("seconds", "peak_above_model_gb")}
-        print(json.dumps(ratios | {"against": best["part"]}))
+    own, peers = ([line for part, line in found.items() if part.startswith("ours") is ours] for ours in (True, False))
+    if peers and own:
+        first, best = (min(lines, key=lambda line: line["seconds"]) for lines in (own, peers))
+        ratios = {f"{key}_ratio": round(first[key] / best[key], 3) for key in ("seconds", "peak_above_model_gb")}
+        print(json.dumps(ratios | {"of": first["part"], "against": best["part"]}))
 
 
-def run_of(part: str, model: str, n_texts: int, length: int, steps: int) -> dict[str, Any] | None:
+def run_of(part: str, device: str, model: str, n_texts: int, length: int, steps: int) -> dict[str, Any] | None:
     """One part in a process of its own; nothing where it fails."""
-    command = [sys.executable, "-m", "benchmarks.finetune", "--part", part, "--model", model]
+    command = [sys.executable, "-m", "benchmarks.finetune", "--part", part, "--model", model, "--device", device]
     command += ["--steps", str(steps), "--length", str(length), "--texts", str(n_texts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -82,12 +89,12 @@ def run_of(part: str, model: str, n_texts: int, length: int, steps: int) -> dict
     return found
 
 
-def longest_of(part: str, model: str, most_gb: float) -> int:
+def longest_of(part: str, device: str, model: str, most_gb: float) -> int:
     """Tokens of the longest text, to STRIDE, of which a trial stayed within ``most_gb``."""
     peaks: dict[int, float] = {}
 
     def tried(length: int, steps: int) -> float:
-        line = run_of(part, model, 1, length, steps)
+        line = run_of(part, device, model, 1, length, steps)
         peaks[length] = line["peak_above_model_gb"] if line else math.inf
         print(json.dumps({"part": part, "length": length, "peak_above_model_gb": peaks[length]}), flush=True)
         return peaks[length]
@@ -125,18 +132,24 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from bitwright.finetune.inputs import packed
     from bitwright.finetune.model import adapt, load
     from bitwright.finetune.tokens import Example
-    from bitwright.finetune.train import loss_of, recompute
+    from bitwright.finetune.train import LOSSES, loss_of, recompute
     from bitwright.host.device import precision_of
 
-    work = precision_of("auto", torch.device("cpu")).work
-    model = load(Path(options.model), torch.device("cpu"), work)
+    device = torch.device(options.device)
+    work = precision_of("auto", device).work
+    model = load(Path(options.model), device, work)
     adapt(model, ("*",), RANK, 16.0, False)
     recompute(model)
+    if options.part.endswith("liger"):
+        from transformers.integrations.liger import apply_liger_kernel
+
+        apply_liger_kernel(model, dict.fromkeys(LOSSES, False))
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     ids = texts(AutoTokenizer.from_pretrained(options.model), options.texts, options.length)
-    arena = Arena()
+    arena = Arena(options.part.endswith("offload"))
     batch = packed([Example(t, torch.cat([t[1:], torch.tensor([-100])]), 0, 1) for t in ids])
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
 
     def step() -> float:
         loss = loss_of(model, batch, arena=arena)
@@ -145,7 +158,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
         return float(loss)
 
-    return timed(step, options.steps, "ours")
+    return timed(step, options)
 
 
 def theirs(options: argparse.Namespace) -> dict[str, Any]:
@@ -155,8 +168,10 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    dtype = getattr(torch, options.part.removeprefix("trl-"))
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    on_cpu, (dtype, *kind) = options.device == "cpu", options.part.removeprefix("trl-").split("-")
+    dtype = getattr(torch, dtype)
+    placed = {} if on_cpu else {"device_map": options.device}
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, **placed)
     ids = texts(AutoTokenizer.from_pretrained(options.model), options.texts, options.length)
     rows = Dataset.from_list([{"input_ids": t.tolist()} for t in ids])
     moments: list[float] = []
@@ -166,12 +181,16 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
             moments.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if not on_cpu:
+                torch.cuda.synchronize()
             moments.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
             output_dir=folder,
-            use_cpu=True,
+            use_cpu=on_cpu,
+            use_liger_kernel="liger" in kind,
+            activation_offloading="offload" in kind,
             bf16=dtype is torch.bfloat16,
             max_length=options.length,
             per_device_train_batch_size=options.texts,
@@ -183,25 +202,42 @@ def theirs(options: argparse.Namespace) -> dict[str, Any]:
         )
         lora = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = SFTTrainer(model, config, train_dataset=rows, peft_config=lora, callbacks=[Clock()])
-        with Peak() as peak:
+        with PEAKS[options.device]() as peak:
             trainer.train()
     spent = [end - begin for begin, end in zip(moments[::2], moments[1::2], strict=True)]
-    return figures(options.part, spent, peak)
+    return figures(options, spent, peak)
 
 
-def timed(step: Callable[[], float], count: int, part: str) -> dict[str, Any]:
+def timed(step: Callable[[], float], options: argparse.Namespace) -> dict[str, Any]:
     spent = []
-    with Peak() as peak:
-        for _ in range(count):
+    with PEAKS[options.device]() as peak:
+        for _ in range(options.steps):
             begin = time.perf_counter()
             step()
             spent.append(time.perf_counter() - begin)
-    return figures(part, spent, peak)
+    return figures(options, spent, peak)
 
 
-def figures(part: str, spent: list[float], peak: Peak) -> dict[str, Any]:
+def figures(options: argparse.Namespace, spent: list[float], peak: Peak | GpuPeak) -> dict[str, Any]:
     """Seconds of a step after the first one, and the peak."""
-    return {"part": part, "seconds": round(statistics.median(spent[1:] or spent), 3), "peak_above_model_gb": peak.above()}
+    seconds = round(statistics.median(spent[1:] or spent), 3)
+    return {"part": options.part, "seconds": seconds, "peak_above_model_gb": peak.above()}
+
+
+class GpuPeak:
+    """Most memory that torch has taken on a GPU while the block runs, above what it had taken before."""
+
+    def __enter__(self) -> GpuPeak:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.synchronize()
+
+    def above(self) -> float:
+        return round((torch.cuda.max_memory_allocated() - self.before) / 1e9, 3)
 
 
 class Peak:
@@ -224,6 +260,9 @@ class Peak:
 
     def above(self) -> float:
         return round((self.most - self.before) / 1e9, 3)
+
+
+PEAKS = {"cpu": Peak, "cuda": GpuPeak}
 
 
 def _resident() -> int:

@@ -278,6 +278,8 @@ def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_pa
     [
         ({"rank": 0}, "rank"),
         ({"optimizer": "sgd"}, "optimizer"),
+        ({"offload": True}, "device"),
+        ({"liger": True}, "device"),
         ({"method": "full"}, "method"),
         ({"targets": ("x",)}, "targets"),
     ],

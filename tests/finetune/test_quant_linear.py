@@ -41,22 +41,24 @@ def decoded(packed: Packed, rank: int) -> tuple[nn.Linear, Tensor, Tensor]:
 
 def gradients(y: Tensor, *leaves: Tensor) -> list[Tensor]:
     torch.manual_seed(2)
-    return [*torch.autograd.grad((y.float() * torch.randn(y.shape)).sum(), leaves)]
+    return [*torch.autograd.grad((y.float() * torch.randn(y.shape).to(y.device)).sum(), leaves)]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_gradients_are_those_of_the_decoded_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_the_decoded_layer(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n_cols = 4096 if FORMATS[name].unavailable(K) else K
     packed = packed_of(name, n_cols)
     together = packed.format.rows_together(n_cols)
-    monkeypatch.setattr(weights, "TILE_ENTRIES", n_cols * together)  # several tiles
-    layer, a, b = decoded(packed, RANK)
-    ours = QuantLinear(PackedWeight(packed), rank=RANK, alpha=8.0)
-    assert ours.weight.rows_at_once == together
+    for entries in ("TILE_ENTRIES", "GPU_TILE_ENTRIES"):
+        monkeypatch.setattr(weights, entries, n_cols * together)  # several tiles
+    layer, a, b = (part.to(device) for part in decoded(packed, RANK))
+    ours = QuantLinear(PackedWeight(packed), rank=RANK, alpha=8.0).to(device)
+    assert ours.weight.rows_at_once() == together
     assert ours.lora_a is not None
     assert ours.lora_b is not None
     ours.lora_a.data, ours.lora_b.data = a.data.clone(), b.data.clone()
-    x = torch.randn(2, 5, n_cols)
+    x = torch.randn(2, 5, n_cols).to(device)
     given, again = (x.clone().requires_grad_() for _ in range(2))
     wanted = gradients(layer(given) + 2.0 * (given @ a.t()) @ b.t(), given, a, b)
     found = gradients(ours(again), again, ours.lora_a, ours.lora_b)

@@ -59,6 +59,10 @@ def run(
     epochs: Annotated[float, typer.Option(min=0.0, help="How often all texts are read.")] = 1.0,
     max_steps: Annotated[int, typer.Option(min=0, help="Stop after so many steps. 0: by epochs.")] = 0,
     optimizer: Annotated[str, typer.Option(help="adamw, or adamw8bit, with 8 bits a number of its states.")] = "adamw",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="On a GPU: keep what the backward pass needs in the processor's memory.")
+    ] = False,
+    liger: Annotated[bool, typer.Option("--liger", help="On a GPU: Liger's kernels (pip install liger-kernel).")] = False,
     held_out: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of the texts that are kept apart.")] = 0.05,
     seed: common.Seed = 0,
     workdir: common.Workdir = "",
@@ -94,6 +98,8 @@ def run(
         epochs=epochs,
         max_steps=max_steps,
         optimizer=optimizer,
+        offload=offload,
+        liger=liger,
         held_out=held_out,
         template=template,
         answer=answer,

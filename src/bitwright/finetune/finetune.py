@@ -72,6 +72,11 @@ def finetune(
     if unused := training.unused():
         where, saw = f"--method {training.method}", f"{', '.join(unused)}, of which it makes no use"
         raise fail("finetune/unused", where, saw=saw, wanted="options of the method", help=f"leave out {' '.join(unused)}")
+    if (asked := training.of_a_gpu()) and (device := device_of(training.device)).type != "cuda":
+        where, help = " ".join(asked), f"leave out {' '.join(asked)}"
+        raise fail("finetune/device", where, saw=f"a training on {device}", wanted="a GPU of CUDA", help=help)
+    if training.liger:
+        require_package("finetune/package", "--liger", "liger_kernel", "its kernels are what it is for")
     if training.method in IN_FORMAT:
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
     if training.method != LORA:

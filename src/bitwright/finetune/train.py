@@ -33,6 +33,7 @@ STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 TRAINED = "trained.safetensors"  # in a checkpoint
 DISTRIBUTION = (LIKELIEST, "log_p", "log_tail")  # names of inputs
+LOSSES = ("cross_entropy", "fused_linear_cross_entropy")  # of Liger, in the place of which we have our own
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -50,12 +51,15 @@ def loss_of(
     labels = inputs[LABELS].reshape(-1)
     config = model.config.get_text_config()
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
-    return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
+    on_cpu = labels.device.type == "cpu"
+    if on_cpu:
+        return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
     with nullcontext() if arena is None else arena.keeping(entries * torch.float32.itemsize):
         given = {name: tensor for name, tensor in inputs.items() if name not in (*OURS, *DISTRIBUTION)}
         body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
-    return_free_pages(entries)
+    if on_cpu:
+        return_free_pages(entries)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
     total = summed_loss(learnt_states, head, target or _target(inputs, learnt), scale, cap)
@@ -74,16 +78,23 @@ class PartTrainer(Trainer):
 
     ``rates``: of parameters whose names end so, as factors of the learning rate. ``eight_bit``: keep the optimizer's states in
     8 bits a number (bitsandbytes, arXiv 2110.02861). ``alike``: each pass of a step counts the same, whatever labels it has.
+    ``offload``: what a GPU keeps for the backward pass lies in the processor's memory.
     """
 
     def __init__(
-        self, *args: Any, rates: Mapping[str, float] | None = None, eight_bit: bool = False, alike: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        rates: Mapping[str, float] | None = None,
+        eight_bit: bool = False,
+        alike: bool = False,
+        offload: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rates, self.eight_bit = dict(rates or {}), eight_bit
         self.model_accepts_loss_kwargs = not alike  # our loss counts the labels of the whole step
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
-        self.arena = Arena()
+        self.arena = Arena(offload)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = loss_of(model, inputs, num_items_in_batch, self.arena if model.training else None)
@@ -153,20 +164,25 @@ def train(
     recomputed: bool = True,
     eight_bit: bool = False,
     alike: bool = False,
+    offload: bool = False,
+    liger: bool = False,
     **given: Any,
 ) -> tuple[tuple[int, float], ...]:
     """Train on ``lessons``, on from the last checkpoint in ``folder``; the loss of each step, with its number.
 
     ``collate`` makes the inputs of ``loss_of`` from some of them; ``given``: settings of transformers' Trainer.
     ``recomputed``: whether blocks are run again in the backward pass, which takes a quarter longer and far less memory.
-    ``alike``: each pass of a step counts the same, whatever labels it has.
+    ``alike``: each pass of a step counts the same, whatever labels it has. ``offload``: what a GPU keeps for the backward pass
+    lies in the processor's memory. ``liger``: Liger's kernels (arXiv 2410.10989), which take the place of the class's own parts
+    in this process, in every model of its class.
     """
-    settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given)
+    kernels = {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(LOSSES, False)} if liger else {}
+    settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given, **kernels)
     if recomputed:
         recompute(model)
     with reporter.stage(TRAIN) as advance:
         watch = [Told(advance)]
-        ours: dict[str, Any] = {"rates": rates, "eight_bit": eight_bit, "alike": alike}
+        ours: dict[str, Any] = {"rates": rates, "eight_bit": eight_bit, "alike": alike, "offload": offload}
         trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, **ours)
         left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
         whole = [path for path in left if (path / TRAINED).exists() and (path / "trainer_state.json").exists()]

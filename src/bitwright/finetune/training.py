@@ -38,6 +38,8 @@ class Training:
     sheet: str = ""
     rows_together: int = 1
     optimizer: str = ADAMW  # adamw8bit: its states in 8 bits a number
+    offload: bool = False  # from a GPU: what is kept for the backward pass lies in the processor's memory
+    liger: bool = False  # on a GPU: Liger's kernels for norms, gates and positions
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -48,13 +50,17 @@ class Training:
         without = {SCALES: ("rank", *of_rank), QAT: of_rank if self.rank == 0 else ()}.get(self.method, ())
         return tuple(f"--{name}" for name in without if getattr(self, name) != getattr(Training, name))
 
+    def of_a_gpu(self) -> tuple[str, ...]:
+        """What was asked for that needs a GPU, by its name on the command line."""
+        return tuple(f"--{name}" for name in ("offload", "liger") if getattr(self, name))
+
     @property
     def strength(self) -> float:
         """What a low-rank change is multiplied with, times its rank."""
         return self.alpha * (math.sqrt(self.rank) if self.rslora else 1.0)
 
     def of_trainer(self, apart: bool = False) -> dict[str, Any]:
-        """The same in the words of transformers' Trainer, and which optimizer. ``apart``: each text is a pass of its own."""
+        """The same in the words of ``train``. ``apart``: each text is a pass of its own."""
         return {
             "per_device_train_batch_size": 1 if apart else self.batch,
             "gradient_accumulation_steps": self.accumulate * (self.batch if apart else 1),
@@ -62,6 +68,8 @@ class Training:
             "num_train_epochs": self.epochs,
             "max_steps": self.max_steps or -1,
             "eight_bit": self.optimizer == ADAMW_8BIT,
+            "offload": self.offload,
+            "liger": self.liger,
             "seed": self.seed,
         }
 

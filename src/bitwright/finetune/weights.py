@@ -12,6 +12,7 @@ from bitwright.formats.base import Packed
 from bitwright.formats.families import CODES
 
 TILE_ENTRIES = 1 << 22  # weights that are decoded at once: 16 MiB in float32
+GPU_TILE_ENTRIES = 1 << 26  # on a GPU, where small products are slow and adding them up takes as long again
 
 
 class FrozenWeight(nn.Module):
@@ -26,9 +27,13 @@ class FrozenWeight(nn.Module):
 
     def times(self, x: Tensor) -> Tensor:
         """x W^T [T, N] for ``x`` [T, K], in the type of ``x``."""
-        y = x.new_empty(len(x), self.n_rows)
+        y: Tensor | None = None
         for rows, tile in self.tiles(x.dtype):
+            if rows.stop - rows.start == self.n_rows:
+                return x @ tile.t()
+            y = x.new_empty(len(x), self.n_rows) if y is None else y
             y[:, rows] = x @ tile.t()
+        assert y is not None
         return y
 
     def back(self, g: Tensor) -> Tensor:
@@ -55,18 +60,23 @@ class PackedWeight(FrozenWeight):
         for name, tensor in packed.tensors.items():
             self.register_buffer(f"packed_{name}", tensor, persistent=False)
         self._names = tuple(packed.tensors)
-        together = packed.format.rows_together(self.n_cols)
-        self.rows_at_once = max(1, TILE_ENTRIES // (self.n_cols * together)) * together
+        self.rows_together = packed.format.rows_together(self.n_cols)
 
     @property
     def packed(self) -> Packed:
         tensors = {name: getattr(self, f"packed_{name}") for name in self._names}
         return Packed(self.format, (self.n_rows, self.n_cols), tensors)
 
+    def rows_at_once(self) -> int:
+        """Of how many rows a tile is made, where the weight lies."""
+        on_cpu = getattr(self, f"packed_{self._names[0]}").device.type == "cpu"
+        entries = TILE_ENTRIES if on_cpu else GPU_TILE_ENTRIES
+        return max(1, entries // (self.n_cols * self.rows_together)) * self.rows_together
+
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        whole = self.packed
-        for start in range(0, self.n_rows, self.rows_at_once):
-            stop = min(start + self.rows_at_once, self.n_rows)
+        whole, at_once = self.packed, self.rows_at_once()
+        for start in range(0, self.n_rows, at_once):
+            stop = min(start + at_once, self.n_rows)
             part = whole.rows(start, stop, self.common)
             yield slice(start, stop), self.codes.decode_packed(part.format, part.shape, part.tensors, dtype)
 

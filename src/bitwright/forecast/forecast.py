@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bitwright.data.calibration import PICTURES, RESIDENT_SHARE, SELF, calibration_of, counts_of, resident_dtype
@@ -18,6 +19,7 @@ from bitwright.plan import Plan
 # Seconds over those that bare products at full speed would take, fitted to runs of the demo model and checked on random llamas
 # of other sizes (docs/LOG.md, 2026-11-26, forecasts).
 WRITING, RUNNING, DRAWING, BACKWARD, COMPARING = 2.4, 1.7, 2.4, 1.7, 2.1
+BLOCK_CALLS = 100  # operations of a block, and as long again in Python, in the time of one that does nothing (on a GPU)
 HEAP = 1.2  # resident memory over what is used, unless --max-memory keeps freed memory from staying
 START_SECONDS = 8.0  # of a process that loads the libraries
 DISK_NBYTES = 300e6  # a second, decoded and packed on the way
@@ -87,6 +89,7 @@ class _Costs:
         self.head = spec.text.width * self._vocabulary()
         body = sum(w.n_rows * w.n_cols for w in self.blocks if w.at.stack == spec.text.name)
         self.whole = 2 * (body + self.head)  # operations for one token
+        self.calling = BLOCK_CALLS * speed.call * sum(stack.n_blocks for stack in spec.stacks)  # for one pass of the model
 
     def _vocabulary(self) -> int:
         spec = self.subject.source.spec
@@ -97,12 +100,14 @@ class _Costs:
         """Seconds of each stage up to the table of damages."""
         tokens, products = self.rows[self.subject.source.spec.text.name], self.speed.products
         through = sum(2 * self.rows[w.at.stack] * w.n_rows * w.n_cols for w in self.blocks)
+        passes = math.ceil(tokens / self.subject.method.batch_tokens)
+        steps = self.subject.settings.length if self.own else 0  # of writing, all texts at once
         stages = {
-            WRITE_TEXT: WRITING * self.own * self.whole / products,
-            ANSWER: WRITING * self.pictures * ANSWER_TOKENS * self.whole / products,
-            FORWARD: RUNNING * through / products,
+            WRITE_TEXT: WRITING * self.own * self.whole / products + steps * self.calling,
+            ANSWER: self.pictures * ANSWER_TOKENS * (WRITING * self.whole / products + self.calling),
+            FORWARD: RUNNING * through / products + passes * self.calling,
             LABELS: DRAWING * tokens * 4 * self.head / products,
-            ROUND: sum(map(self._of_weight, self.blocks)) + BACKWARD * 2 * through / products,
+            ROUND: sum(map(self._of_weight, self.blocks)) + BACKWARD * 2 * through / products + 3 * passes * self.calling,
             **{f"{ROUND} {w.role}": self._of_weight(w) for w in self.subject.source.spec.vocabulary},
         }
         return {stage: seconds for stage, seconds in stages.items() if seconds > 0}
@@ -133,4 +138,6 @@ class _Costs:
         scores = 2 * scored * n * k + 2 * self.subject.settings.sequences * sum(SHARES) * formats * n * k
         outputs = 2 * UNSEEN * (formats + 1) * n * k
         factors = (6 + 2 * short) * k**3
-        return (moments + scores + outputs + factors) / self.speed.products + (1 + short) * n * k * self.speed.rounding
+        return (moments + scores + outputs + factors) / self.speed.products + (
+            (1 + short) * k * (n * self.speed.rounding + self.speed.column)
+        )

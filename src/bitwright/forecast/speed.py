@@ -15,15 +15,22 @@ from bitwright.rounding.kernels.error_feedback import Feedback
 
 TRIAL_SECONDS = 0.5
 SIDE = 512  # rows and columns of the weight that is rounded on trial; every format can store rows of it
+TALL = 4096  # rows of a second one on a GPU, where as many columns take nearly the same time whatever their length
+CALLS = 100  # small operations of a trial
 
 
 @dataclass(frozen=True)
 class Speed:
     """``products``: floating-point operations a second in matrix products. ``rounding``: seconds for one weight (a number, not
-    a matrix) through every format of the menu."""
+    a matrix) through every format of the menu.
+
+    On a GPU small operations wait for one another: ``column`` seconds more for each column that is rounded, and ``call``
+    seconds for each operation of a model."""
 
     products: float
     rounding: float
+    column: float = 0.0
+    call: float = 0.0
 
     @classmethod
     def of(cls, subject: Subject) -> Speed:
@@ -38,14 +45,25 @@ class Speed:
         seconds = _seconds_of(lambda: a @ b, device)
         widest = max(subject.method.formats.values(), key=len)
         formats = tuple(format for format in widest if not format.unavailable(SIDE))
-        value, x = draw(SIDE, SIDE), draw(2 * SIDE, SIDE)
+        x = draw(2 * SIDE, SIDE)
         feedback = Feedback.of(x.t() @ x / len(x))
 
-        def rounded() -> None:
-            for rounder, own in by_rounder(formats, subject.method.rounders):
-                rounder.calibrated(value, feedback, own)
+        def rounding_seconds(n_rows: int) -> float:
+            value = draw(n_rows, SIDE)
 
-        return cls(2 * 1024**3 / seconds, _seconds_of(rounded, device) / SIDE**2)
+            def rounded() -> None:
+                for rounder, own in by_rounder(formats, subject.method.rounders):
+                    rounder.calibrated(value, feedback, own)
+
+            return _seconds_of(rounded, device)
+
+        products, short = 2 * 1024**3 / seconds, rounding_seconds(SIDE)
+        if device.type == "cpu":
+            return cls(products, short / SIDE**2)
+        number = max(0.0, rounding_seconds(TALL) - short) / (TALL - SIDE) / SIDE
+        one = torch.zeros(1, device=device)
+        calls = _seconds_of(lambda: [one.add_(1) for _ in range(CALLS)], device)
+        return cls(products, number, max(0.0, short / SIDE - number * SIDE), calls / CALLS)
 
 
 def _seconds_of(trial: Callable[[], object], device: torch.device) -> float:

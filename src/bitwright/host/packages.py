@@ -6,7 +6,12 @@ import importlib.util
 
 from bitwright.errors import BitwrightError, fail
 
-WHEELS = {"PIL": "pillow", "compressed_tensors": "compressed-tensors", "lm_eval": "lm-eval"}  # where the names differ
+WHEELS = {  # where the names differ
+    "PIL": "pillow",
+    "compressed_tensors": "compressed-tensors",
+    "liger_kernel": "liger-kernel",
+    "lm_eval": "lm-eval",
+}
 
 
 def not_installed(rule: str, where: object, module: str, purpose: str) -> BitwrightError:
