@@ -81,6 +81,8 @@ class PartTrainer(Trainer):
     ``offload``: what a GPU keeps for the backward pass lies in the processor's memory.
     """
 
+    optimizer: Any
+
     def __init__(
         self,
         *args: Any,
@@ -269,7 +271,7 @@ def write_adapter(folder: Path, model: Any, base: str, names: list[str], rank: i
 
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=names,
         use_rslora=rslora,
         task_type="CAUSAL_LM",
