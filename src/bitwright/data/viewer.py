@@ -197,7 +197,7 @@ def _processor(directory: Path, tokenizer: Any) -> Any:
     if is_torchvision_available() or found is None or VIDEOS not in found.get_attributes():
         return AutoProcessor.from_pretrained(directory, backend=BACKEND)
 
-    class WithoutVideos(found):  # type: ignore[misc]
+    class WithoutVideos(found):
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             return None if argument is None else super().check_argument_for_proper_class(name, argument)
 

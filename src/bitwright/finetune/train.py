@@ -271,7 +271,7 @@ def write_adapter(folder: Path, model: Any, base: str, names: list[str], rank: i
 
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=names,
         use_rslora=rslora,
         task_type="CAUSAL_LM",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bitwright.runtimes.llama_cpp import LlamaCpp
 
 
-class GgufLM(TemplateLM):  # type: ignore[misc]
+class GgufLM(TemplateLM):
     """A GGUF file in llama.cpp, as the harness wants to ask it: log-likelihoods of continuations."""
 
     def __init__(self, runtime: LlamaCpp, longest: int) -> None:
