@@ -113,7 +113,8 @@ class Child:
 
 
 def _of_imports() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(OF_IMPORTS)}
+    """Variables that decide what imports do; what silences libraries is the same for all that is started here."""
+    return {name: value for name, value in {**os.environ, **QUIET}.items() if name.startswith(OF_IMPORTS)}
 
 
 def serve(place: Path) -> None:
