@@ -13,10 +13,10 @@ from rich.console import Console
 import bitwright
 from bitwright import Settings
 from bitwright.errors import BitwrightError
-from bitwright.forecast.forecast import forecast_of
+from bitwright.forecast.forecast import BLOCK_CALLS, forecast_of, measuring_seconds
 from bitwright.forecast.speed import Speed
 from bitwright.host.progress import Reporter
-from bitwright.host.schedule import RECORD
+from bitwright.host.schedule import LABELS, RECORD, ROUND, WRITE_TEXT
 from bitwright.measure.subject import Subject
 from tests.conftest import Build
 
@@ -56,6 +56,17 @@ def test_more_to_do_takes_longer(build: Build) -> None:
     first, *others = found.values()
     assert all(other.total > first.total for other in others)
     assert all(other.disk_nbytes > first.disk_nbytes for other in others)
+
+
+def test_launching_counts_where_it_is_what_takes_time(build: Build) -> None:
+    """A GPU writes token by token and rounds column by column, whatever there is to multiply."""
+    subject = Subject.open(build("llama"), replace(SMALL, calibration="self"))
+    fast = Speed(products=1e14, rounding=1e-9)
+    plain, launched = (measuring_seconds(subject, speed) for speed in (fast, replace(fast, column=1e-4, call=1e-5)))
+    assert launched[WRITE_TEXT] - plain[WRITE_TEXT] == pytest.approx(SMALL.length * 2 * BLOCK_CALLS * 1e-5)
+    columns = sum(w.n_cols for w in subject.source.spec.weights if w.at.index < 2)
+    assert launched[ROUND] - plain[ROUND] >= columns * 1e-4
+    assert launched[LABELS] == plain[LABELS]
 
 
 def test_the_result_is_at_most_the_budget_and_known_where_it_was_measured(build: Build, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def loss_of(
     on_cpu = labels.device.type == "cpu"
     if on_cpu:
         return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
-    with nullcontext() if arena is None else arena.keeping(entries * torch.float32.itemsize):
+    with nullcontext() if arena is None else arena.keeping(entries * (4 if on_cpu else 2)):
         given = {name: tensor for name, tensor in inputs.items() if name not in (*OURS, *DISTRIBUTION)}
         body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
@@ -178,7 +178,7 @@ def train(
     lies in the processor's memory. ``liger``: Liger's kernels (arXiv 2410.10989), which take the place of the class's own parts
     in this process, in every model of its class.
     """
-    kernels = {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(LOSSES, False)} if liger else {}
+    kernels = _liger(model, reporter) if liger else {}
     settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given, **kernels)
     if recomputed:
         recompute(model)
@@ -195,6 +195,16 @@ def train(
     if not losses:
         raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
     return losses
+
+
+def _liger(model: Any, reporter: Reporter) -> dict[str, Any]:
+    """Settings of transformers' Trainer for Liger's kernels; says so where there are none for the class of ``model``."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        reporter.say(f"note: Liger has no kernels for {model.config.model_type}; --liger changes nothing")
+        return {}
+    return {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(LOSSES, False)}
 
 
 class Told(TrainerCallback):
