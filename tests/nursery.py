@@ -26,6 +26,7 @@ from bitwright.host.quiet import QUIET
 
 REAL = process._run
 IMPORTED = ("bitwright.evaluate.worker", "bitwright.pipeline", "bitsandbytes", "transformers.models.llama.modeling_llama")
+LATER = {"bitwright.evaluate.tasks_worker": "lm_eval.models.huggingface"}  # what a worker imports at its work
 OF_IMPORTS = ("HF_", "TRANSFORMERS_", "OMP_", "XDG_", "PYTHON", "BITWRIGHT_")  # variables that imports read
 MOST_BYTES = 1 << 20
 SECONDS = 120  # for the imports
@@ -134,7 +135,10 @@ def serve(place: Path) -> None:
             continue
         message, files, _, _ = socket.recv_fds(connection, MOST_BYTES, 2)
         job = json.loads(message)
-        __import__(job["arguments"][0])
+        worker = job["arguments"][0]
+        __import__(worker)
+        if worker in LATER:
+            __import__(LATER[worker])
         if os.fork() == 0:  # it waits, so that others can be served meanwhile
             listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -11,7 +11,7 @@ from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.weights import PackedWeight, PlainWeight
 from bitwright.formats.base import Format, Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
-from bitwright.formats.families import unpacked
+from bitwright.formats.families import CODES, unpacked
 from bitwright.formats.ggml.format import GGML_FORMATS
 from bitwright.formats.group.format import GROUP_FORMATS
 from bitwright.formats.iq.format import CODEBOOK_FORMATS
@@ -50,8 +50,8 @@ def test_gradients_are_those_of_the_decoded_layer(name: str, device: str, monkey
     n_cols = 4096 if FORMATS[name].unavailable(K) else K
     packed = packed_of(name, n_cols)
     together = packed.format.rows_together(n_cols)
-    for entries in ("TILE_ENTRIES", "GPU_TILE_ENTRIES"):
-        monkeypatch.setattr(weights, entries, n_cols * together)  # several tiles
+    monkeypatch.setattr(weights, "TILE_ENTRIES", n_cols * together)  # several tiles
+    monkeypatch.setattr(CODES[type(packed.format)], "gpu_tile", n_cols * together)
     layer, a, b = (part.to(device) for part in decoded(packed, RANK))
     ours = QuantLinear(PackedWeight(packed), rank=RANK, alpha=8.0).to(device)
     assert ours.weight.rows_at_once() == together

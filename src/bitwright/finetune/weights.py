@@ -12,7 +12,6 @@ from bitwright.formats.base import Packed
 from bitwright.formats.families import CODES
 
 TILE_ENTRIES = 1 << 22  # weights that are decoded at once: 16 MiB in float32
-GPU_TILE_ENTRIES = 1 << 26  # on a GPU, where small products are slow and adding them up takes as long again
 
 
 class FrozenWeight(nn.Module):
@@ -70,7 +69,7 @@ class PackedWeight(FrozenWeight):
     def rows_at_once(self) -> int:
         """Of how many rows a tile is made, where the weight lies."""
         on_cpu = getattr(self, f"packed_{self._names[0]}").device.type == "cpu"
-        entries = TILE_ENTRIES if on_cpu else GPU_TILE_ENTRIES
+        entries = TILE_ENTRIES if on_cpu else self.codes.gpu_tile
         return max(1, entries // (self.n_cols * self.rows_together)) * self.rows_together
 
     def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -59,6 +59,7 @@ class Codes(ABC):
     shape: tuple[int, ...]
     parts: ClassVar[tuple[str, ...]]  # every name that ``tensors`` may give
     common: ClassVar[tuple[str, ...]] = ()  # those of them that are the same for any rows of the weight
+    gpu_tile: ClassVar[int] = 1 << 24  # weights that a GPU decodes at once for a product: many small products are slow
 
     @abstractmethod
     def decode(self, dtype: torch.dtype = ...) -> Tensor:

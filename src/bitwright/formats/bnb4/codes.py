@@ -68,6 +68,7 @@ class BlockCodes(Codes):
 
     parts: ClassVar[tuple[str, ...]] = ("code", "scale", "scale_code", "nested_scale", "offset")
     common: ClassVar[tuple[str, ...]] = ("offset",)
+    gpu_tile: ClassVar[int] = 1 << 26  # the kernel needs nothing beside its result
 
     format: BlockFormat
     shape: tuple[int, ...]
