@@ -132,7 +132,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from bitwright.finetune.inputs import packed
     from bitwright.finetune.model import adapt, load
     from bitwright.finetune.tokens import Example
-    from bitwright.finetune.train import LOSSES, loss_of, recompute
+    from bitwright.finetune.train import LIGER, loss_of, recompute
     from bitwright.host.device import precision_of
 
     device = torch.device(options.device)
@@ -143,7 +143,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     if options.part.endswith("liger"):
         from transformers.integrations.liger import apply_liger_kernel
 
-        apply_liger_kernel(model, dict.fromkeys(LOSSES, False))
+        apply_liger_kernel(model, LIGER)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
     ids = texts(AutoTokenizer.from_pretrained(options.model), options.texts, options.length)

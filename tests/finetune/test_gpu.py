@@ -43,9 +43,8 @@ def test_what_is_kept_in_the_processors_memory_changes_nothing(build: Build, mon
             model.zero_grad()
             torch.cuda.reset_peak_memory_stats()
             loss_of(model, batch, arena=place).backward()
-        return [
-            parameter.grad.clone() for parameter in parameters if parameter.grad is not None
-        ], torch.cuda.max_memory_allocated()
+        found = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+        return found, torch.cuda.max_memory_allocated()
 
     (here, most), (away, less) = gradients(Arena()), gradients(Arena(offload=True))
     assert len(here) == len(parameters)

@@ -5,6 +5,8 @@ import torch
 
 from bitwright.containers.registry import CONTAINERS, container_of
 from bitwright.formats.base import Codes, Format, Packed
+from bitwright.formats.bnb4.codes import BlockCodes, by_kernel
+from bitwright.formats.bnb4.format import BlockFormat
 from bitwright.measure.vocabulary import joined
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.bnb4 import BNB4
@@ -65,3 +67,12 @@ def test_rows_rounded_apart_are_joined_to_the_same_bits(rounder: Rounder, format
 def test_an_odd_number_of_codes_survives_too(format: Format) -> None:
     codes = BNB4.nearest(weights(3, 33), format)
     assert torch.equal(again(BNB4, Packed.of(codes)).decode(), codes.decode())
+
+
+@pytest.mark.parametrize("format", BNB4.formats.values(), ids=lambda format: format.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitsandbytes_decodes_to_the_same_bits(format: BlockFormat, dtype: torch.dtype) -> None:
+    """The kernel that a GPU takes; the same name stands for one of a processor."""
+    packed = Packed.of(rounded(BNB4, format))
+    found = by_kernel(format, packed.shape, packed.tensors, dtype)
+    assert torch.equal(found, BlockCodes.decode_packed(format, packed.shape, packed.tensors, dtype))

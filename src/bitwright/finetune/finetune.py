@@ -74,7 +74,7 @@ def finetune(
         raise fail("finetune/unused", where, saw=saw, wanted="options of the method", help=f"leave out {' '.join(unused)}")
     if (asked := training.of_a_gpu()) and (device := device_of(training.device)).type != "cuda":
         where, help = " ".join(asked), f"leave out {' '.join(asked)}"
-        raise fail("finetune/device", where, saw=f"a training on {device}", wanted="a GPU of CUDA", help=help)
+        raise fail("finetune/device", where, saw=f"the training runs on {device}", wanted="a GPU (CUDA)", help=help)
     if training.liger:
         require_package("finetune/package", "--liger", "liger_kernel", "its kernels are what it is for")
     if training.method in IN_FORMAT:

@@ -33,7 +33,7 @@ STEPS_BETWEEN = 25  # two checkpoints, from which a killed run goes on
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 TRAINED = "trained.safetensors"  # in a checkpoint
 DISTRIBUTION = (LIKELIEST, "log_p", "log_tail")  # names of inputs
-LOSSES = ("cross_entropy", "fused_linear_cross_entropy")  # of Liger, in the place of which we have our own
+LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # of its kernels all but these: the loss is ours
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -52,14 +52,13 @@ def loss_of(
     config = model.config.get_text_config()
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
     on_cpu = labels.device.type == "cpu"
-    if on_cpu:
-        return_free_pages(entries)  # what the backward pass of the step before leaves in pieces
-    with nullcontext() if arena is None else arena.keeping(entries * (4 if on_cpu else 2)):
+    in_heap, width = (entries, torch.float32.itemsize) if on_cpu else (0, torch.bfloat16.itemsize)
+    return_free_pages(in_heap)  # what the backward pass of the step before leaves in pieces
+    with nullcontext() if arena is None else arena.keeping(entries * width):
         given = {name: tensor for name, tensor in inputs.items() if name not in (*OURS, *DISTRIBUTION)}
         body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
-    if on_cpu:
-        return_free_pages(entries)
+    return_free_pages(in_heap)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
     head, scale, cap = head_of(model)
     total = summed_loss(learnt_states, head, target or _target(inputs, learnt), scale, cap)
@@ -204,7 +203,7 @@ def _liger(model: Any, reporter: Reporter) -> dict[str, Any]:
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         reporter.say(f"note: Liger has no kernels for {model.config.model_type}; --liger changes nothing")
         return {}
-    return {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(LOSSES, False)}
+    return {"use_liger_kernel": True, "liger_kernel_config": LIGER}
 
 
 class Told(TrainerCallback):

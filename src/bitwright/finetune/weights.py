@@ -26,13 +26,15 @@ class FrozenWeight(nn.Module):
 
     def times(self, x: Tensor) -> Tensor:
         """x W^T [T, N] for ``x`` [T, K], in the type of ``x``."""
-        y: Tensor | None = None
-        for rows, tile in self.tiles(x.dtype):
-            if rows.stop - rows.start == self.n_rows:
-                return x @ tile.t()
-            y = x.new_empty(len(x), self.n_rows) if y is None else y
+        tiles = self.tiles(x.dtype)
+        rows, tile = next(tiles)
+        first = x @ tile.t()
+        if rows.stop == self.n_rows:
+            return first
+        y = x.new_empty(len(x), self.n_rows)
+        y[:, rows] = first
+        for rows, tile in tiles:
             y[:, rows] = x @ tile.t()
-        assert y is not None
         return y
 
     def back(self, g: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from bitwright.plan import Plan
 # Seconds over those that bare products at full speed would take, fitted to runs of the demo model and checked on random llamas
 # of other sizes (docs/LOG.md, 2026-11-26, forecasts).
 WRITING, RUNNING, DRAWING, BACKWARD, COMPARING = 2.4, 1.7, 2.4, 1.7, 2.1
-BLOCK_CALLS = 100  # operations of a block, and as long again in Python, in the time of one that does nothing (on a GPU)
+BLOCK_CALLS = 100  # of a block on a GPU, in the time of a small operation: about fifty, and Python between them (not fitted)
+BACK_CALLS = 3  # times a forward pass: the block run again, and backward
 HEAP = 1.2  # resident memory over what is used, unless --max-memory keeps freed memory from staying
 START_SECONDS = 8.0  # of a process that loads the libraries
 DISK_NBYTES = 300e6  # a second, decoded and packed on the way
@@ -107,7 +108,9 @@ class _Costs:
             ANSWER: self.pictures * ANSWER_TOKENS * (WRITING * self.whole / products + self.calling),
             FORWARD: RUNNING * through / products + passes * self.calling,
             LABELS: DRAWING * tokens * 4 * self.head / products,
-            ROUND: sum(map(self._of_weight, self.blocks)) + BACKWARD * 2 * through / products + 3 * passes * self.calling,
+            ROUND: sum(map(self._of_weight, self.blocks))
+            + BACKWARD * 2 * through / products
+            + BACK_CALLS * passes * self.calling,
             **{f"{ROUND} {w.role}": self._of_weight(w) for w in self.subject.source.spec.vocabulary},
         }
         return {stage: seconds for stage, seconds in stages.items() if seconds > 0}
@@ -138,6 +141,5 @@ class _Costs:
         scores = 2 * scored * n * k + 2 * self.subject.settings.sequences * sum(SHARES) * formats * n * k
         outputs = 2 * UNSEEN * (formats + 1) * n * k
         factors = (6 + 2 * short) * k**3
-        return (moments + scores + outputs + factors) / self.speed.products + (
-            (1 + short) * k * (n * self.speed.rounding + self.speed.column)
-        )
+        rounding = (1 + short) * k * (n * self.speed.rounding + self.speed.column)
+        return (moments + scores + outputs + factors) / self.speed.products + rounding

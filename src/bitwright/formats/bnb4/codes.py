@@ -92,7 +92,7 @@ class BlockCodes(Codes):
     def decode_packed(cls, format: Any, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Two weights a byte from a table of pairs, times the scale of their block: a third of the time of the way by codes."""
         if tensors["code"].is_cuda:
-            return _by_kernel(format, shape, tensors, dtype)
+            return by_kernel(format, shape, tensors, dtype)
         scales = scales_of(format, tensors).decode()
         pairs = _pairs(format.levels, scales.device).index_select(0, tensors["code"].int())
         values = pairs.reshape(-1)[: prod(shape)].reshape(len(scales), -1)
@@ -106,7 +106,7 @@ class BlockCodes(Codes):
         return cls(format, shape, unpack_nibbles(tensors["code"], prod(shape)), scales_of(format, tensors))
 
 
-def _by_kernel(format: BlockFormat, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+def by_kernel(format: BlockFormat, shape: tuple[int, ...], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """The same by the kernel of bitsandbytes, in one pass; the GPU is not waited for, so the offset stays there."""
     import bitsandbytes  # noqa: F401  (which makes the kernel known to torch)
 
