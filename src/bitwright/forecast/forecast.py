@@ -11,6 +11,7 @@ from bitwright.forecast.speed import Speed
 from bitwright.host.schedule import ANSWER, CHECK, COMPARE, FORWARD, LABELS, ROUND, WRITE, WRITE_TEXT
 from bitwright.measure.measure import work_nbytes
 from bitwright.measure.memory import LIBRARIES_BYTES, peak
+from bitwright.measure.moments import rows_may_share
 from bitwright.measure.scores import SHORT, UNSEEN
 from bitwright.measure.subject import Subject
 from bitwright.models.spec import Kind, Role, Weight
@@ -141,5 +142,8 @@ class _Costs:
         scores = 2 * scored * n * k + 2 * self.subject.settings.sequences * sum(SHARES) * formats * n * k
         outputs = 2 * UNSEEN * (formats + 1) * n * k
         factors = (6 + 2 * short) * k**3
+        if rows_may_share(n, k):
+            moments += 2 * rounded * n * n
+            factors += 6 * n**3
         rounding = (1 + short) * k * (n * self.speed.rounding + self.speed.column)
         return (moments + scores + outputs + factors) / self.speed.products + rounding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from bitwright.measure.scores import by_rounder
 from bitwright.measure.subject import Subject
 from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.row_feedback import RowFeedback, interleaved
 
 TRIAL_SECONDS = 0.5
 SIDE = 512  # rows and columns of the weight that is rounded on trial; every format can store rows of it
@@ -46,10 +47,11 @@ class Speed:
         widest = max(subject.method.formats.values(), key=len)
         formats = tuple(format for format in widest if not format.unavailable(SIDE))
         x = draw(2 * SIDE, SIDE)
-        feedback = Feedback.of(x.t() @ x / len(x))
+        of_columns = Feedback.of(x.t() @ x / len(x))
 
         def rounding_seconds(n_rows: int) -> float:
-            value = draw(n_rows, SIDE)
+            value, rows = draw(n_rows, SIDE), RowFeedback(interleaved(n_rows, device), torch.eye(n_rows, device=device))
+            feedback = replace(of_columns, rows=rows)
 
             def rounded() -> None:
                 for rounder, own in by_rounder(formats, subject.method.rounders):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitwright.measure.curvature import token_weights
-from bitwright.measure.moments import SecondMoment
+from bitwright.measure.moments import SecondMoment, rows_may_share
 from bitwright.measure.traffic import Traffic, narrowed
 from bitwright.models.spec import Weight
 
@@ -34,12 +34,14 @@ class Collected:
 
 
 class BlockMoments:
-    """Second moments of a block's weights, plain once per distinct input and weighted once per weight."""
+    """Second moments of a block's weights: of inputs, plain once per distinct input and weighted once per weight, and of output
+    gradients, where rows may learn from each other."""
 
     def __init__(self) -> None:
         self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input
         self.plain: dict[str, SecondMoment] = {}
         self.weighted: dict[str, SecondMoment] = {}
+        self.outputs: dict[str, SecondMoment] = {}
         self.n_rows: dict[str, int] = {}  # that were added
 
     def knows(self, name: str) -> bool:
@@ -52,6 +54,8 @@ class BlockMoments:
             if owner == name:
                 self._sum(self.plain, name, rows.x).add(rows.x)
             self._sum(self.weighted, name, rows.x).add(rows.x, token_weights(rows.g))
+            if rows_may_share(rows.g.shape[1], rows.x.shape[1]):
+                self._sum(self.outputs, name, rows.g).add(rows.g, token_weights(rows.x))
             self.n_rows[name] = self.n_rows.get(name, 0) + len(rows.x)
 
     @staticmethod
@@ -60,8 +64,9 @@ class BlockMoments:
             sums[name] = SecondMoment(x.shape[-1], x.device)
         return sums[name]
 
-    def take(self, name: str) -> tuple[Tensor, Tensor]:
-        """Sums over tokens of x x^T, plain and weighted, for the input of ``name``; they are kept no longer than needed."""
+    def take(self, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums over tokens for ``name``: x x^T, plain and weighted, and g g^T; they are kept no longer than needed."""
         owner = self.shared.pop(name)
         plain = self.plain[owner] if owner in self.shared.values() else self.plain.pop(owner)
-        return plain.take(), self.weighted.pop(name).take()
+        outputs = self.outputs.pop(name).take() if name in self.outputs else None
+        return plain.take(), self.weighted.pop(name).take(), outputs

@@ -6,7 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+WIDE = 2.0  # outputs to an input: rows of wider weights gained nothing by taking notice of each other (docs/LOG.md)
 STRIP = 512  # rows of a moment that are added to at once
+
+
+def rows_may_share(n_rows: int, n_cols: int) -> bool:
+    """Whether the second moment of the output gradients of a weight [N, K] is worth its N x N numbers."""
+    return n_rows <= WIDE * n_cols
 
 
 class SecondMoment:

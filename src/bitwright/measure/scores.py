@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from bitwright.plan import Rounding
 from bitwright.rounding.base import Rounder
 from bitwright.rounding.kernels.damping import Unseen
 from bitwright.rounding.kernels.error_feedback import Feedback
+from bitwright.rounding.kernels.row_feedback import RowFeedback
 
 UNSEEN = 1024  # tokens on which damping is chosen
 SHORT = 4  # tokens of the rounding fold for each column
@@ -49,10 +50,12 @@ class WeightScores:
 
 @dataclass
 class Moments:
-    """Second moments [K, K] of a weight's inputs over the rounding fold: plain, and weighted by each row's squared gradient."""
+    """Second moments of a weight over the rounding fold: of its inputs [K, K], plain and weighted by each token's squared
+    gradient, and of its output gradients."""
 
     plain: Tensor
     weighted: Tensor | None  # None once ``feedback`` has used it up
+    outputs: Tensor | None  # [N, N] of the output gradients, weighted by each input's square; None where it is not used
     n_rows: int  # of the weight
     n_tokens: int  # that were summed over
 
@@ -87,6 +90,14 @@ class WeightJob:
     def unseen(self) -> Unseen:
         """Tokens of the choosing fold, as the moments would weigh them."""
         return self._tokens(spread(self._choosing))
+
+    def row_feedback(self) -> RowFeedback | None:
+        """How later rows make good errors of earlier ones, from the second moment of the output gradients, which is used up."""
+        outputs, self.moments.outputs = self.moments.outputs, None
+        if outputs is None:
+            return None
+        at = spread(self._choosing)
+        return RowFeedback.of(outputs, Unseen(self.traffic.g[at], token_weights(self.traffic.x[at])))
 
     def output_errors(self, changes: list[Tensor]) -> tuple[list[float], list[float]]:
         """On these tokens, the share of the outputs that each change makes wrong; and its damage in nats if outputs were
@@ -155,7 +166,8 @@ def score(job: WeightJob) -> Scored:
     if not job.stock and not job.formats:
         return Scored(WeightScores(job.name, 0.0, ()), ())
     feedback, _ = job.moments.feedback(job.plain_share, job.unseen())
-    codes = _calibrated(job, feedback)
+    rows = job.row_feedback()
+    codes = _calibrated(job, replace(feedback, rows=rows))
     moment, damping = feedback.moment, feedback.damping
     del feedback  # its factor is as large as a second moment
     stock = [rounder_of(format, job.rounders).nearest(job.value, format) for format in job.stock]
@@ -168,7 +180,7 @@ def score(job: WeightJob) -> Scored:
     found = figures(labels, scores, job.n_tokens, job.n_choosing, job.kinds, weights, outputs, moments)
     if job.is_short:
         del changes
-        codes = _calibrated(job, job.feedback_of_both(moment, damping))
+        codes = _calibrated(job, replace(job.feedback_of_both(moment, damping), rows=rows))
     return Scored(WeightScores(job.name, damping, found), tuple(Packed.of(one) for one in codes))
 
 

@@ -322,7 +322,7 @@ class Sweep:
         value = weight.view.matrix(module.weight.detach().float()).contiguous()
         return_free_pages(value.numel())
         n_rows = moments.n_rows[weight.name]
-        plain, weighted = moments.take(weight.name)
+        plain, weighted, outputs = moments.take(weight.name)
         mean_square = (plain.diagonal() / n_rows).cpu()
         scale = None
         if weight.name in self.method.importance:
@@ -332,7 +332,7 @@ class Sweep:
         job = WeightJob(
             weight.name,
             value,
-            Moments(plain, weighted, weight.n_rows, n_rows),
+            Moments(plain, weighted, outputs, weight.n_rows, n_rows),
             Traffic.join(scoring),
             self.n_scored,
             len(self.folds.choosing),

@@ -102,7 +102,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     scale, ends = (0.0, ends) if spec.kind == Kind.HEAD else _of_rows(spec, value, ends, sweep.folds.all)
     n_rounding = sweep.n_rounding_tokens
     rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
-    moments = Moments(*_moments(spec, rounding, scale, device), spec.n_rows, n_rounding)
+    moments = Moments(*_moments(spec, rounding, scale, device), None, spec.n_rows, n_rounding)
     n_choosing = sum(sample.n_tokens for sample in sweep.folds.choosing)
     unseen = _unseen(spec, scoring.part(slice(0, n_choosing)), scale, method.plain_share, device)
     feedback, unit = moments.feedback(method.plain_share, unseen)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from bitwright.formats.base import Codes, Format
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.lattice import Lattice
+from bitwright.rounding.kernels.row_feedback import RowFeedback
 
 STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
 PLACE = " at 0x"  # in the words for an object that is no plain value, different in every process
@@ -32,12 +34,29 @@ class Rounder(ABC):
     def nearest(self, weight: Tensor, format: Any) -> Codes:
         """Codes of ``weight`` [N, K], each weight to the nearest level under the scale that the stock quantizer takes."""
 
-    @abstractmethod
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
-        """Codes of ``weight`` [N, K] in each of ``formats``, in their order, with little tr(dW S dW^T).
+        """Codes of ``weight`` [N, K] in each of ``formats``, in their order, with little tr(G dW S dW^T), G being the identity
+        where ``feedback`` has nothing for rows.
 
         Raises ValueError for a format that cannot store rows of K weights.
         """
+        if feedback.rows is None:
+            return self.together(weight, feedback, formats)
+        return [self.by_parts(weight, feedback, feedback.rows, format) for format in formats]
+
+    @abstractmethod
+    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
+        """The same with all rows at once, which take no notice of each other."""
+
+    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, format: Any) -> Codes:
+        """The same with rows that make good what the rows before them became. For families whose rows share nothing."""
+        target = weight.float()[rows.order]
+        done = []
+        for part, _ in rows.parts:
+            (codes,) = self.together(target[part], feedback, [format])
+            rows.absorb(target, part, codes.decode())
+            done.append(codes)
+        return joined(done, rows.order)
 
     @abstractmethod
     def lattice(self, codes: Any) -> Lattice:
@@ -56,6 +75,18 @@ class Rounder(ABC):
     def version(self) -> str:
         """A hash that changes with every constant that the rounding depends on: kept pieces of another version are not used."""
         return constants_hash(type(self).__module__)
+
+
+def joined(parts: Sequence[Codes], order: Tensor) -> Codes:
+    """One weight from the codes of its rows, part by part; ``order`` [N] says which row of the weight each of theirs is."""
+    first, back = parts[0], order.argsort()
+    whole: dict[str, Any] = {"shape": (len(order), *first.shape[1:])}
+    for name, value in vars(first).items():
+        if isinstance(value, Tensor):
+            rows = torch.cat([getattr(part, name).reshape(part.shape[0], -1) for part in parts])[back]
+            whole[name] = rows if value.dim() > 1 else rows.reshape(-1)
+    found: Codes = replace(first, **whole)  # type: ignore[type-var]
+    return found
 
 
 def side_by_side(weight: Tensor, formats: Sequence[F], alike: Callable[[F], object]) -> Iterator[list[F]]:

@@ -18,6 +18,7 @@ from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
+from bitwright.rounding.kernels.row_feedback import RowFeedback
 
 
 class Bnb4Rounder(Rounder):
@@ -29,13 +30,28 @@ class Bnb4Rounder(Rounder):
     def nearest(self, weight: Tensor, format: BlockFormat) -> BlockCodes:
         return nearest(weight, format)
 
-    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
+    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
         """Error feedback, formats of one grid side by side, then a sweep of coordinate descent over scales and codes."""
         done: dict[str, Codes] = {}
         for same in side_by_side(weight, formats, lambda format: format.grid):
             for start in error_feedback(weight, feedback, same):
                 done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
         return [done[format.name] for format in formats]
+
+    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, format: BlockFormat) -> Codes:
+        """Rows share what their scales are multiples of, so one table of scales serves all parts."""
+        target, table = weight.float()[rows.order], scale_table(weight, format)
+        code = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+        levels = torch.tensor(format.levels, dtype=torch.float32, device=weight.device)
+        grid = TableGrid.of(format.levels, weight.device)
+        for part, own in rows.parts:
+            search = BlockSearch(target[part], feedback.factor, grid, [scales := table.rows(own)])
+            found = feed_back(search.w, feedback.factor, grid, search.step, search.enter)
+            decoded = scales.decode(levels[found.int()].t())
+            found = descend_blocks(target[part], found, decoded, grid, levels, scales, feedback.moment, SWEEPS)
+            rows.absorb(target, part, scales.decode(levels[found.int()].t()))
+            code[own] = found.t()
+        return BlockCodes(format, (weight.shape[0], weight.shape[1]), code.reshape(-1), table.scales())
 
     def lattice(self, codes: BlockCodes) -> ScalarLattice:
         grid = TableGrid.of(codes.format.levels, codes.code.device)
@@ -81,12 +97,7 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFo
     across rows.
     """
     shape = (weight.shape[0], weight.shape[1])
-    for format in formats:
-        if reason := format.unavailable(weight.shape[1]):
-            raise ValueError(f"{format.name}: {reason}")
-    tables = [
-        ScaleTable(format, blocks_of(weight, format.block_size).abs().amax(1).reshape(shape[0], -1)) for format in formats
-    ]
+    tables = [scale_table(weight, format) for format in formats]
     grid = TableGrid.of(formats[0].levels, weight.device)
     search = BlockSearch(weight, feedback.factor, grid, tables)
     codes = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
@@ -94,6 +105,13 @@ def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFo
         BlockCodes(format, shape, code.t().reshape(-1), table.scales())
         for format, code, table in zip(formats, codes, tables, strict=True)
     ]
+
+
+def scale_table(weight: Tensor, format: BlockFormat) -> ScaleTable:
+    """Scales of ``weight`` [N, K] to begin with. Raises ValueError for a format whose blocks would run across rows."""
+    if reason := format.unavailable(weight.shape[1]):
+        raise ValueError(f"{format.name}: {reason}")
+    return ScaleTable(format, blocks_of(weight, format.block_size).abs().amax(1).reshape(weight.shape[0], -1))
 
 
 def coordinate_descent(weight: Tensor, codes: BlockCodes, moment: Tensor, sweeps: int = 1) -> BlockCodes:

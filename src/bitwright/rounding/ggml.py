@@ -31,7 +31,7 @@ class GgmlRounder(Rounder):
     def nearest(self, weight: Tensor, format: GgmlFormat) -> GgmlCodes:
         return nearest_ggml(weight, format)
 
-    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GgmlFormat]) -> list[Codes]:
+    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[GgmlFormat]) -> list[Codes]:
         """Error feedback, then a sweep of coordinate descent over the codes; formats of many levels to nearest."""
         done: list[Codes] = []
         for format in formats:

@@ -39,7 +39,7 @@ class GroupRounder(Rounder):
     def nearest(self, weight: Tensor, format: GroupFormat) -> GroupCodes:
         return nearest_group(weight, format)
 
-    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
+    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
         """Error feedback, formats of as many bits side by side, then a sweep of coordinate descent over scales and codes."""
         done: dict[str, Codes] = {}
         for same in side_by_side(weight, formats, lambda format: format.bits):

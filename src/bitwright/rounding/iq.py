@@ -29,7 +29,7 @@ class IqRounder(Rounder):
     def nearest(self, weight: Tensor, format: CodebookFormat) -> CodebookCodes:
         return nearest_codebook(weight, format)
 
-    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
+    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
         """Error feedback by groups of eight columns, then a sweep that offers every group another choice."""
         return [codebook_feedback(weight, feedback, format, SWEEPS) for format in formats]
 

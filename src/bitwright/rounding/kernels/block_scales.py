@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,19 @@ class ScaleTable:
     def put(self, group: int | slice, stored: Tensor, value: Tensor) -> None:
         self.stored[:, group] = stored
         self.value[:, group] = value
+
+    def rows(self, part: slice) -> ScaleTable:
+        """The table of some rows: what is put there is put here."""
+        view = copy(self)
+        view.stored, view.value = self.stored[part], self.value[part]
+        view.shape = view.value.shape
+        if self.nested:
+            view._nested_of, view._inverse_of = self._nested_of[part], self._inverse_of[part]
+        return view
+
+    def decode(self, levels: Tensor) -> Tensor:
+        """Weights [rows, K] of ``levels`` [rows, K] under the scales as they are."""
+        return (levels.reshape(*self.shape, self.size) * self.value[:, :, None]).reshape(levels.shape)
 
     def scales(self) -> PlainScales | NestedScales:
         if self.nested:

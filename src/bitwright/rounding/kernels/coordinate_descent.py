@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 from bitwright.rounding.kernels.replay import replay
+from bitwright.rounding.kernels.strips import sweep_strip
 
 
 def sweep_columns(
@@ -23,10 +24,13 @@ def sweep_columns(
     ``target`` [B, N] is what scale * level has to meet, ``error`` what it misses so far, ``pull`` = S e at these columns, and
     ``inner`` [B, B] the block's own part of S.
     """
-    return replay(_sweep, grid, 1, error, target, pull, inner, scale)
+    if error.device.type == "cpu":
+        return sweep_strip(grid, error, target, pull, inner.contiguous(), scale)
+    return replay(sweep_within, grid, 1, error, target, pull, inner, scale)
 
 
-def _sweep(grid: Grid, error: Tensor, target: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+def sweep_within(grid: Grid, error: Tensor, target: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+    """The same in tensor operations."""
     inverse, pivot = reciprocal(scale), inner.diagonal()
     cells = torch.empty(target.shape, dtype=grid.cell_dtype, device=target.device)
     for j in range(len(target)):

@@ -42,8 +42,8 @@ def expected_error(damped: Float32[Tensor, "K K"], unseen: Unseen) -> float:
     return float((left * factor.diagonal()[:, None]).square().sum()) / len(scaled)
 
 
-def choose_damping(moment: Float32[Tensor, "K K"], unseen: Unseen) -> float:
-    """The strongest of DAMPINGS whose expected error on ``unseen`` is the least but for SLACK.
+def choose_damping(moment: Float32[Tensor, "K K"], unseen: Unseen) -> tuple[float, float]:
+    """The strongest of DAMPINGS whose expected error on ``unseen`` is the least but for SLACK, and that error.
 
     ``moment`` has a mean diagonal of one.
     """
@@ -63,4 +63,4 @@ def choose_damping(moment: Float32[Tensor, "K K"], unseen: Unseen) -> float:
         best -= 1
     while best + 1 < len(DAMPINGS) and error(best + 1) <= SLACK * min(errors.values()):
         best += 1
-    return DAMPINGS[best]
+    return DAMPINGS[best], error(best)

@@ -13,6 +13,8 @@ from bitwright.rounding.kernels.damping import Unseen, choose_damping
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 from bitwright.rounding.kernels.inverse_factor import inverse_factor
 from bitwright.rounding.kernels.replay import replay
+from bitwright.rounding.kernels.row_feedback import RowFeedback
+from bitwright.rounding.kernels.strips import feed_back_strip
 
 DAMPING = 0.01  # share of the mean diagonal added to a second moment of which nothing more is known; GPTQ's default
 _ESCALATION = 10.0
@@ -26,6 +28,7 @@ class Feedback:
     factor: Float32[Tensor, "K K"]  # U
     moment: Float32[Tensor, "K K"]  # S as factored: mean diagonal one, damped
     damping: float  # the share of the mean diagonal that was needed
+    rows: RowFeedback | None = None  # how an error in one row is absorbed by later ones, where that is worth it
 
     @classmethod
     def of(cls, second_moment: Float32[Tensor, "K K"], unseen: Unseen | None = None, damping: float = DAMPING) -> Feedback:
@@ -39,7 +42,7 @@ class Feedback:
         if not bool(torch.isfinite(damped.sum())):
             raise ValueError("the second moment has NaN or infinite entries")
         if unseen is not None:
-            damping = choose_damping(damped, unseen)
+            damping, _ = choose_damping(damped, unseen)
         damped.diagonal().add_(damping)
         while (upper := inverse_factor(damped.clone())) is None:
             damped.diagonal().add_(damping * (_ESCALATION - 1))
@@ -67,11 +70,18 @@ def feed_back(
         scale, minimum = enter(start)
         block = w[start:stop]
         follow = factor[start:stop, start:stop] * inverse_pivot[start:stop, None]  # U_jk / U_jj
-        minima = () if minimum is None else (minimum,)
-        codes[start:stop] = replay(feed_back_within, grid, 1, block, follow, scale, *minima)
+        codes[start:stop] = _strip(grid, block, follow, scale, minimum)
         block.mul_(inverse_pivot[start:stop, None])
         w[stop:].addmm_(factor[start:stop, stop:].t(), block, alpha=-1)
     return codes
+
+
+def _strip(grid: Grid, block: Tensor, follow: Tensor, scale: Tensor, minimum: Tensor | None) -> Tensor:
+    """Codes of one block of columns, which turn into their errors, by what its device is quick at."""
+    if block.device.type == "cpu":
+        return feed_back_strip(grid, block, follow, scale, minimum)
+    minima = () if minimum is None else (minimum,)
+    return replay(feed_back_within, grid, 1, block, follow, scale, *minima)
 
 
 def feed_back_within(

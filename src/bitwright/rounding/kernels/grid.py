@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 CELLS = 1024  # cells of the look-up table on each side of zero
+
+
+class Numbers(NamedTuple):
+    """A grid on a processor as compiled code takes it: a row of integers, or a table of cells."""
+
+    uniform: bool
+    first: np.float32  # of the integers
+    last: np.float32  # code
+    unit: np.float32  # that the integers are divided by
+    level_of_cell: np.ndarray  # float32, empty where uniform
+    code_of_cell: np.ndarray  # uint8
 
 
 @runtime_checkable
@@ -30,6 +42,9 @@ class Grid(Protocol):
 
     def code(self, cell: Tensor) -> Tensor:
         """The code of each cell, uint8."""
+
+    def numbers(self) -> Numbers:
+        """The same for compiled code."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,10 @@ class UniformGrid:
 
     def code(self, cell: Tensor) -> Tensor:
         return cell.to(torch.uint8)
+
+    def numbers(self) -> Numbers:
+        first, last, unit = (np.float32(part) for part in (self.first, self.count - 1, self.unit))
+        return Numbers(True, first, last, unit, np.empty(0, np.float32), np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True, eq=False)  # two of the same levels are one object: see ``of``
@@ -98,6 +117,10 @@ class TableGrid:
 
     def code(self, cell: Tensor) -> Tensor:
         return self.code_of_cell.index_select(0, cell.reshape(-1)).reshape(cell.shape)
+
+    def numbers(self) -> Numbers:
+        zero = np.float32(0)
+        return Numbers(False, zero, zero, zero, self.level_of_cell.numpy(), self.code_of_cell.numpy())
 
 
 def reciprocal(scale: Tensor) -> Tensor:

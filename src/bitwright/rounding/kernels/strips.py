@@ -1,0 +1,126 @@
+"""A strip of columns, one after the other, compiled for processors (numba).
+
+A column waits for the one before it, so only rows are left to be done side by side, and a dozen tensor operations on the few
+hundred numbers of a column cost fifty times as much to start as to do. Here some rows pass through all columns of a strip while
+they lie in the innermost cache. The arithmetic is that of the tensor operations which a GPU does instead
+(``error_feedback.feed_back_within``, ``coordinate_descent.sweep_within``); a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import no_type_check
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from bitwright.rounding.kernels.grid import Grid, reciprocal
+
+_ROWS = 128  # at a time: what 64 columns of them need lies in 32 to 96 KiB
+
+
+def feed_back_strip(
+    grid: Grid,
+    block: Float32[Tensor, "B R"],
+    follow: Float32[Tensor, "B B"],
+    scale: Float32[Tensor, " R"],
+    minimum: Float32[Tensor, " R"] | None = None,
+) -> UInt8[Tensor, "B R"]:
+    """Codes of one block of columns, which turn into their errors; ``follow`` [j, k] is what column k takes of that of j."""
+    codes = torch.empty(block.shape, dtype=torch.uint8)
+    lowest = torch.empty(0) if minimum is None else minimum
+    given = (block, follow, reciprocal(scale), scale, lowest)
+    _feed_back(*(tensor.numpy() for tensor in given), grid.numbers(), codes.numpy())
+    return codes
+
+
+def sweep_strip(
+    grid: Grid,
+    error: Float32[Tensor, "B R"],
+    target: Float32[Tensor, "B R"],
+    pull: Float32[Tensor, "B R"],
+    inner: Float32[Tensor, "B B"],
+    scale: Float32[Tensor, " R"],
+) -> UInt8[Tensor, "B R"]:
+    """Codes of one block, each column at its best given all others; ``error`` and ``pull`` follow in place."""
+    codes = torch.empty(error.shape, dtype=torch.uint8)
+    given = (error, target, pull, inner, reciprocal(scale), scale)
+    _sweep(*(tensor.numpy() for tensor in given), grid.numbers(), codes.numpy())
+    return codes
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` as machine code, which is kept between processes where there is a place for it."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # no folder can be written
+        return numba.njit(nogil=True)(function)
+
+
+@no_type_check
+@_compiled
+def _snap(x, grid, level, code):
+    """The levels and codes of the grid that are nearest to ``x`` [R]."""
+    if grid.uniform:
+        back = np.float32(1) / grid.unit
+        for r in range(len(x)):
+            cell = min(max(np.rint(x[r] * grid.unit - grid.first), np.float32(0)), grid.last)
+            level[r] = (cell + grid.first) * back
+            code[r] = np.uint8(cell)
+    else:
+        half = np.float32(len(grid.level_of_cell) // 2)
+        for r in range(len(x)):
+            cell = np.int32(min(max(x[r] * half + half, np.float32(0)), half + half))
+            level[r] = grid.level_of_cell[cell]
+            code[r] = grid.code_of_cell[cell]
+
+
+@no_type_check
+@_compiled
+def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
+    n_cols, n_rows = w.shape
+    x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
+    for start in range(0, n_rows, _ROWS):
+        n = min(_ROWS, n_rows - start)
+        stop = start + n
+        s, i = scale[start:stop], inverse[start:stop]
+        for j in range(n_cols):
+            row = w[j, start:stop]
+            if len(minimum):
+                row -= minimum[start:stop]
+            for r in range(n):
+                x[r] = row[r] * i[r]
+            _snap(x[:n], grid, level[:n], codes[j, start:stop])
+            for r in range(n):
+                row[r] -= level[r] * s[r]
+            for k in range(j + 1, n_cols):
+                share, later = follow[j, k], w[k, start:stop]
+                for r in range(n):
+                    later[r] -= share * row[r]
+
+
+@no_type_check
+@_compiled
+def _sweep(error, target, pull, inner, inverse, scale, grid, codes):
+    n_cols, n_rows = error.shape
+    x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
+    for start in range(0, n_rows, _ROWS):
+        n = min(_ROWS, n_rows - start)
+        stop = start + n
+        s, i = scale[start:stop], inverse[start:stop]
+        for j in range(n_cols):
+            row, wanted, toward, pivot = error[j, start:stop], target[j, start:stop], pull[j, start:stop], inner[j, j]
+            for r in range(n):
+                x[r] = (wanted[r] - row[r] + toward[r] / pivot) * i[r]
+            _snap(x[:n], grid, level[:n], codes[j, start:stop])
+            for r in range(n):
+                found = wanted[r] - level[r] * s[r]
+                level[r] = found - row[r]  # the change, which the columns that follow take into account
+                row[r] = found
+            for k in range(j + 1, n_cols):
+                share, later = inner[j, k], pull[k, start:stop]
+                for r in range(n):
+                    later[r] += share * level[r]
