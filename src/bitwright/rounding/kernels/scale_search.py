@@ -13,7 +13,7 @@ from bitwright.rounding.kernels.grid import Grid, reciprocal
 # Ratios of the trial scale to the block's largest magnitude. Measured on SmolLM2-135M (docs/LOG.md, scale search).
 RATIOS = (1.06, 1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 
-CHUNK_ENTRIES = (1, 1 << 24)  # weights times trials at once: one trial in the cache of a processor, all of them on a GPU
+CHUNK_ENTRIES = (1 << 18, 1 << 24)  # weights times trials at once: in the cache of a processor, all of them on a GPU
 
 Snap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
