@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
-from bitwright.rounding.bnb4 import error_feedback
+from bitwright.rounding.bnb4 import rounded
 from bitwright.rounding.kernels.damping import DAMPINGS, Unseen, choose_damping, expected_error
 from bitwright.rounding.kernels.error_feedback import DAMPING, Feedback
 from bitwright.rounding.kernels.inverse_factor import inverse_factor
@@ -59,7 +59,7 @@ def test_rounding_under_it_loses_less_on_other_tokens() -> None:
     costs = []
     for evidence in (None, Unseen(unseen, torch.ones(len(unseen)))):
         feedback = Feedback.of(moment_of(seen), evidence)
-        (codes,) = error_feedback(weight, feedback, [FORMAT])
+        (codes,) = rounded(weight, feedback, [FORMAT], sweeps=0)
         costs.append(float(((codes.decode() - weight) @ other.t()).square().sum()))
     assert Feedback.of(moment_of(seen)).damping == DAMPING
     assert costs[1] < 0.9 * costs[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitwright.formats.bnb4.codes import BlockCodes
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
-from bitwright.rounding.bnb4 import error_feedback, nearest
+from bitwright.rounding.bnb4 import nearest, rounded
 from bitwright.rounding.kernels.error_feedback import DAMPING, Feedback
 
 NAMES = ("nf4-b64-dq", "nf4-b64", "nf4-b32-dq", "fp4-b64", "nf4-b128-dq")
@@ -32,7 +32,7 @@ def test_never_worse_than_nearest(name: str, shape: tuple[int, int]) -> None:
     torch.manual_seed(3)
     weight, moment = torch.randn(shape) * 0.05, correlated_moment(shape[1])
     format = BLOCK_FORMATS[name]
-    (codes,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
+    (codes,) = rounded(weight, Feedback.of(moment.clone()), [format], sweeps=0)
     assert codes.shape == shape
     assert objective(weight, codes, moment) <= objective(weight, nearest(weight, format), moment)
 
@@ -42,8 +42,8 @@ def test_several_formats_at_once_equal_each_alone() -> None:
     weight, moment = torch.randn(24, 256) * 0.1, correlated_moment(256)
     feedback = Feedback.of(moment.clone())
     formats = [BLOCK_FORMATS[name] for name in ("nf4-b32-dq", "nf4-b64", "nf4-b128-dq")]
-    for format, codes in zip(formats, error_feedback(weight, feedback, formats), strict=True):
-        (alone,) = error_feedback(weight, feedback, [format])
+    for format, codes in zip(formats, rounded(weight, feedback, formats, sweeps=0), strict=True):
+        (alone,) = rounded(weight, feedback, [format], sweeps=0)
         together, single = objective(weight, codes, moment), objective(weight, alone, moment)
         assert together == pytest.approx(single, rel=0.02), format.name  # sums of another width round differently
 
@@ -51,7 +51,7 @@ def test_several_formats_at_once_equal_each_alone() -> None:
 def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
     torch.manual_seed(5)
     weight, moment, format = torch.randn(64, 256) * 0.05, correlated_moment(256), BLOCK_FORMATS["nf4-b64"]
-    (codes,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
+    (codes,) = rounded(weight, Feedback.of(moment.clone()), [format], sweeps=0)
     assert objective(weight, codes, moment) < 0.6 * objective(weight, nearest(weight, format), moment)
 
 
@@ -60,7 +60,7 @@ def test_gains_most_of_what_gptq_promises_on_correlated_inputs() -> None:
 def test_stays_finite_and_close_whatever_the_scale(seed: int, name: str, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 128, generator=generator) * scale
-    (codes,) = error_feedback(weight, Feedback.of(correlated_moment(128, seed)), [BLOCK_FORMATS[name]])
+    (codes,) = rounded(weight, Feedback.of(correlated_moment(128, seed)), [BLOCK_FORMATS[name]], sweeps=0)
     assert float((codes.decode() - weight).norm() / weight.norm()) < 0.5
 
 
@@ -83,7 +83,7 @@ def test_bad_second_moments_escalate_damping_and_go_on(moment: Tensor, damping: 
     assert feedback.damping == pytest.approx(damping)
     scaled = moment / moment.diagonal().abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
     assert torch.allclose(feedback.moment, scaled + damping * torch.eye(64)), "what was factored has the damping it reports"
-    (codes,) = error_feedback(weight, feedback, [BLOCK_FORMATS["nf4-b64-dq"]])
+    (codes,) = rounded(weight, feedback, [BLOCK_FORMATS["nf4-b64-dq"]], sweeps=0)
     change = (codes.decode() - weight).norm() / weight.norm()
     assert torch.isfinite(change)
     assert change < 1.0
@@ -98,7 +98,7 @@ def test_factor_inverts_the_damped_moment() -> None:
 
 
 def test_zero_weights_stay_zero() -> None:
-    (codes,) = error_feedback(torch.zeros(4, 64), Feedback.of(torch.eye(64)), [BLOCK_FORMATS["nf4-b64-dq"]])
+    (codes,) = rounded(torch.zeros(4, 64), Feedback.of(torch.eye(64)), [BLOCK_FORMATS["nf4-b64-dq"]], sweeps=0)
     assert torch.equal(codes.decode(), torch.zeros(4, 64))
 
 
@@ -106,8 +106,8 @@ def test_zero_weights_stay_zero() -> None:
 def test_gpu_gives_the_same_objective() -> None:
     torch.manual_seed(6)
     weight, moment, format = torch.randn(64, 256), correlated_moment(256), BLOCK_FORMATS["nf4-b64-dq"]
-    (here,) = error_feedback(weight, Feedback.of(moment.clone()), [format])
-    (there,) = error_feedback(weight.cuda(), Feedback.of(moment.cuda()), [format])
+    (here,) = rounded(weight, Feedback.of(moment.clone()), [format], sweeps=0)
+    (there,) = rounded(weight.cuda(), Feedback.of(moment.cuda()), [format], sweeps=0)
     fetched = {name: tensor.cpu() for name, tensor in there.tensors().items()}  # codes and the scales that they were chosen for
     on_cpu = BlockCodes.from_tensors(format, there.shape, fetched)
     # Sums in another order: 0.2 % when weights and moment are off by 1e-6 (twelve draws on a CPU, 2026-11).

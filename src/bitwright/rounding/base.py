@@ -42,21 +42,23 @@ class Rounder(ABC):
         """
         if feedback.rows is None:
             return self.together(weight, feedback, formats)
-        return [self.by_parts(weight, feedback, feedback.rows, format) for format in formats]
+        return self.by_parts(weight, feedback, feedback.rows, formats)
 
     @abstractmethod
     def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
         """The same with all rows at once, which take no notice of each other."""
 
-    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, format: Any) -> Codes:
-        """The same with rows that make good what the rows before them became. For families whose rows share nothing."""
-        target = weight.float()[rows.order]
+    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[Any]) -> list[Codes]:
+        """The same part by part, later rows making good what earlier ones became. For families whose rows share nothing."""
         done = []
-        for part, _ in rows.parts:
-            (codes,) = self.together(target[part], feedback, [format])
-            rows.absorb(target, part, codes.decode())
-            done.append(codes)
-        return joined(done, rows.order)
+        for format in formats:
+            target, parts = weight.float()[rows.order], []
+            for part, _ in rows.parts:
+                (codes,) = self.together(target[part], feedback, [format])
+                rows.absorb(target, part, codes.decode())
+                parts.append(codes)
+            done.append(joined(parts, rows.order))
+        return done
 
     @abstractmethod
     def lattice(self, codes: Any) -> Lattice:

@@ -14,8 +14,8 @@ from bitwright.formats.bnb4.codes import CHUNK_ENTRIES, BlockCodes
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
 from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.block_scales import ScaleTable
-from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
-from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
+from bitwright.rounding.kernels.blocks import round_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
 from bitwright.rounding.kernels.row_feedback import RowFeedback
@@ -31,27 +31,11 @@ class Bnb4Rounder(Rounder):
         return nearest(weight, format)
 
     def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
-        """Error feedback, formats of one grid side by side, then a sweep of coordinate descent over scales and codes."""
-        done: dict[str, Codes] = {}
-        for same in side_by_side(weight, formats, lambda format: format.grid):
-            for start in error_feedback(weight, feedback, same):
-                done[start.format.name] = coordinate_descent(weight, start, feedback.moment, SWEEPS)
-        return [done[format.name] for format in formats]
+        return list(rounded(weight, feedback, formats))
 
-    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, format: BlockFormat) -> Codes:
-        """Rows share what their scales are multiples of, so one table of scales serves all parts."""
-        target, table = weight.float()[rows.order], scale_table(weight, format)
-        code = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-        levels = torch.tensor(format.levels, dtype=torch.float32, device=weight.device)
-        grid = TableGrid.of(format.levels, weight.device)
-        for part, own in rows.parts:
-            search = BlockSearch(target[part], feedback.factor, grid, [scales := table.rows(own)])
-            found = feed_back(search.w, feedback.factor, grid, search.step, search.enter)
-            decoded = scales.decode(levels[found.int()].t())
-            found = descend_blocks(target[part], found, decoded, grid, levels, scales, feedback.moment, SWEEPS)
-            rows.absorb(target, part, scales.decode(levels[found.int()].t()))
-            code[own] = found.t()
-        return BlockCodes(format, (weight.shape[0], weight.shape[1]), code.reshape(-1), table.scales())
+    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[BlockFormat]) -> list[Codes]:
+        """Scales of a weight are multiples of common ones, so its parts share a table."""
+        return list(rounded(weight, feedback, formats, rows))
 
     def lattice(self, codes: BlockCodes) -> ScalarLattice:
         grid = TableGrid.of(codes.format.levels, codes.code.device)
@@ -90,21 +74,22 @@ def nearest(weight: Tensor, format: BlockFormat) -> BlockCodes:
     return BlockCodes(format, tuple(weight.shape), flat, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())
 
 
-def error_feedback(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[BlockCodes]:
-    """Codes of ``weight`` [N, K] in each of ``formats`` (of one grid), lowering tr(dW S dW^T) column by column.
+def rounded(
+    weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat], rows: RowFeedback | None = None, sweeps: int = SWEEPS
+) -> list[BlockCodes]:
+    """Calibrated codes of ``weight`` [N, K] in each of ``formats``, those of one grid side by side.
 
-    For column j: q = snap(w_j); w_k -= (w_j - q) U_jk / U_jj for k > j. Raises ValueError for a format whose blocks would run
-    across rows.
+    Raises ValueError for a format whose blocks would run across rows.
     """
-    shape = (weight.shape[0], weight.shape[1])
-    tables = [scale_table(weight, format) for format in formats]
-    grid = TableGrid.of(formats[0].levels, weight.device)
-    search = BlockSearch(weight, feedback.factor, grid, tables)
-    codes = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
-    return [
-        BlockCodes(format, shape, code.t().reshape(-1), table.scales())
-        for format, code, table in zip(formats, codes, tables, strict=True)
-    ]
+    done: dict[str, BlockCodes] = {}
+    for same in side_by_side(weight, formats, lambda format: format.grid):
+        tables = [scale_table(weight, format) for format in same]
+        grid = TableGrid.of(same[0].levels, weight.device)
+        levels = torch.tensor(same[0].levels, dtype=torch.float32, device=weight.device)
+        found = round_blocks(weight, feedback, grid, levels, tables, rows=rows, sweeps=sweeps)
+        for table, code in zip(tables, found, strict=True):
+            done[table.format.name] = table.codes(code)
+    return [done[format.name] for format in formats]
 
 
 def scale_table(weight: Tensor, format: BlockFormat) -> ScaleTable:
@@ -112,15 +97,3 @@ def scale_table(weight: Tensor, format: BlockFormat) -> ScaleTable:
     if reason := format.unavailable(weight.shape[1]):
         raise ValueError(f"{format.name}: {reason}")
     return ScaleTable(format, blocks_of(weight, format.block_size).abs().amax(1).reshape(weight.shape[0], -1))
-
-
-def coordinate_descent(weight: Tensor, codes: BlockCodes, moment: Tensor, sweeps: int = 1) -> BlockCodes:
-    """Codes and scales with no larger tr(dW S dW^T) than those of ``codes``; weight [N, K], damped S = ``moment`` [K, K]."""
-    n_rows, n_cols = weight.shape
-    format = codes.format
-    table = ScaleTable.of(format, codes.scales, n_rows)
-    code = codes.code.reshape(n_rows, n_cols).t().contiguous()
-    levels = torch.tensor(format.levels, dtype=torch.float32, device=weight.device)
-    grid = TableGrid.of(format.levels, weight.device)
-    code = descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, sweeps)
-    return BlockCodes(format, (n_rows, n_cols), code.t().reshape(-1), table.scales())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,10 +14,11 @@ from bitwright.formats.base import Codes
 from bitwright.formats.group.codes import GroupCodes
 from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
 from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
-from bitwright.rounding.kernels.blocks import BlockSearch, descend_blocks
-from bitwright.rounding.kernels.error_feedback import Feedback, feed_back
+from bitwright.rounding.kernels.blocks import round_blocks
+from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
+from bitwright.rounding.kernels.row_feedback import RowFeedback
 from bitwright.rounding.kernels.scale_search import RATIOS
 
 # Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
@@ -40,11 +42,10 @@ class GroupRounder(Rounder):
         return nearest_group(weight, format)
 
     def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
-        """Error feedback, formats of as many bits side by side, then a sweep of coordinate descent over scales and codes."""
-        done: dict[str, Codes] = {}
-        for same in side_by_side(weight, formats, lambda format: format.bits):
-            done |= {codes.format.name: codes for codes in round_groups(weight, feedback, same, SWEEPS)}
-        return [done[format.name] for format in formats]
+        return list(round_groups(weight, feedback, formats))
+
+    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[GroupFormat]) -> list[Codes]:
+        return list(round_groups(weight, feedback, formats, rows))
 
     def lattice(self, codes: GroupCodes) -> ScalarLattice:
         lowest = codes.format.lowest
@@ -69,22 +70,23 @@ def nearest_group(weight: Tensor, format: GroupFormat) -> GroupCodes:
     return GroupCodes(format, tuple(weight.shape), (code - format.lowest).to(torch.uint8).reshape(weight.shape), scale)
 
 
-def round_groups(weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat], sweeps: int = SWEEPS) -> list[GroupCodes]:
-    """Calibrated codes of ``weight`` [N, K] in each of ``formats``, all of as many bits, with little tr(dW S dW^T).
+def round_groups(
+    weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat], rows: RowFeedback | None = None, sweeps: int = SWEEPS
+) -> list[GroupCodes]:
+    """Calibrated codes of ``weight`` [N, K] in each of ``formats``, those of as many bits side by side.
 
     Raises ValueError for a format whose groups do not fill the rows.
     """
-    first, done = formats[0], []
-    grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
-    tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in formats]
-    search = BlockSearch(weight, feedback.factor, grid, tables, RATIOS_OF_BITS[first.bits])
-    codes = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
-    levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
-    for table, code in zip(tables, codes, strict=True):
-        decoded = table.codes(code).decode()
-        found = descend_blocks(weight, code.contiguous(), decoded, grid, levels, table, feedback.moment, sweeps)
-        done.append(table.codes(found))
-    return done
+    done: dict[str, GroupCodes] = {}
+    for same in side_by_side(weight, formats, lambda format: format.bits):
+        first = same[0]
+        grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
+        tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in same]
+        levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
+        found = round_blocks(weight, feedback, grid, levels, tables, RATIOS_OF_BITS[first.bits], rows, sweeps)
+        for table, code in zip(tables, found, strict=True):
+            done[table.format.name] = table.codes(code)
+    return [done[format.name] for format in formats]
 
 
 class GroupScales:
@@ -102,6 +104,12 @@ class GroupScales:
     def put(self, group: int, stored: Tensor, value: Tensor) -> None:
         self.stored[:, group] = stored
         self.value[:, group] = value
+
+    def rows(self, part: slice) -> GroupScales:
+        """The scales of some rows: what is put there is put here."""
+        view = copy(self)
+        view.stored, view.value = self.stored[part], self.value[part]
+        return view
 
     def codes(self, code: Tensor) -> GroupCodes:
         """``code`` [K, N] with the scales as they are now."""

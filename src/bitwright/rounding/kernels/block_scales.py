@@ -7,7 +7,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from bitwright.formats.bnb4.codes import NestedScales, PlainScales, dynamic_map
+from bitwright.formats.bnb4.codes import BlockCodes, NestedScales, PlainScales, dynamic_map
 from bitwright.formats.bnb4.format import NESTED_BLOCK_SIZE, BlockFormat
 from bitwright.rounding.kernels.grid import reciprocal
 
@@ -28,7 +28,7 @@ class ScaleTable:
         """
         self.cells = LIBRARY_CELLS if as_library and wanted.device.type == "cpu" else None
         wanted = wanted.float()
-        self.size = format.block_size
+        self.format, self.size = format, format.block_size
         self.shape, self.offset, self.nested = wanted.shape, offset, format.double_quant
         if self.nested:
             flat = (wanted - offset).abs().reshape(-1)
@@ -81,9 +81,9 @@ class ScaleTable:
             view._nested_of, view._inverse_of = self._nested_of[part], self._inverse_of[part]
         return view
 
-    def decode(self, levels: Tensor) -> Tensor:
-        """Weights [rows, K] of ``levels`` [rows, K] under the scales as they are."""
-        return (levels.reshape(*self.shape, self.size) * self.value[:, :, None]).reshape(levels.shape)
+    def codes(self, code: Tensor) -> BlockCodes:
+        """``code`` [K, N] with the scales as they are now."""
+        return BlockCodes(self.format, (code.shape[1], code.shape[0]), code.t().reshape(-1), self.scales())
 
     def scales(self) -> PlainScales | NestedScales:
         if self.nested:

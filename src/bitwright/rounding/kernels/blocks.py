@@ -11,8 +11,9 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
-from bitwright.rounding.kernels.error_feedback import STEP
+from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.grid import Grid
+from bitwright.rounding.kernels.row_feedback import RowFeedback
 from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
 
 
@@ -30,6 +31,9 @@ class Scales(Protocol):
     def put(self, group: int, stored: Tensor, value: Tensor) -> None:
         """Set the scales [N] of one group."""
 
+    def rows(self, part: slice) -> Scales:
+        """The scales of some rows: what is put there is put here."""
+
 
 class BlockSearch:
     """Several formats of one grid side by side while the columns of a weight pass: what ``feed_back`` asks for their scales.
@@ -40,15 +44,15 @@ class BlockSearch:
 
     def __init__(
         self,
-        weight: Float[Tensor, "N K"],
+        weights: Sequence[Float[Tensor, "N K"]],
         factor: Float32[Tensor, "K K"],
         grid: Grid,
         tables: Sequence[Scales],
         ratios: tuple[float, ...] = RATIOS,
     ) -> None:
-        self.grid, self.tables, self.ratios, self.n_rows = grid, tables, ratios, len(weight)
+        self.grid, self.tables, self.ratios, self.n_rows = grid, tables, ratios, len(weights[0])
         self.importance = factor.diagonal().pow(-2)[:, None]  # [K, 1]
-        self.w = weight.float().t().repeat(1, len(tables)).contiguous()  # [K, tables * N]
+        self.w = torch.cat([weight.float().t() for weight in weights], dim=1)  # [K, tables * N]
         self.step = min(STEP, *(table.size for table in tables))
 
     def enter(self, start: int) -> tuple[Tensor, None]:
@@ -67,6 +71,57 @@ class BlockSearch:
     def split(self, codes: UInt8[Tensor, "K R"]) -> list[UInt8[Tensor, "K N"]]:
         """``codes`` of all formats as those of each."""
         return list(torch.split(codes, self.n_rows, dim=1))
+
+
+def round_blocks(
+    weight: Float[Tensor, "N K"],
+    feedback: Feedback,
+    grid: Grid,
+    levels: Float32[Tensor, " L"],
+    tables: Sequence[Scales],
+    ratios: tuple[float, ...] = RATIOS,
+    rows: RowFeedback | None = None,
+    sweeps: int = 1,
+) -> list[UInt8[Tensor, "K N"]]:
+    """Codes [K, N] of ``weight`` for each of ``tables``, whose scales follow; ``levels`` by code.
+
+    With ``rows``, part by part, later parts making good what earlier ones became.
+    """
+    if rows is None:
+        return _round([weight.float()] * len(tables), feedback, grid, levels, tables, ratios, sweeps)
+    targets = [weight.float()[rows.order] for _ in tables]
+    codes = [torch.empty(weight.shape[::-1], dtype=torch.uint8, device=weight.device) for _ in tables]
+    for part, own in rows.parts:
+        views = [table.rows(own) for table in tables]
+        found = _round([target[part] for target in targets], feedback, grid, levels, views, ratios, sweeps)
+        for target, code, view, whole in zip(targets, found, views, codes, strict=True):
+            rows.absorb(target, part, _decoded(code, levels, view))
+            whole[:, own] = code
+    return codes
+
+
+def _round(
+    weights: Sequence[Tensor],
+    feedback: Feedback,
+    grid: Grid,
+    levels: Tensor,
+    tables: Sequence[Scales],
+    ratios: tuple[float, ...],
+    sweeps: int,
+) -> list[Tensor]:
+    """Codes [K, N] of ``weights``, one for each of ``tables``: error feedback side by side, then coordinate descent."""
+    search = BlockSearch(weights, feedback.factor, grid, tables, ratios)
+    started = search.split(feed_back(search.w, feedback.factor, grid, search.step, search.enter))
+    return [
+        descend_blocks(weight, code.contiguous(), _decoded(code, levels, table), grid, levels, table, feedback.moment, sweeps)
+        for weight, code, table in zip(weights, started, tables, strict=True)
+    ]
+
+
+def _decoded(code: Tensor, levels: Tensor, table: Scales) -> Tensor:
+    """Weights [N, K] of ``code`` [K, N] under the scales as they are."""
+    level = levels[code.int()].t()
+    return (level.reshape(*table.value.shape, -1) * table.value[:, :, None]).reshape(level.shape)
 
 
 def _snap(table: Scales, group: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
