@@ -15,11 +15,14 @@ from bitwright import Settings
 from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.folds import fold
 from bitwright.data.samples import Sample
+from bitwright.formats.families import unpacked
 from bitwright.host.progress import Reporter
 from bitwright.measure import scores
+from bitwright.measure.collected import BlockMoments
 from bitwright.measure.scores import WeightJob, rounder_of, score
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
+from bitwright.measure.traffic import Traffic
 from tests.conftest import Build
 
 ELSEWHERE = """
@@ -93,3 +96,36 @@ def test_where_tokens_are_short_the_choosing_fold_shapes_the_codes_too(
     assert changed.scores != twice.scores
     for first, last in zip(changed.codes, twice.codes, strict=True):
         assert all(torch.equal(first.tensors[name], last.tensors[name]) for name in first.tensors), "predicting tokens seen"
+
+
+def test_output_gradients_are_summed_where_a_weight_has_not_many_more_rows_than_columns() -> None:
+    torch.manual_seed(0)
+    x, narrow, wide = torch.randn(40, 8), torch.randn(40, 16), torch.randn(40, 17)
+    moments, sample = BlockMoments(), torch.zeros(40, dtype=torch.int64)
+    for part in (slice(0, 25), slice(25, 40)):
+        shared = x[part]
+        moments.add({name: Traffic(shared, g[part], sample[part]) for name, g in (("narrow", narrow), ("wide", wide))})
+    *_, outputs = moments.take("narrow")
+    assert outputs is not None
+    expected = (narrow.double() * x.double().square().sum(1, keepdim=True)).t() @ narrow.double()
+    assert torch.allclose(outputs.double(), expected, rtol=1e-5, atol=1e-4)
+    assert moments.take("wide")[2] is None
+
+
+def test_outputs_that_matter_together_make_up_for_each_other(build: Build, tmp_path: Path) -> None:
+    """Gradients of one direction: rows are rounded so that what is left of it nearly vanishes, on tokens not rounded on."""
+    costs = []
+    for together in (False, True):
+        job = jobs_of(build("llama"), tmp_path / str(together))[0]
+        n_rows = len(job.value)
+        generator = torch.Generator().manual_seed(1)
+        direction = torch.randn(n_rows, generator=generator)
+        g = torch.randn(len(job.traffic.x), 1, generator=generator) * direction
+        job = replace(job, traffic=replace(job.traffic, g=g + 0.01 * torch.randn(g.shape, generator=generator)))
+        job.moments.outputs = torch.outer(direction, direction) + 1e-4 * torch.eye(n_rows) if together else None
+        scored = score(job)
+        predicting = job.traffic.sample >= job.n_choosing
+        change = unpacked(scored.codes[0]).decode() - job.value
+        felt = (job.traffic.x[predicting] @ change.t()) * job.traffic.g[predicting]
+        costs.append(float(felt.sum(1).square().mean()))
+    assert costs[1] < 0.3 * costs[0]
