@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.kernels import strips
 from bitwright.rounding.kernels.coordinate_descent import sweep_within
 from bitwright.rounding.kernels.error_feedback import feed_back_within
 from bitwright.rounding.kernels.grid import Grid, TableGrid, UniformGrid
@@ -47,3 +48,18 @@ def test_coordinate_descent(shape: tuple[int, int], grid: str) -> None:
     codes = sweep_strip(GRIDS[grid], mine, target, pull.clone(), moment, scale)
     assert torch.equal(codes, sweep_within(GRIDS[grid], other, target, pull.clone(), moment, scale))
     assert torch.allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_where_no_folder_can_be_written_it_is_compiled_for_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import caching
+
+    def closed(self: object) -> None:
+        raise OSError("read-only file system")
+
+    for locator in (caching._InTreeCacheLocator, caching._UserWideCacheLocator):
+        monkeypatch.setattr(locator, "ensure_cache_path", closed)
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+    assert strips._compiled(doubled)(21) == 42
