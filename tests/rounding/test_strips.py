@@ -52,7 +52,7 @@ def test_coordinate_descent(shape: tuple[int, int], grid: str) -> None:
 
 
 def test_where_no_folder_can_be_written_it_is_compiled_for_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching._CacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
 
     def doubled(x: torch.Tensor) -> torch.Tensor:
         return x + x
