@@ -9,6 +9,7 @@ they lie in the innermost cache. The arithmetic is that of the tensor operations
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import no_type_check
 
 import numba
@@ -17,7 +18,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from bitwright.rounding.kernels.grid import Grid, reciprocal
+from bitwright.host.interrupts import held_back
+from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
 
 _ROWS = 128  # at a time: what 64 columns of them need lies in 32 to 96 KiB
 
@@ -30,6 +32,7 @@ def feed_back_strip(
     minimum: Float32[Tensor, " R"] | None = None,
 ) -> UInt8[Tensor, "B R"]:
     """Codes of one block of columns, which turn into their errors; ``follow`` [j, k] is what column k takes of that of j."""
+    _prepare()
     codes = torch.empty(block.shape, dtype=torch.uint8)
     lowest = torch.empty(0) if minimum is None else minimum
     given = (block, follow, reciprocal(scale), scale, lowest)
@@ -46,18 +49,29 @@ def sweep_strip(
     scale: Float32[Tensor, " R"],
 ) -> UInt8[Tensor, "B R"]:
     """Codes of one block, each column at its best given all others; ``error`` and ``pull`` follow in place."""
+    _prepare()
     codes = torch.empty(error.shape, dtype=torch.uint8)
     given = (error, target, pull, inner, reciprocal(scale), scale)
     _sweep(*(tensor.numpy() for tensor in given), grid.numbers(), codes.numpy())
     return codes
 
 
+@cache
+def _prepare() -> None:
+    """Compile, or load what was compiled. LLVM calls Python back meanwhile, where an interrupt would be lost."""
+    one, code = np.ones((1, 1), np.float32), np.empty((1, 1), np.uint8)
+    grid = UniformGrid(0, 2, 1.0).numbers()
+    with held_back():
+        _feed_back(one, one.copy(), one[0], one[0], one[0], grid, code)
+        _sweep(one, one.copy(), one.copy(), one.copy(), one[0], one[0], grid, code)
+
+
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` as machine code, which is kept between processes where there is a place for it."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @no_type_check
