@@ -5,9 +5,12 @@ import torch
 from numba.core import caching
 
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.bnb4 import BNB4
+from bitwright.rounding.ggml import GGML
+from bitwright.rounding.group import GROUP
 from bitwright.rounding.kernels import strips
 from bitwright.rounding.kernels.coordinate_descent import sweep_within
-from bitwright.rounding.kernels.error_feedback import feed_back_within
+from bitwright.rounding.kernels.error_feedback import Feedback, feed_back_within
 from bitwright.rounding.kernels.grid import Grid, TableGrid, UniformGrid
 from bitwright.rounding.kernels.strips import feed_back_strip, sweep_strip
 
@@ -58,3 +61,11 @@ def test_where_no_folder_can_be_written_it_is_compiled_for_this_process_alone(mo
         return x + x
 
     assert strips._compiled(doubled)(21) == 42
+
+
+def test_whatever_lies_in_memory_is_compiled_once() -> None:
+    """Each further layout would be compiled on its own, in the middle of a run and where an interrupt is lost."""
+    feedback = Feedback.of(inner(256))
+    for rounder, names in ((BNB4, ("nf4-b32-dq", "nf4-b64")), (GROUP, ("w3-g32", "w4-g64")), (GGML, ("q4_k", "q3_k", "mxfp4"))):
+        rounder.calibrated(torch.randn(20, 256), feedback, [rounder.formats[name] for name in names])
+    assert [len(kernel.signatures) for kernel in (strips._feed_back, strips._sweep)] == [1, 1]

@@ -35,7 +35,7 @@ class Collected:
 
 class BlockMoments:
     """Second moments of a block's weights: of inputs, plain once per distinct input and weighted once per weight, and of output
-    gradients, where rows may learn from each other."""
+    gradients, where rows may make up for each other."""
 
     def __init__(self) -> None:
         self.shared: dict[str, str] = {}  # weight -> first weight that is given the same input

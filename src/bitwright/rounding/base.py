@@ -34,31 +34,13 @@ class Rounder(ABC):
     def nearest(self, weight: Tensor, format: Any) -> Codes:
         """Codes of ``weight`` [N, K], each weight to the nearest level under the scale that the stock quantizer takes."""
 
+    @abstractmethod
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
-        """Codes of ``weight`` [N, K] in each of ``formats``, in their order, with little tr(G dW S dW^T), G being the identity
+        """Codes of ``weight`` [N, K] in each of ``formats``, in their order, with little tr(G dW S dW^T); G is the identity
         where ``feedback`` has nothing for rows.
 
         Raises ValueError for a format that cannot store rows of K weights.
         """
-        if feedback.rows is None:
-            return self.together(weight, feedback, formats)
-        return self.by_parts(weight, feedback, feedback.rows, formats)
-
-    @abstractmethod
-    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[Any]) -> list[Codes]:
-        """The same with all rows at once, which take no notice of each other."""
-
-    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[Any]) -> list[Codes]:
-        """The same part by part, later rows making good what earlier ones became. For families whose rows share nothing."""
-        done = []
-        for format in formats:
-            target, parts = weight.float()[rows.order], []
-            for part, _ in rows.parts:
-                (codes,) = self.together(target[part], feedback, [format])
-                rows.absorb(target, part, codes.decode())
-                parts.append(codes)
-            done.append(joined(parts, rows.order))
-        return done
 
     @abstractmethod
     def lattice(self, codes: Any) -> Lattice:
@@ -77,6 +59,18 @@ class Rounder(ABC):
     def version(self) -> str:
         """A hash that changes with every constant that the rounding depends on: kept pieces of another version are not used."""
         return constants_hash(type(self).__module__)
+
+
+def by_parts(weight: Tensor, rows: RowFeedback | None, calibrated: Callable[[Tensor], Codes]) -> Codes:
+    """What ``calibrated`` makes of ``weight`` [N, K], part by part where there are ``rows``, later parts making good what
+    earlier ones became. For families whose rows share nothing."""
+    if rows is None:
+        return calibrated(weight)
+    target, parts = weight.float()[rows.order], []
+    for part, _ in rows.parts:
+        parts.append(calibrated(target[part]))
+        rows.absorb(target, part, parts[-1].decode())
+    return joined(parts, rows.order)
 
 
 def joined(parts: Sequence[Codes], order: Tensor) -> Codes:

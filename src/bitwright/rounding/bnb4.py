@@ -18,7 +18,6 @@ from bitwright.rounding.kernels.blocks import round_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
-from bitwright.rounding.kernels.row_feedback import RowFeedback
 
 
 class Bnb4Rounder(Rounder):
@@ -30,12 +29,8 @@ class Bnb4Rounder(Rounder):
     def nearest(self, weight: Tensor, format: BlockFormat) -> BlockCodes:
         return nearest(weight, format)
 
-    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
         return list(rounded(weight, feedback, formats))
-
-    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[BlockFormat]) -> list[Codes]:
-        """Scales of a weight are multiples of common ones, so its parts share a table."""
-        return list(rounded(weight, feedback, formats, rows))
 
     def lattice(self, codes: BlockCodes) -> ScalarLattice:
         grid = TableGrid.of(codes.format.levels, codes.code.device)
@@ -74,9 +69,7 @@ def nearest(weight: Tensor, format: BlockFormat) -> BlockCodes:
     return BlockCodes(format, tuple(weight.shape), flat, ScaleTable(format, absmax[:, None], offset, as_library=True).scales())
 
 
-def rounded(
-    weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat], rows: RowFeedback | None = None, sweeps: int = SWEEPS
-) -> list[BlockCodes]:
+def rounded(weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat], sweeps: int = SWEEPS) -> list[BlockCodes]:
     """Calibrated codes of ``weight`` [N, K] in each of ``formats``, those of one grid side by side.
 
     Raises ValueError for a format whose blocks would run across rows.
@@ -86,7 +79,7 @@ def rounded(
         tables = [scale_table(weight, format) for format in same]
         grid = TableGrid.of(same[0].levels, weight.device)
         levels = torch.tensor(same[0].levels, dtype=torch.float32, device=weight.device)
-        found = round_blocks(weight, feedback, grid, levels, tables, rows=rows, sweeps=sweeps)
+        found = round_blocks(weight, feedback, grid, levels, tables, sweeps=sweeps)
         for table, code in zip(tables, found, strict=True):
             done[table.format.name] = table.codes(code)
     return [done[format.name] for format in formats]

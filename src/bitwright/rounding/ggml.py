@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from bitwright.formats.base import Codes
 from bitwright.formats.ggml.codes import GgmlCodes
 from bitwright.formats.ggml.format import GGML_FORMATS, GgmlFormat
-from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.base import SWEEPS, Rounder, by_parts
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.ggml_nearest import nearest_ggml
@@ -31,16 +32,19 @@ class GgmlRounder(Rounder):
     def nearest(self, weight: Tensor, format: GgmlFormat) -> GgmlCodes:
         return nearest_ggml(weight, format)
 
-    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[GgmlFormat]) -> list[Codes]:
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GgmlFormat]) -> list[Codes]:
         """Error feedback, then a sweep of coordinate descent over the codes; formats of many levels to nearest."""
-        done: list[Codes] = []
-        for format in formats:
-            if len(format.levels) >= FINE_LEVELS:
-                done.append(nearest_ggml(weight, format))
-                continue
-            start = ggml_feedback(weight, feedback, format)
-            done.append(ggml_descent(weight, start, feedback.moment, SWEEPS))
-        return done
+
+        def of(format: GgmlFormat, rows: Tensor) -> Codes:
+            start = ggml_feedback(rows, feedback, format)
+            return ggml_descent(rows, start, feedback.moment, SWEEPS)
+
+        return [
+            nearest_ggml(weight, format)
+            if len(format.levels) >= FINE_LEVELS
+            else by_parts(weight, feedback.rows, partial(of, format))
+            for format in formats
+        ]
 
     def lattice(self, codes: GgmlCodes) -> ScalarLattice:
         format, n_rows = codes.format, codes.shape[0]

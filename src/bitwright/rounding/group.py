@@ -18,7 +18,6 @@ from bitwright.rounding.kernels.blocks import round_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
-from bitwright.rounding.kernels.row_feedback import RowFeedback
 from bitwright.rounding.kernels.scale_search import RATIOS
 
 # Trial scales by number of bits, as ratios to the scale at which the largest weight still fits: few levels clip early.
@@ -41,11 +40,8 @@ class GroupRounder(Rounder):
     def nearest(self, weight: Tensor, format: GroupFormat) -> GroupCodes:
         return nearest_group(weight, format)
 
-    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
         return list(round_groups(weight, feedback, formats))
-
-    def by_parts(self, weight: Tensor, feedback: Feedback, rows: RowFeedback, formats: Sequence[GroupFormat]) -> list[Codes]:
-        return list(round_groups(weight, feedback, formats, rows))
 
     def lattice(self, codes: GroupCodes) -> ScalarLattice:
         lowest = codes.format.lowest
@@ -70,9 +66,7 @@ def nearest_group(weight: Tensor, format: GroupFormat) -> GroupCodes:
     return GroupCodes(format, tuple(weight.shape), (code - format.lowest).to(torch.uint8).reshape(weight.shape), scale)
 
 
-def round_groups(
-    weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat], rows: RowFeedback | None = None, sweeps: int = SWEEPS
-) -> list[GroupCodes]:
+def round_groups(weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat], sweeps: int = SWEEPS) -> list[GroupCodes]:
     """Calibrated codes of ``weight`` [N, K] in each of ``formats``, those of as many bits side by side.
 
     Raises ValueError for a format whose groups do not fill the rows.
@@ -83,7 +77,7 @@ def round_groups(
         grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
         tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in same]
         levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
-        found = round_blocks(weight, feedback, grid, levels, tables, RATIOS_OF_BITS[first.bits], rows, sweeps)
+        found = round_blocks(weight, feedback, grid, levels, tables, RATIOS_OF_BITS[first.bits], sweeps)
         for table, code in zip(tables, found, strict=True):
             done[table.format.name] = table.codes(code)
     return [done[format.name] for format in formats]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from bitwright.formats.base import Codes
 from bitwright.formats.iq.codes import CodebookCodes
 from bitwright.formats.iq.format import CODEBOOK_FORMATS, CodebookFormat
-from bitwright.rounding.base import SWEEPS, Rounder
+from bitwright.rounding.base import SWEEPS, Rounder, by_parts
 from bitwright.rounding.kernels.codebook import Codebook
 from bitwright.rounding.kernels.codebook_search import Search
 from bitwright.rounding.kernels.error_feedback import Feedback
@@ -29,9 +30,13 @@ class IqRounder(Rounder):
     def nearest(self, weight: Tensor, format: CodebookFormat) -> CodebookCodes:
         return nearest_codebook(weight, format)
 
-    def together(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
+    def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[CodebookFormat]) -> list[Codes]:
         """Error feedback by groups of eight columns, then a sweep that offers every group another choice."""
-        return [codebook_feedback(weight, feedback, format, SWEEPS) for format in formats]
+
+        def of(format: CodebookFormat, rows: Tensor) -> Codes:
+            return codebook_feedback(rows, feedback, format, SWEEPS)
+
+        return [by_parts(weight, feedback.rows, partial(of, format)) for format in formats]
 
     def lattice(self, codes: CodebookCodes) -> CodebookLattice:
         format, shape = codes.format, (codes.shape[0], -1)

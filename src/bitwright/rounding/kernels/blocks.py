@@ -13,7 +13,6 @@ from torch import Tensor
 from bitwright.rounding.kernels.coordinate_descent import sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.grid import Grid
-from bitwright.rounding.kernels.row_feedback import RowFeedback
 from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
 
 
@@ -80,13 +79,14 @@ def round_blocks(
     levels: Float32[Tensor, " L"],
     tables: Sequence[Scales],
     ratios: tuple[float, ...] = RATIOS,
-    rows: RowFeedback | None = None,
     sweeps: int = 1,
 ) -> list[UInt8[Tensor, "K N"]]:
     """Codes [K, N] of ``weight`` for each of ``tables``, whose scales follow; ``levels`` by code.
 
-    With ``rows``, part by part, later parts making good what earlier ones became.
+    Where ``feedback`` has something for rows, part by part, later parts making good what earlier ones became. Scales may be
+    multiples of something common, so all parts share their tables.
     """
+    rows = feedback.rows
     if rows is None:
         return _round([weight.float()] * len(tables), feedback, grid, levels, tables, ratios, sweeps)
     targets = [weight.float()[rows.order] for _ in tables]

@@ -25,7 +25,7 @@ def sweep_columns(
     ``inner`` [B, B] the block's own part of S.
     """
     if error.device.type == "cpu":
-        return sweep_strip(grid, error, target, pull, inner.contiguous(), scale)
+        return sweep_strip(grid, error, target, pull, inner, scale)
     return replay(sweep_within, grid, 1, error, target, pull, inner, scale)
 
 

@@ -30,7 +30,7 @@ class RowFeedback:
 
     @classmethod
     def of(cls, moment: Float32[Tensor, "N N"], unseen: Unseen) -> RowFeedback | None:
-        """From G = ``moment``, a sum of g g^T, which is scaled and damped in its place; None where it would gain nothing.
+        """From G = ``moment``, a sum of g g^T, which is scaled in its place; None where it would gain nothing.
 
         ``unseen``: gradients that G is not made of. They tell how much damping it needs, and what it is worth.
         """

@@ -8,14 +8,13 @@ they lie in the innermost cache. The arithmetic is that of the tensor operations
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import no_type_check
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from bitwright.host.interrupts import held_back
@@ -24,35 +23,24 @@ from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
 _ROWS = 128  # at a time: what 64 columns of them need lies in 32 to 96 KiB
 
 
-def feed_back_strip(
-    grid: Grid,
-    block: Float32[Tensor, "B R"],
-    follow: Float32[Tensor, "B B"],
-    scale: Float32[Tensor, " R"],
-    minimum: Float32[Tensor, " R"] | None = None,
-) -> UInt8[Tensor, "B R"]:
-    """Codes of one block of columns, which turn into their errors; ``follow`` [j, k] is what column k takes of that of j."""
-    _prepare()
-    codes = torch.empty(block.shape, dtype=torch.uint8)
+def feed_back_strip(grid: Grid, block: Tensor, follow: Tensor, scale: Tensor, minimum: Tensor | None = None) -> Tensor:
+    """``error_feedback.feed_back_within``, compiled."""
     lowest = torch.empty(0) if minimum is None else minimum
-    given = (block, follow, reciprocal(scale), scale, lowest)
-    _feed_back(*(tensor.numpy() for tensor in given), grid.numbers(), codes.numpy())
-    return codes
+    return _run(_feed_back, grid, (block,), (follow, reciprocal(scale), scale, lowest))
 
 
-def sweep_strip(
-    grid: Grid,
-    error: Float32[Tensor, "B R"],
-    target: Float32[Tensor, "B R"],
-    pull: Float32[Tensor, "B R"],
-    inner: Float32[Tensor, "B B"],
-    scale: Float32[Tensor, " R"],
-) -> UInt8[Tensor, "B R"]:
-    """Codes of one block, each column at its best given all others; ``error`` and ``pull`` follow in place."""
+def sweep_strip(grid: Grid, error: Tensor, target: Tensor, pull: Tensor, inner: Tensor, scale: Tensor) -> Tensor:
+    """``coordinate_descent.sweep_within``, compiled."""
+    return _run(_sweep, grid, (error, pull), (target, inner, reciprocal(scale), scale))
+
+
+def _run(kernel: Callable[..., None], grid: Grid, changed: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
+    """Codes of the shape of what is ``changed`` [B, R], which is contiguous. What is ``given`` is made so: each layout would be
+    compiled by itself."""
     _prepare()
-    codes = torch.empty(error.shape, dtype=torch.uint8)
-    given = (error, target, pull, inner, reciprocal(scale), scale)
-    _sweep(*(tensor.numpy() for tensor in given), grid.numbers(), codes.numpy())
+    codes = torch.empty(changed[0].shape, dtype=torch.uint8)
+    arrays = (tensor.numpy() for tensor in (*changed, *(tensor.contiguous() for tensor in given)))
+    kernel(*arrays, grid.numbers(), codes.numpy())
     return codes
 
 
@@ -62,8 +50,8 @@ def _prepare() -> None:
     one, code = np.ones((1, 1), np.float32), np.empty((1, 1), np.uint8)
     grid = UniformGrid(0, 2, 1.0).numbers()
     with held_back():
-        _feed_back(one, one.copy(), one[0], one[0], one[0], grid, code)
-        _sweep(one, one.copy(), one.copy(), one.copy(), one[0], one[0], grid, code)
+        _feed_back(one.copy(), one, one[0], one[0], one[0], grid, code)
+        _sweep(one.copy(), one.copy(), one, one, one[0], one[0], grid, code)
 
 
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
@@ -118,7 +106,7 @@ def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
 
 @no_type_check
 @_compiled
-def _sweep(error, target, pull, inner, inverse, scale, grid, codes):
+def _sweep(error, pull, target, inner, inverse, scale, grid, codes):
     n_cols, n_rows = error.shape
     x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
     for start in range(0, n_rows, _ROWS):
