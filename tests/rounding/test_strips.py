@@ -1,5 +1,7 @@
 """Compiled columns against the tensor operations that a GPU does."""
 
+import errno
+
 import pytest
 import torch
 from numba.core import caching
@@ -61,6 +63,25 @@ def test_where_no_folder_can_be_written_it_is_compiled_for_this_process_alone(mo
         return x + x
 
     assert strips._compiled(doubled)(21) == 42
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+
+    @strips._compiled
+    def doubled(x: int) -> int:
+        return x + x
+
+    @strips._compiled
+    def quadrupled(x: int) -> int:
+        return doubled(doubled(x))
+
+    with pytest.raises(OSError, match="No space"):
+        strips._compiled(lambda x: x)(1)
+    assert strips._kept_or_not(lambda: quadrupled(3)) == 12
 
 
 def test_whatever_lies_in_memory_is_compiled_once() -> None:
