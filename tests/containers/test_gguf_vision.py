@@ -1,6 +1,7 @@
 """Two files for a model that sees: llama.cpp asked about the same picture as transformers."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,28 @@ def test_an_image_is_attended_to_in_both_directions_where_the_family_does(every:
     runtime._tower.both_ways = False
     found = torch.cat([part for parts in runtime.logits(samples) for part in parts]).log_softmax(-1)
     assert divergence(wanted, found) > 2 * divergence(wanted, in_llama_cpp(path, samples))
+
+
+def test_what_lay_in_memory_is_not_seen(every: Callable[[str], Path], tmp_path: Path) -> None:
+    """llama.cpp multiplies memory that it never wrote to by zero: NaN where NaN lay there."""
+    seeing = every("mistral3")
+    written(source_of(seeing), tmp_path / "model.gguf", "16bit")
+    environment = os.environ | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    asked = [sys.executable, "-c", DIRTY, str(tmp_path / "model.gguf"), str(seeing)]
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-600:]
+
+
+DIRTY = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.containers.test_gguf_vision import in_llama_cpp, samples_of
+samples = samples_of(Path(sys.argv[2]))
+filled = [np.full(1 << 20, 255, np.uint8) for _ in range(200)]
+del filled
+assert in_llama_cpp(Path(sys.argv[1]), samples).isfinite().all()
+"""
 
 
 def test_the_tokens_of_a_grid_are_told_their_rows_and_columns() -> None:

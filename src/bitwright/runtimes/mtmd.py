@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.checkpoint.gguf_header import GgufTensor, read_gguf_header
 from bitwright.data.samples import Sample
 from bitwright.errors import BitwrightError, fail
 
@@ -97,7 +97,7 @@ class VisionTower:
             )
         header = read_gguf_header(path)
         metadata: dict[str, Any] = dict(header.metadata)
-        self._says_row_ends = ROW_END in header.tensors
+        self._row_end = _vector(path, header.tensors[ROW_END]) if ROW_END in header.tensors else None
         self._mean, self._deviation = (
             np.array(metadata[f"clip.vision.{name}"], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std")
         )
@@ -160,13 +160,30 @@ class VisionTower:
             shape = (library.mtmd_input_chunk_get_n_tokens(whole), self.width)
             rows = torch.from_numpy(np.ctypeslib.as_array(library.mtmd_get_output_embd(self._context), shape).copy())
             if not self._gridded:
-                wide = image.shape[2] // self._patch // self._merged
-                return Seen(rows, row=wide if self._says_row_ends else 0)
+                return self._in_rows(rows, image.shape[2] // self._patch // self._merged)
             tokens = library.mtmd_input_chunk_get_tokens_image(whole)
             return Seen(rows, (library.mtmd_image_tokens_get_nx(tokens), library.mtmd_image_tokens_get_ny(tokens)))
         finally:
             library.mtmd_input_chunks_free(chunks)
             library.mtmd_bitmap_free(bitmap)
+
+    def _in_rows(self, rows: Tensor, wide: int) -> Seen:
+        """``rows`` [tokens, width] of an image that is ``wide`` tokens wide.
+
+        What stands behind each row of an image is known: llama.cpp adds it to zero times memory that nothing was written to
+        (build of the graph in tools/mtmd/models/pixtral.cpp), which is NaN where NaN lay there before.
+        """
+        if self._row_end is None:
+            return Seen(rows)
+        rows[wide :: wide + 1] = self._row_end
+        return Seen(rows, row=wide)
+
+
+def _vector(path: Path, tensor: GgufTensor) -> Tensor:
+    """float32 [width]: what the file ``path`` holds as ``tensor``."""
+    if tensor.type != "f32":
+        raise unseen(f"{tensor.name} as {tensor.type}")
+    return torch.from_numpy(np.fromfile(path, np.float32, tensor.shape[-1], offset=tensor.start))
 
 
 def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
