@@ -1,13 +1,16 @@
 """The searched scale is never worse than absmax and is always one that storage holds."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.rounding.kernels import trials
 from bitwright.rounding.kernels.block_scales import ScaleTable
-from bitwright.rounding.kernels.grid import TableGrid, reciprocal
+from bitwright.rounding.kernels.grid import Grid, TableGrid, UniformGrid, reciprocal
 from bitwright.rounding.kernels.scale_search import search_scale
+from bitwright.rounding.kernels.trials import best_trial, best_within
 
 
 def cost(weight: torch.Tensor, importance: torch.Tensor, grid: TableGrid, scale: torch.Tensor) -> torch.Tensor:
@@ -39,3 +42,32 @@ def test_an_asymmetric_grid_may_turn_a_block_around() -> None:
     _, value = search_scale(weight, torch.ones(32, 1), grid, lambda s: (s, s))
     assert torch.allclose(value, torch.tensor([-0.7]))
     assert float(cost(weight, torch.ones(32, 1), grid, value)) < 1e-10
+
+
+GRIDS: dict[str, Grid] = {
+    "table": TableGrid.of(BLOCK_FORMATS["nf4-b32"].levels, torch.device("cpu")),
+    "integers": UniformGrid(-8, 16, 8.0),
+    "counts": UniformGrid(0, 4, 1.0),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("shape", [(32, 1), (16, 300), (64, 129)])
+def test_compiled_trials_find_what_tensor_operations_find(shape: tuple[int, int], grid: str) -> None:
+    torch.manual_seed(sum(shape))
+    weight, importance, value = torch.randn(shape), torch.rand(shape) + 0.01, torch.randn(5, shape[1])
+    weight[:, 0], value[2] = 0.0, 0.0  # a block of zeros, a scale that storage has rounded to zero
+    at, cost, fitted = best_trial(weight, importance, GRIDS[grid], value)
+    wanted_at, wanted_cost, wanted_fitted = best_within(weight, importance, GRIDS[grid], value)
+    assert torch.equal(at, wanted_at)
+    assert torch.allclose(cost, wanted_cost, rtol=1e-5)
+    assert torch.allclose(fitted, wanted_fitted, rtol=1e-4)
+
+
+def test_trials_that_do_not_fit_into_memory_are_tried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight, importance, value = torch.randn(32, 9), torch.rand(32, 9), torch.randn(7, 9)
+    given = (weight, importance, GRIDS["table"], value)
+    whole = best_within(*given)
+    monkeypatch.setattr(trials, "CHUNK_ENTRIES", 3 * weight.numel())
+    assert all(torch.equal(part, other) for part, other in zip(best_within(*given), whole, strict=True))

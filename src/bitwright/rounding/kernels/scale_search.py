@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
-from bitwright.rounding.kernels.grid import Grid, reciprocal
+from bitwright.rounding.kernels.grid import Grid
+from bitwright.rounding.kernels.trials import best_trial
 
 # Ratios of the trial scale to the block's largest magnitude. Measured on SmolLM2-135M (docs/LOG.md, scale search).
 RATIOS = (1.06, 1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
-
-CHUNK_ENTRIES = (1 << 18, 1 << 24)  # weights times trials at once: in the cache of a processor, all of them on a GPU
 
 Snap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -38,37 +38,16 @@ def search_scale(
     """
     absmax = weight.abs().amax(0)
     toward = torch.where(weight.amax(0) >= -weight.amin(0), absmax, -absmax)
-    signs = (1.0,) if grid.symmetric else (1.0, -1.0)
-    trials = [toward * (sign * ratio) for sign in signs for ratio in ratios]
-    best = _Best(weight, importance, grid, snap)
-    at_once = max(1, CHUNK_ENTRIES[weight.device.type == "cuda"] // weight.numel())
-    for first in range(0, len(trials), at_once):
-        best.consider(torch.stack(trials[first : first + at_once]))
-    level = grid.level(grid.cell(weight * reciprocal(best.value)))
-    norm = (importance * level.square()).sum(0)
-    best.consider(torch.where(norm > 0, (importance * weight * level).sum(0) / norm.clamp(min=1e-38), best.value)[None])
-    return best.stored, best.value
+    everywhere = importance.expand_as(weight)
+    trials, values = snap(toward * _signed(ratios, grid.symmetric, weight.device))
+    at, cost, fitted = best_trial(weight, everywhere, grid, values)
+    stored, value = (found.gather(0, at[None])[0] for found in (trials, values))
+    refit, refit_value = snap(fitted)
+    better = best_trial(weight, everywhere, grid, refit_value[None])[1] < cost
+    return torch.where(better, refit, stored), torch.where(better, refit_value, value)
 
 
-class _Best:
-    """The best scale of each row so far."""
-
-    cost: Tensor | None = None
-    stored: Tensor
-    value: Tensor
-
-    def __init__(self, weight: Tensor, importance: Tensor, grid: Grid, snap: Snap) -> None:
-        self.weight, self.importance, self.grid, self.snap = weight, importance, grid, snap
-
-    def consider(self, wanted: Tensor) -> None:
-        """Try scales [T, R], T of them for each row."""
-        stored, value = self.snap(wanted)
-        decoded = self.grid.level(self.grid.cell(self.weight * reciprocal(value)[:, None])).mul_(value[:, None])
-        costs = decoded.sub_(self.weight).square_().mul_(self.importance).sum(1)
-        cost, at = costs.min(0, keepdim=True)
-        cost, stored, value = cost[0], stored.gather(0, at)[0], value.gather(0, at)[0]
-        if self.cost is not None:
-            better = cost < self.cost
-            cost = torch.where(better, cost, self.cost)
-            stored, value = torch.where(better, stored, self.stored), torch.where(better, value, self.value)
-        self.cost, self.stored, self.value = cost, stored, value
+@cache
+def _signed(ratios: tuple[float, ...], one_sided: bool, device: torch.device) -> Tensor:
+    """The ratios [T, 1], with both signs unless one is enough."""
+    return torch.tensor(ratios if one_sided else (*ratios, *(-ratio for ratio in ratios)), device=device)[:, None]

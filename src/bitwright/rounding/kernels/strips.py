@@ -9,16 +9,14 @@ they lie in the innermost cache. The arithmetic is that of the tensor operations
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache
 from typing import no_type_check
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.host.interrupts import held_back
+from bitwright.rounding.kernels.compiled import compiled, prepare, snap
 from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
 
 _ROWS = 128  # at a time: what 64 columns of them need lies in 32 to 96 KiB
@@ -47,50 +45,16 @@ def _run(kernel: Callable[..., None], grid: Grid, changed: Sequence[Tensor], giv
 
 @cache
 def _prepare() -> None:
-    """Compile, or load what was compiled. LLVM calls Python back meanwhile, where an interrupt would be lost."""
     one, code = np.ones((1, 1), np.float32), np.empty((1, 1), np.uint8)
     grid = UniformGrid(0, 2, 1.0).numbers()
-    with held_back():
-        _kept_or_not(lambda: _feed_back(one.copy(), one, one[0], one[0], one[0], grid, code))
-        _kept_or_not(lambda: _sweep(one.copy(), one.copy(), one, one, one[0], one[0], grid, code))
-
-
-def _kept_or_not(call: Callable[[], object]) -> object:
-    """``call``, also where a full disk keeps nothing: each function is in memory once its place on disk was refused."""
-    for _ in range(2):  # a kernel and what it calls
-        with suppress(OSError):
-            return call()
-    return call()
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """``function`` as machine code, which is kept between processes where there is a place for it."""
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder can be written
-        return numba.njit(nogil=True, error_model="numpy")(function)
+    prepare(
+        lambda: _feed_back(one.copy(), one, one[0], one[0], one[0], grid, code),
+        lambda: _sweep(one.copy(), one.copy(), one, one, one[0], one[0], grid, code),
+    )
 
 
 @no_type_check
-@_compiled
-def _snap(x, grid, level, code):
-    """The levels and codes of the grid that are nearest to ``x`` [R]."""
-    if grid.uniform:
-        back = np.float32(1) / grid.unit
-        for r in range(len(x)):
-            cell = min(max(np.rint(x[r] * grid.unit - grid.first), np.float32(0)), grid.last)
-            level[r] = (cell + grid.first) * back
-            code[r] = np.uint8(cell)
-    else:
-        half = np.float32(len(grid.level_of_cell) // 2)
-        for r in range(len(x)):
-            cell = np.int32(min(max(x[r] * half + half, np.float32(0)), half + half))
-            level[r] = grid.level_of_cell[cell]
-            code[r] = grid.code_of_cell[cell]
-
-
-@no_type_check
-@_compiled
+@compiled
 def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
     n_cols, n_rows = w.shape
     x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
@@ -104,7 +68,7 @@ def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
                 row -= minimum[start:stop]
             for r in range(n):
                 x[r] = row[r] * i[r]
-            _snap(x[:n], grid, level[:n], codes[j, start:stop])
+            snap(x[:n], grid, level[:n], codes[j, start:stop])
             for r in range(n):
                 row[r] -= level[r] * s[r]
             for k in range(j + 1, n_cols):
@@ -114,7 +78,7 @@ def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
 
 
 @no_type_check
-@_compiled
+@compiled
 def _sweep(error, pull, target, inner, inverse, scale, grid, codes):
     n_cols, n_rows = error.shape
     x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
@@ -126,7 +90,7 @@ def _sweep(error, pull, target, inner, inverse, scale, grid, codes):
             row, wanted, toward, pivot = error[j, start:stop], target[j, start:stop], pull[j, start:stop], inner[j, j]
             for r in range(n):
                 x[r] = (wanted[r] - row[r] + toward[r] / pivot) * i[r]
-            _snap(x[:n], grid, level[:n], codes[j, start:stop])
+            snap(x[:n], grid, level[:n], codes[j, start:stop])
             for r in range(n):
                 found = wanted[r] - level[r] * s[r]
                 level[r] = found - row[r]  # the change, which the columns that follow take into account
