@@ -22,7 +22,7 @@ from bitwright.checkpoint.open import local_directory
 from bitwright.containers.registry import container_of
 from bitwright.containers.rivals import VISION_MLPS, VISION_WIDE
 from bitwright.data.calibration import PICTURES, WORDS
-from bitwright.data.held_out import BLANK, held_out
+from bitwright.data.held_out import BLANK, WRONG, held_out
 from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer
@@ -118,11 +118,14 @@ def _vision_alone(source: Path, settings: Settings) -> dict[str, float]:
 
 @torch.no_grad()
 def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures: int) -> dict[str, Any]:
-    """Predicted and true divergence of answers about pictures when one weight at a time is stored as stock stores it."""
+    """Predicted and true divergence when one weight at a time is stored as stock stores it.
+
+    On pictures and texts, half each, against what the allocator reads, and on answers about pictures alone against what the
+    calibration's pictures in the fold that no choice saw say.
+    """
     tokenizer = tokenizer_of(source)
-    viewer = Viewer.of(source, tokenizer)
-    probe = held_out(tokenizer, "documentation", -(-pictures // 8), 128, viewer)
-    samples = [s for s, domain in zip(probe.samples, probe.domains, strict=True) if domain == PICTURES]
+    probe = held_out(tokenizer, "documentation", -(-pictures // 8), 128, Viewer.of(source, tokenizer))
+    samples = [(s, domain) for s, domain in zip(probe.samples, probe.domains, strict=True) if domain not in (WRONG, BLANK)]
     at_kind = sensitivity.provenance["kinds"].index(WORDS[PICTURES])
     container = container_of(sensitivity.container)
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
@@ -131,29 +134,37 @@ def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures
         found: torch.Tensor = model(input_ids=sample.ids[None], **sample.media).logits[0][sample.positions]
         return found
 
-    references = [condense(logits(sample), sample.following) for sample in samples]
+    references = [condense(logits(sample), sample.following) for sample, _ in samples]
     stored = [weight for weight in sensitivity.weights if weight.stock != SIXTEEN]
     seeing = [weight for weight in stored if weight.group in VISION]
     text = [weight for weight in stored if weight.group not in VISION]
     chosen = seeing + [text[i * len(text) // (count - len(seeing))] for i in range(count - len(seeing))]
-    predicted, true = [], []
+    pairs: dict[str, list[tuple[float, float]]] = {"everything": [], PICTURES: []}
     for weight in chosen:
         parameter, format = model.get_parameter(weight.name), container.format(weight.stock)
         original = parameter.detach().clone()
         parameter.copy_(container.rounder(format).nearest(original, format).decode())
-        lines = [token_figures(p, logits(s), s.following).kl for p, s in zip(references, samples, strict=True)]
-        true.append(float(torch.cat(lines).mean()))
-        predicted.append(weight.row(weight.stock, Rounding.NEAREST).check_by_kind[at_kind])
+        kl: dict[str, list[torch.Tensor]] = {}
+        for reference, (sample, domain) in zip(references, samples, strict=True):
+            kl.setdefault(domain, []).append(token_figures(reference, logits(sample), sample.following).kl)
         parameter.copy_(original)
+        true = {domain: float(torch.cat(lines).mean()) for domain, lines in kl.items()}
+        row = weight.row(weight.stock, Rounding.NEAREST)
+        pairs["everything"].append((row.damage_nats, statistics.fmean(true.values())))
+        pairs[PICTURES].append((row.check_by_kind[at_kind], true[PICTURES]))
     n = len(seeing)
+    return {"weights": len(chosen), "of vision and projector": n} | {of: _agreement(found, n) for of, found in pairs.items()}
+
+
+def _agreement(pairs: list[tuple[float, float]], n_seeing: int) -> dict[str, float]:
+    """How well predicted and true figures agree; the first ``n_seeing`` are of tower and projector."""
+    predicted, true = zip(*pairs, strict=True)
     return {
-        "weights": len(chosen),
-        "of vision and projector": n,
         "rank correlation": float(spearmanr(predicted, true).statistic),
-        "of vision's": float(spearmanr(predicted[:n], true[:n]).statistic),
-        "of text's": float(spearmanr(predicted[n:], true[n:]).statistic),
+        "of vision's": float(spearmanr(predicted[:n_seeing], true[:n_seeing]).statistic),
+        "of text's": float(spearmanr(predicted[n_seeing:], true[n_seeing:]).statistic),
         "sum of predicted over sum of true": sum(predicted) / sum(true),
-        "median of predicted over true": statistics.median(p / t for p, t in zip(predicted, true, strict=True)),
+        "median of predicted over true": statistics.median(p / t for p, t in pairs),
     }
 
 
