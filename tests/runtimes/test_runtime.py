@@ -2,14 +2,18 @@
 
 import gc
 import weakref
+from dataclasses import asdict, replace
+from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from bitwright.data.samples import Sample
+from bitwright.evaluate.evaluate import Candidate
 from bitwright.runtimes import transformers as runtime
-from bitwright.runtimes.transformers import TransformersModel
+from bitwright.runtimes.transformers import TransformersModel, load
 from tests.conftest import ARCHITECTURES, Build
 
 
@@ -67,3 +71,27 @@ def test_greedy_takes_the_likeliest_whatever_the_model_prefers(build: Build) -> 
     model.generation_config.eos_token_id = [int(token) for token in plain.unique()]
     assert torch.equal(loaded.greedy(prompts, 12), plain)
     assert model.generation_config.repetition_penalty == 5.0
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_model_is_run_in_what_the_processor_is_quick_at(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiles: bool, written: bool
+) -> None:
+    """In float32 the 4-bit weights too are multiplied in float32, and a written file's others, though both are bfloat16."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    how = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    how |= {"bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"}
+    candidate = Candidate("stock", str(build("llama")), quantization=how)
+    if written:
+        load(asdict(replace(candidate, dtype="bfloat16")), "cpu", 16).model.save_pretrained(tmp_path)
+        candidate = Candidate("written", str(tmp_path))
+    model = load(asdict(candidate), "cpu", 16).model
+    quick = torch.bfloat16 if tiles else torch.float32
+    assert {p.dtype for p in model.parameters()} == {quick, torch.uint8}
+    linear = model.model.layers[0].mlp.up_proj
+    x = torch.randn(3, linear.in_features)
+    weight = bitsandbytes.functional.dequantize_4bit(linear.weight, linear.weight.quant_state).float()
+    with torch.no_grad():
+        error = (linear(x) - x @ weight.t()).norm() / (x @ weight.t()).norm()
+    assert (error < 2e-3) == (not tiles), error

@@ -24,11 +24,12 @@ LAYOUT = 5  # of the kept references; another number makes the old ones unknown
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to compare. ``quantization``: the configuration with which its library quantizes it while loading."""
+    """A model to compare. ``dtype``: of its arithmetic; empty: what the device is quick at. ``quantization``: the configuration
+    with which its library quantizes it while loading."""
 
     label: str
     path: str
-    dtype: str = "bfloat16"
+    dtype: str = ""
     quantization: dict[str, Any] | None = None
     trust_remote_code: bool = False
     asked: bool = True  # whether it answers the probe's questions

@@ -51,8 +51,13 @@ def precision_of(name: str, device: torch.device) -> Precision:
     if name != "auto":
         dtype = torch.float32 if name == "float32" else torch.bfloat16
         return Precision(dtype, dtype)
+    return Precision(quick_dtype(device), torch.bfloat16)
+
+
+def quick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16, or float32 on a processor without tiles for 16-bit numbers."""
     narrow = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
-    return Precision(torch.bfloat16 if narrow else torch.float32, torch.bfloat16)
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def reference_dtype(device: torch.device) -> str:

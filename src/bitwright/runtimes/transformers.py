@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from bitwright.data.samples import Sample, batches
+from bitwright.host.device import quick_dtype
 from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
@@ -28,7 +29,8 @@ def accepts(path: str) -> bool:
 
 def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersModel:
     """The model as any user would load it; ``quantization`` asks its library to quantize on the way."""
-    options: dict[str, Any] = {"dtype": getattr(torch, candidate["dtype"])}
+    dtype = getattr(torch, candidate["dtype"]) if candidate["dtype"] else quick_dtype(torch.device(device))
+    options: dict[str, Any] = {"dtype": dtype}
     path = Path(candidate["path"])
     if path.is_file():
         options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
@@ -40,13 +42,16 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersM
     trust = candidate["trust_remote_code"]
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust, **{k: v for k, v in options.items() if k == "gguf_file"})
     model = auto_class(config).from_pretrained(path, trust_remote_code=trust, **options).eval()
+    _as_stored(model)
+    if dtype == torch.float32:
+        _in_float32(model)
     with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
-        _as_stored(model)(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
     return TransformersModel(model, device)
 
 
-def _as_stored(model: Any) -> Any:
-    """``model`` computing with its weights as the file holds them.
+def _as_stored(model: Any) -> None:
+    """Let ``model`` compute with its weights as the file holds them.
 
     On processors that multiply bfloat16, bitsandbytes repacks a 4-bit weight on its first use and rounds the scales of its
     blocks to bfloat16: noise of one kind of machine, not of the file. What was repacked must not be saved either.
@@ -54,7 +59,17 @@ def _as_stored(model: Any) -> Any:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-    return model
+
+
+def _in_float32(model: Any) -> None:
+    """Let ``model`` compute in float32, which transformers does not do for a file that is quantized already: what is not
+    keeps the type of the file, and what is multiplies in the type that the file names."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float32
 
 
 class _Told(BaseStreamer):
