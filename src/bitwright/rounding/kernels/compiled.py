@@ -11,6 +11,8 @@ import numpy as np
 
 from bitwright.host.interrupts import held_back
 
+_FUNCTIONS = 8  # more than a kernel and what it calls
+
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` as machine code, which is kept between processes where there is a place for it."""
@@ -29,7 +31,7 @@ def prepare(*calls: Callable[[], object]) -> None:
 
 def _kept_or_not(call: Callable[[], object]) -> object:
     """``call``, also where a full disk keeps nothing: each function is in memory once its place on disk was refused."""
-    for _ in range(2):  # a kernel and what it calls
+    for _ in range(_FUNCTIONS):
         with suppress(OSError):
             return call()
     return call()
@@ -38,7 +40,7 @@ def _kept_or_not(call: Callable[[], object]) -> object:
 @no_type_check
 @compiled
 def snap(x, grid, level, code):
-    """The levels and codes of the grid (``grid.Numbers``) that are nearest to ``x`` [R]."""
+    """The levels and codes of the grid (``grid.Numbers``) that are nearest to ``x`` [R], which is overwritten."""
     if grid.uniform:
         back = np.float32(1) / grid.unit
         for r in range(len(x)):
@@ -48,6 +50,8 @@ def snap(x, grid, level, code):
     else:
         half = np.float32(len(grid.level_of_cell) // 2)
         for r in range(len(x)):
-            cell = np.int32(min(max(x[r] * half + half, np.float32(0)), half + half))
+            x[r] = min(max(x[r] * half + half, np.float32(0)), half + half)
+        for r in range(len(x)):  # by itself: what comes before is done several at a time
+            cell = np.int32(x[r])
             level[r] = grid.level_of_cell[cell]
             code[r] = grid.code_of_cell[cell]

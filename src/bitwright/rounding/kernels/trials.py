@@ -66,46 +66,75 @@ def _prepare() -> None:
 
 @no_type_check
 @compiled
-def _judge(weight, importance, scale, grid, cost, top, norm):
-    """Cost, sum of importance w level and of importance level^2 [R] of ``scale`` [R]."""
-    back = np.float32(1) / grid.unit
-    half = np.float32(len(grid.level_of_cell) // 2)
-    inverse = np.empty_like(scale)
+def _level(w, inverse, grid, x, level):
+    """The levels of the grid that are nearest to ``w`` / scale [R]; ``x`` is for what lies between."""
+    if grid.uniform:
+        back = np.float32(1) / grid.unit
+        for r in range(len(w)):
+            x[r] = min(max(np.rint(w[r] * inverse[r] * grid.unit - grid.first), np.float32(0)), grid.last)
+            level[r] = (x[r] + grid.first) * back
+    else:
+        half = np.float32(len(grid.level_of_cell) // 2)
+        for r in range(len(w)):
+            x[r] = min(max(w[r] * inverse[r] * half + half, np.float32(0)), half + half)
+        for r in range(len(w)):  # by itself: what comes before is done several at a time
+            level[r] = grid.level_of_cell[np.int32(x[r])]
+
+
+@no_type_check
+@compiled
+def _inverse(scale, inverse):
     for r in range(len(scale)):
         inverse[r] = np.float32(1) / scale[r] if scale[r] else np.float32(0)
-        cost[r] = top[r] = norm[r] = np.float32(0)
+
+
+@no_type_check
+@compiled
+def _error(weight, importance, start, scale, grid, inverse, x, level, error):
+    """What each of the scales [R] of the rows from ``start`` on costs."""
+    stop = start + len(scale)
+    _inverse(scale, inverse)
+    error[:] = 0
     for b in range(len(weight)):
-        w, share = weight[b], importance[b]
-        if grid.uniform:
-            for r in range(len(scale)):
-                cell = min(max(np.rint(w[r] * inverse[r] * grid.unit - grid.first), np.float32(0)), grid.last)
-                level = (cell + grid.first) * back
-                error, pulled = level * scale[r] - w[r], share[r] * level
-                cost[r] += share[r] * error * error
-                top[r] += pulled * w[r]
-                norm[r] += pulled * level
-        else:
-            for r in range(len(scale)):
-                cell = np.int32(min(max(w[r] * inverse[r] * half + half, np.float32(0)), half + half))
-                level = grid.level_of_cell[cell]
-                error, pulled = level * scale[r] - w[r], share[r] * level
-                cost[r] += share[r] * error * error
-                top[r] += pulled * w[r]
-                norm[r] += pulled * level
+        w, share = weight[b, start:stop], importance[b, start:stop]
+        _level(w, inverse, grid, x, level)
+        for r in range(len(w)):
+            missed = level[r] * scale[r] - w[r]
+            error[r] += share[r] * missed * missed
+
+
+@no_type_check
+@compiled
+def _fit(weight, importance, start, scale, grid, inverse, x, level, fitted, norm):
+    """The scales that suit the levels of ``scale`` [R] best."""
+    stop = start + len(scale)
+    _inverse(scale, inverse)
+    fitted[:] = 0
+    norm[:] = 0
+    for b in range(len(weight)):
+        w, share = weight[b, start:stop], importance[b, start:stop]
+        _level(w, inverse, grid, x, level)
+        for r in range(len(w)):
+            pulled = share[r] * level[r]
+            fitted[r] += pulled * w[r]
+            norm[r] += pulled * level[r]
+    for r in range(len(scale)):
+        fitted[r] = fitted[r] / norm[r] if norm[r] > 0 else scale[r]
 
 
 @no_type_check
 @compiled
 def _best(weight, importance, value, grid, at, cost, fitted):
+    """Rows group by group. What is cut from an array is cut from one row of it, or its numbers would not lie side by side."""
     n_rows = weight.shape[1]
-    sums = np.empty((3, _ROWS), np.float32)
+    room = np.empty((5, _ROWS), np.float32)
     for start in range(0, n_rows, _ROWS):
-        stop = min(start + _ROWS, n_rows)
-        found, top, norm = sums[0, : stop - start], sums[1, : stop - start], sums[2, : stop - start]
+        n = min(_ROWS, n_rows - start)
+        inverse, x, level, error, best = room[0, :n], room[1, :n], room[2, :n], room[3, :n], room[4, :n]
         for t in range(len(value)):
-            scale = value[t, start:stop]
-            _judge(weight[:, start:stop], importance[:, start:stop], scale, grid, found, top, norm)
-            for r in range(stop - start):
-                if t == 0 or found[r] < cost[start + r]:
-                    at[start + r], cost[start + r] = t, found[r]
-                    fitted[start + r] = top[r] / norm[r] if norm[r] > 0 else scale[r]
+            scale = value[t, start : start + n]
+            _error(weight, importance, start, scale, grid, inverse, x, level, error)
+            for r in range(n):
+                if t == 0 or error[r] < cost[start + r]:
+                    at[start + r], cost[start + r], best[r] = t, error[r], scale[r]
+        _fit(weight, importance, start, best, grid, inverse, x, level, fitted[start : start + n], error)
