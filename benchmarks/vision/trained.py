@@ -173,7 +173,7 @@ def _tasks(source: Path, folder: Path, settings: Settings, count: int) -> dict[s
     subject = Subject.open(source, settings)
     plan = stock(subject.blank_table())
     candidates = [
-        Candidate(NOISE_FLOOR, str(source), "bfloat16"),
+        Candidate(NOISE_FLOOR, str(source)),
         Candidate(plan.budget, str(source), quantization=subject.container.on_load(subject.source.spec, plan)),
         Candidate("ours", str(folder / "ours")),
     ]

@@ -384,7 +384,7 @@ def evaluate(
     tokenizer = tokenizer_of(directory, trust_remote_code)
     viewer, _ = viewer_of(directory, checkpoint.config, tokenizer)
     probe = held_out_samples(tokenizer, held_out, sequences, length, viewer)
-    models = [Candidate(NOISE_FLOOR, str(directory), "bfloat16", trust_remote_code=trust_remote_code)]
+    models = [Candidate(NOISE_FLOOR, str(directory), trust_remote_code=trust_remote_code, quick=False)]
     models += [Candidate(path, str(_candidate(path)), trust_remote_code=trust_remote_code) for path in candidates]
     sizes = [_stored_nbytes(Path(model.path)) for model in models]
     if tasks:

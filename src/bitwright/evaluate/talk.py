@@ -44,7 +44,7 @@ class Talker:
         before = resident_nbytes()
         self.tokenizer, self.longest = tokenizer, longest
         with redirect_stderr(io.StringIO()):  # progress bars of libraries
-            self.loaded: Loaded = load(asdict(Candidate(path.name, str(path), "bfloat16")), device, longest)
+            self.loaded: Loaded = load(asdict(Candidate(path.name, str(path))), device, longest)
         self.nbytes = max(0, resident_nbytes() - before)
         self._spent = self._written = 0.0
 

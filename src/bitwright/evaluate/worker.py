@@ -23,6 +23,7 @@ from bitwright.evaluate.process import begin, say_at
 from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_reference
 from bitwright.evaluate.reference import save as save_reference
+from bitwright.host.device import quick_dtype
 from bitwright.host.heap import resident_nbytes
 from bitwright.host.progress import Relay, Reporter
 from bitwright.runtimes.registry import load
@@ -81,15 +82,17 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
         before = resident_nbytes()
         model = load(candidate, device, longest)
         loaded = max(0, resident_nbytes() - before)
+        begin = time.perf_counter()
+        answers = tuple(tuple(model.answer(question, ANSWER)) for question in questions if candidate["asked"])
+        pace = sum(map(len, answers)) / max(time.perf_counter() - begin, 1e-9)
+        if candidate["quick"] and quick_dtype(torch.device(device)) == torch.float32:
+            model.widen()
         stream = reporter.track(model.logits(texts), candidate["label"], len(texts))
         figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
-        if questions and candidate["asked"]:
-            begin = time.perf_counter()
-            answers = tuple(tuple(model.answer(question, ANSWER)) for question in questions)
-            pace = sum(map(len, answers)) / max(time.perf_counter() - begin, 1e-9)
+        if answers:
             line = replace(line, answers=answers, tokens_per_second=pace, loaded_nbytes=loaded)
         del model, stream
         yield line

@@ -160,8 +160,14 @@ class Proof:
     def _contender(self, rival: Rival, asked: bool) -> Contender:
         path = self._source if rival.from_source else str(self._place(rival))
         trust = self.measured.subject.settings.trust_remote_code
-        dtype = "bfloat16" if rival.label == NOISE_FLOOR else ""
-        candidate = Candidate(rival.label, path, dtype, rival.quantization, trust, asked)
+        candidate = Candidate(
+            rival.label,
+            path,
+            quantization=rival.quantization,
+            trust_remote_code=trust,
+            asked=asked,
+            quick=rival.label != NOISE_FLOOR,
+        )
         predicted = None if rival.plan.damage_nats == 0 else rival.plan.check_nats
         return Contender(candidate, rival.plan.nbytes, predicted, rival.gated, rival.plan)
 

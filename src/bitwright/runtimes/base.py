@@ -15,6 +15,10 @@ class Loaded(ABC):
     """A model in its stock runtime."""
 
     @abstractmethod
+    def widen(self) -> None:
+        """Compute in float32 from now on, with the same weights, where the runtime leaves that open."""
+
+    @abstractmethod
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
         """Logits of each sample at its positions, in parts [t, V] that are small enough to be worked on in float32.
 

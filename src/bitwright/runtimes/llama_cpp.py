@@ -131,6 +131,9 @@ class LlamaCpp(Loaded):
         if getattr(self, "_model", None):
             self.close()
 
+    def widen(self) -> None:
+        pass  # how a block is multiplied is settled by its format
+
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
         for sample in samples:
             yield self._scored_parts(sample)

@@ -14,7 +14,6 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from bitwright.data.samples import Sample, batches
-from bitwright.host.device import quick_dtype
 from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
@@ -29,8 +28,7 @@ def accepts(path: str) -> bool:
 
 def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersModel:
     """The model as any user would load it; ``quantization`` asks its library to quantize on the way."""
-    dtype = getattr(torch, candidate["dtype"]) if candidate["dtype"] else quick_dtype(torch.device(device))
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": getattr(torch, candidate["dtype"])}
     path = Path(candidate["path"])
     if path.is_file():
         options |= {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
@@ -43,8 +41,6 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersM
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust, **{k: v for k, v in options.items() if k == "gguf_file"})
     model = auto_class(config).from_pretrained(path, trust_remote_code=trust, **options).eval()
     _as_stored(model)
-    if dtype == torch.float32:
-        _in_float32(model)
     with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
     return TransformersModel(model, device)
@@ -59,17 +55,6 @@ def _as_stored(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
-
-
-def _in_float32(model: Any) -> None:
-    """Let ``model`` compute in float32, which transformers does not do for a file that is quantized already: what is not
-    keeps the type of the file, and what is multiplies in the type that the file names."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dtype in (torch.bfloat16, torch.float16):
-            tensor.data = tensor.data.float()
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = torch.float32
 
 
 class _Told(BaseStreamer):
@@ -92,6 +77,16 @@ class TransformersModel(Loaded):
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
+
+    def widen(self) -> None:
+        """Asking transformers for float32 does not reach a file that is quantized already: what is not quantized would keep
+        the file's type, and what is would be multiplied in the type that the file names."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor.data = tensor.data.float()
+        for module in self.model.modules():
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = torch.float32
 
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
         """Neighbours of equal shape share a forward pass. The output head runs part by part afterwards, so that the logits of
