@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from contextlib import nullcontext
@@ -34,6 +35,7 @@ from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR, SIXTEEN, Rounding
 from bitwright.report.report import sentences
 from bitwright.report.table import table
+from bitwright.sensitivity import WeightRows
 
 BUDGET = "+10%"
 HELD_OUT_SEQUENCES = 16  # whose tokens eight times as many pictures take
@@ -54,7 +56,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
         for label in (VISION_WIDE, VISION_MLPS):
             found[f"over {label}, at its bytes"] = _at_the_bytes_of(label, report, source, folder, settings)
         found["vision alone"] = _vision_alone(source, settings)
-        found["single weights"] = _single_weights(source, table_of, options.weights, options.pictures)
+        found["single weights"] = _single_weights(source, table_of, options.weights, options.pictures, folder)
         found["tasks"] = _tasks(source, folder, settings, options.questions)
         return found
 
@@ -65,7 +67,7 @@ def single(options: argparse.Namespace) -> dict[str, Any]:
         folder, source = Path(name), local_directory(options.model)
         settings = Settings(sequences=options.sequences, formats=(STOCK,))
         table_of = bitwright.measure(source, folder / "sensitivity.json", workdir=folder / "measured", settings=settings)
-        return _single_weights(source, table_of, options.weights, options.pictures)
+        return _single_weights(source, table_of, options.weights, options.pictures, folder)
 
 
 def _quantized(source: Path, out: Path, budget: str, folder: Path, settings: Settings) -> Report:
@@ -117,11 +119,12 @@ def _vision_alone(source: Path, settings: Settings) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures: int) -> dict[str, Any]:
+def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures: int, folder: Path) -> dict[str, Any]:
     """Predicted and true divergence when one weight at a time is stored as stock stores it.
 
-    On pictures and texts, half each, against what the allocator reads, and on answers about pictures alone against what the
-    calibration's pictures in the fold that no choice saw say.
+    On pictures and texts in the shares that they have among the tokens of calibration, against what the allocator reads, and
+    on answers about pictures alone against what the calibration's pictures in the fold that no choice saw say. Every pair is
+    written to ``folder``.
     """
     tokenizer = tokenizer_of(source)
     probe = held_out(tokenizer, "documentation", -(-pictures // 8), 128, Viewer.of(source, tokenizer))
@@ -139,6 +142,7 @@ def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures
     seeing = [weight for weight in stored if weight.group in VISION]
     text = [weight for weight in stored if weight.group not in VISION]
     chosen = seeing + [text[i * len(text) // (count - len(seeing))] for i in range(count - len(seeing))]
+    share = _share(seeing, at_kind)
     pairs: dict[str, list[tuple[float, float]]] = {"everything": [], PICTURES: []}
     for weight in chosen:
         parameter, format = model.get_parameter(weight.name), container.format(weight.stock)
@@ -150,10 +154,19 @@ def _single_weights(source: Path, sensitivity: Sensitivity, count: int, pictures
         parameter.copy_(original)
         true = {domain: float(torch.cat(lines).mean()) for domain, lines in kl.items()}
         row = weight.row(weight.stock, Rounding.NEAREST)
-        pairs["everything"].append((row.damage_nats, statistics.fmean(true.values())))
+        text_nats = statistics.fmean(nats for domain, nats in true.items() if domain != PICTURES)
+        pairs["everything"].append((row.damage_nats, share * true[PICTURES] + (1 - share) * text_nats))
         pairs[PICTURES].append((row.check_by_kind[at_kind], true[PICTURES]))
+    names = [weight.name for weight in chosen]
+    (folder / "single.json").write_text(json.dumps({"names": names, "share of pictures": share, **pairs}))
     n = len(seeing)
     return {"weights": len(chosen), "of vision and projector": n} | {of: _agreement(found, n) for of, found in pairs.items()}
+
+
+def _share(seeing: list[WeightRows], at_kind: int) -> float:
+    """The share of the calibration's tokens that answer questions about pictures, where alone tower and projector lose."""
+    rows = [weight.row(weight.stock, Rounding.NEAREST) for weight in seeing]
+    return statistics.median(row.check_nats / row.check_by_kind[at_kind] for row in rows)
 
 
 def _agreement(pairs: list[tuple[float, float]], n_seeing: int) -> dict[str, float]:
