@@ -16,6 +16,7 @@ from bitwright.data.samples import Sample
 from bitwright.evaluate import process
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.process import _end
+from bitwright.host.device import quick_dtype
 from bitwright.plan import NOISE_FLOOR
 from tests.conftest import Build
 from tests.nursery import REAL
@@ -36,6 +37,18 @@ def test_the_guilty_one_is_named_and_the_others_are_compared(
     assert sorted(caught.value.divergences) == [0, 2]
     assert caught.value.divergences[0] == replace(caught.value.divergences[2], label="good")
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
+
+
+def test_only_the_noise_floor_has_the_noise_of_16_bits(build: Build) -> None:
+    """Where the processor is not quick at bfloat16, all others are compared in float32."""
+    source, text = build("llama"), Probe.of([Sample.of(torch.arange(3, 40))] * 2)
+    candidates = [Candidate("floor", str(source), quick=False), Candidate("other", str(source))]
+    floor, other = compare(Candidate("16 bit", str(source), dtype="float32"), candidates, text)
+    assert floor.kl > 1e-7
+    if quick_dtype(torch.device("cpu")) == torch.float32:
+        assert abs(other.kl) < 0.01 * floor.kl
+    else:
+        assert other.kl == floor.kl
 
 
 def test_ends_in_words() -> None:

@@ -23,6 +23,7 @@ IMAGE = 1  # the kind of a chunk
 STRUCTURE_BYTES = 1024  # more than the parameter structure has
 PIXELS, GRID, SIZES = "pixel_values", "image_grid_thw", "image_sizes"
 ROW_END = "v.token_embd.img_break"  # of towers whose tokens say where a row of the image ends
+WIDE = {"f32": np.float32, "f16": np.float16}
 FRAMES = 2  # of an image that is given as patches
 
 
@@ -181,9 +182,15 @@ class VisionTower:
 
 def _vector(path: Path, tensor: GgufTensor) -> Tensor:
     """float32 [width]: what the file ``path`` holds as ``tensor``."""
-    if tensor.type != "f32":
-        raise unseen(f"{tensor.name} as {tensor.type}")
-    return torch.from_numpy(np.fromfile(path, np.float32, tensor.shape[-1], offset=tensor.start))
+    if tensor.type not in WIDE:
+        raise fail(
+            "gguf/load",
+            path,
+            saw=f"{tensor.name} in {tensor.type}",
+            wanted=" or ".join(WIDE),
+            help="convert the model with llama.cpp or bitwright again",
+        )
+    return torch.from_numpy(np.fromfile(path, WIDE[tensor.type], tensor.shape[-1], offset=tensor.start)).float()
 
 
 def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
