@@ -1,4 +1,4 @@
-"""The table against every peer: python -m benchmarks.peers [smollm2] [gemma] [--only TEXT] [--workdir DIR].
+"""The table against every peer: python -m benchmarks.peers [smollm2] [gemma] [qwen] [--only TEXT] [--workdir DIR].
 
 Each peer is installed from pinned requirements into an environment of its own, quantizes the same 16-bit model with the same
 calibration tokens, and is loaded again by its own runtime in a fresh process, where its divergence is measured on the same
@@ -66,7 +66,7 @@ def main() -> None:
     for name in options.models:
         setting = Setting(name, options)
         for row in ROWS:
-            if any(text.lower() in row.label.lower() for text in options.only):
+            if name in row.models and any(text.lower() in row.label.lower() for text in options.only):
                 setting.record(row, setting.line(row))
 
 
@@ -140,11 +140,16 @@ class Setting:
             "calibration": DOCUMENTATION,
             "sequences": self.options.sequences,
             "length": LENGTH,
+            "pins": [*row.pins, *self.head(row)],
         }
         made = self.step([sys.executable, "-m", "benchmarks.peers.ours"], job, "ours.log")
         if "error" in made:
             return {"failed": made["error"]}
         return {**made, **self.bits(made["nbytes"]), **brief(self.divergence("bitwright", out))}
+
+    def head(self, row: Row) -> list[str]:
+        """The pin of a head with weights of its own, which no peer but llama.cpp quantizes."""
+        return [] if HEAD not in self.checkpoint.refs or container_of(row.ours).suffix else ["vocabulary=16bit"]
 
     def step(self, command: list[str], job: dict[str, Any], log_name: str) -> dict[str, Any]:
         """Run one step; a peer that hangs or is killed is a failure, not the end of the table."""

@@ -32,7 +32,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     measured = measure(Subject.open(job["source"], settings), work, Reporter())
     clock.lap("measure")
-    plan = allocate(measured.sensitivity, f"{job['nbytes']}B", frontier=False)
+    plan = allocate(measured.sensitivity, f"{job['nbytes']}B", pins=tuple(job["pins"]), frontier=False)
     clock.lap("allocate")
     with atomic_output(out, bool(container_of(job["container"]).suffix)) as place:
         write(measured, {place: plan})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from bitwright.data.samples import samples_in
 from bitwright.evaluate.process import begin, say_at
 from bitwright.host.progress import Relay
+from bitwright.runtimes.products import quick_products
 from bitwright.runtimes.registry import load
 
 
@@ -24,11 +25,12 @@ def run(job: dict[str, Any]) -> list[dict[str, list[Any]]]:
         model = load(candidate, job["device"], max(sample.n_tokens for sample in samples))
         stream = reporter.track(model.logits(samples), candidate["label"], len(samples))
         row: dict[str, list[Any]] = {"likelihoods": [], "greedy": []}
-        for parts, sample in zip(stream, samples, strict=True):
-            logits = torch.cat([part.float().cpu() for part in parts])
-            of_next = logits.log_softmax(-1).gather(1, sample.following[:, None])
-            row["likelihoods"].append(float(of_next.sum()))
-            row["greedy"].append(bool((logits.argmax(-1) == sample.following).all()))
+        with quick_products(torch.device(job["device"])):
+            for parts, sample in zip(stream, samples, strict=True):
+                logits = torch.cat([part.float().cpu() for part in parts])
+                of_next = logits.log_softmax(-1).gather(1, sample.following[:, None])
+                row["likelihoods"].append(float(of_next.sum()))
+                row["greedy"].append(bool((logits.argmax(-1) == sample.following).all()))
         found.append(row)
         del model, stream
     return found

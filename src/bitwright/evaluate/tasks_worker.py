@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.api.task import ConfigurableTask
@@ -16,6 +17,7 @@ from bitwright.evaluate.figures import task_scores
 from bitwright.evaluate.process import begin, say_at
 from bitwright.host.progress import Relay
 from bitwright.host.schedule import TASKS
+from bitwright.runtimes.products import quick_products
 from bitwright.runtimes.registry import load
 
 LONGEST = 2048  # tokens of a question with one of its choices
@@ -60,7 +62,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     for candidate in reporter.track(job["candidates"], TASKS, len(job["candidates"])):
         say_at(job, candidate)
         model = wrapped(candidate, job["device"])
-        results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)
+        with quick_products(torch.device(job["device"])):
+            results = simple_evaluate(model, tasks=tasks, limit=job["limit"], task_manager=manager, bootstrap_iters=0)
         found.append({name: _figure(samples) for name, samples in results["samples"].items()})
         del model
     return {"scores": [[vars(s) for s in task_scores(figures, found[0])] for figures in found]}

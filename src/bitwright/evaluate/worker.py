@@ -26,6 +26,7 @@ from bitwright.evaluate.reference import save as save_reference
 from bitwright.host.device import quick_dtype
 from bitwright.host.heap import resident_nbytes
 from bitwright.host.progress import Relay, Reporter
+from bitwright.runtimes.products import quick_products
 from bitwright.runtimes.registry import load
 
 WORK_ENTRIES = 1 << 22  # worked on at once, 16 MiB in float32: what glibc reuses instead of asking the system for new pages
@@ -88,7 +89,8 @@ def run(job: dict[str, Any]) -> Iterator[Divergence]:
         if candidate["quick"] and quick_dtype(torch.device(device)) == torch.float32:
             model.widen()
         stream = reporter.track(model.logits(texts), candidate["label"], len(texts))
-        figures = [compare_text(known, parts, text) for known, parts, text in zip(references, stream, texts, strict=True)]
+        with quick_products(torch.device(device)):
+            figures = [compare_text(*one) for one in zip(references, stream, texts, strict=True)]
         line = summarize(candidate["label"], figures, tuple(job["domains"]), tuple(job["controls"]))
         if wanted is not None:
             line = replace(line, greedy=agreed(wanted, model.greedy(prompts, count)))
