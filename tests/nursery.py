@@ -47,7 +47,7 @@ class Nursery:
         if self.own and self.environment != _of_imports():  # a command changes it, for libraries that it has already
             return REAL(command, errors, reporter, advance)
         read, write = os.pipe()
-        child = Child(self._connected(), command[2:], Path.cwd(), [write, write], {**os.environ, **QUIET})
+        child = Child(self._connected(), command[3:], Path.cwd(), [write, write], {**os.environ, **QUIET})
         os.close(write)
         try:
             with open(errors, "w", encoding="utf-8") as log, open(read, encoding="utf-8", errors="replace") as output:

@@ -33,6 +33,7 @@ from bitwright.data.viewer import viewer_of
 from bitwright.errors import Finding, fail
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
 from bitwright.evaluate.figures import TaskScore
+from bitwright.evaluate.process import WorkerError
 from bitwright.evaluate.tasks import score
 from bitwright.evaluate.verdict import Entry, PartlyEvaluatedError
 from bitwright.forecast.forecast import Forecast, forecast_of, measuring_seconds
@@ -47,6 +48,7 @@ from bitwright.measure.subject import Subject
 from bitwright.plan import NOISE_FLOOR, Plan
 from bitwright.prove.proof import RESULT, Proof, write
 from bitwright.report.card import card, picture_files
+from bitwright.report.page import KNOWN_BY as PAGE
 from bitwright.report.page import page
 from bitwright.report.report import Report
 from bitwright.sensitivity import Sensitivity
@@ -106,7 +108,7 @@ def quantize(
         require_apart(out, (subject.source.checkpoint.directory,), work_root)
         _preflight(subject)
         if not asked.given:
-            require_unedited(work_root)
+            require_unedited(work_root / "plan.json")
         blank = asked.choice(subject.blank_table())  # a budget, a pin or a plan is refused before anything slow
         require_space(out, blank.nbytes, "OUT")
         for note in subject.notes:
@@ -119,7 +121,7 @@ def quantize(
         chosen = asked.choice(measured.sensitivity, frontier=True)
         clock.lap("allocate")
         if not asked.given:
-            keep_plan(work_root, chosen)
+            keep_plan(work_root / "plan.json", chosen)
         proof = Proof.of(measured, chosen, work_root, reporter)
         require_space(out, chosen.nbytes + sum(rival.nbytes for rival in proof.missing().values()), "OUT")
         with claim.made() as place:
@@ -270,7 +272,7 @@ def report(workdir: str | Path, output: str | Path | None = None) -> Path:
             help=f"open {beside(root, 'report.html')}; to draw it anew: bitwright quantize SOURCE OUT --workdir DIR",
         )
     found, sensitivity = Report.load(root / "report.json"), Sensitivity.load(root / "sensitivity.json")
-    require_text_place(output)
+    require_text_place(output, PAGE.encode())
     if found.plan.provenance != sensitivity.provenance:
         raise fail(
             "report/other-run",
@@ -316,9 +318,9 @@ def measure(
     output = Path(output)
     root = Path(workdir) if workdir else output.absolute().parent / f".{output.name}.work"
     reporter = reporter or Reporter()
-    require_text_place(output)
+    require_text_place(output, b'"bitwright.sensitivity/')
     if imatrix_output:
-        require_text_place(Path(imatrix_output), mark=b"imatrix")
+        require_text_place(Path(imatrix_output), b"imatrix")
     with owned(root, output, ours=not workdir):
         subject = Subject.open(source, settings or Settings())
         for note in subject.notes:
@@ -408,7 +410,10 @@ def evaluate(
     n_parameters = sum(prod(ref.shape) for ref in checkpoint.refs.values())
     scores: list[tuple[TaskScore, ...]] = [()] * len(models)
     if tasks:
-        scores = score(models, list(tasks), limit=task_limit, device=str(where), reporter=reporter, viewer=viewer)
+        try:
+            scores = score(models, list(tasks), limit=task_limit, device=str(where), reporter=reporter, viewer=viewer)
+        except WorkerError as error:  # what was compared stays
+            failures += (error.finding,)
     entries = tuple(
         Entry(m.label, size, d, None, 8 * size / n_parameters, found)
         for m, size, d, found in zip(models, sizes, divergences, scores, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -12,6 +13,8 @@ from bitwright.errors import fail
 from bitwright.host.texts import read_object, record
 
 SCHEMA = "bitwright.plan/3"
+KNOWN_BY = b'"bitwright.plan/'  # in every plan.json
+DIGEST = "sha256"  # the key in plan.json of the digest of the rest
 SIXTEEN = "16bit"  # the format of a weight that stays as it is
 NOISE_FLOOR = "16-bit arithmetic"  # the line of a table that is the 16-bit model itself, as it is usually run
 
@@ -99,13 +102,16 @@ class Plan:
         return record(cls, {**data, **rest})
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        """What ``plan.json`` holds; its digest is in it, so that an edited one is known."""
+        data = self.to_dict()
+        return json.dumps({**data, DIGEST: digest(data)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Read ``plan.json``; raises BitwrightError when it is not one."""
         try:
-            data = read_object(path)
+            data = read_object(Path(path))
+            data.pop(DIGEST, None)
             if data.get("schema") != SCHEMA:
                 raise ValueError(f"schema {data.get('schema')!r}")
             return cls.from_dict(data)
@@ -117,3 +123,8 @@ class Plan:
                 wanted=f"a file of schema {SCHEMA}",
                 help="bitwright allocate sensitivity.json -o plan.json",
             ) from error
+
+
+def digest(data: dict[str, Any]) -> str:
+    """SHA-256 of what a plan says."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()

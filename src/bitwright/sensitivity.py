@@ -134,10 +134,10 @@ class Sensitivity:
         return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> Sensitivity:
+    def load(cls, path: str | Path) -> Sensitivity:
         """Read ``sensitivity.json``; raises BitwrightError when it is not one."""
         try:
-            data = read_object(path)
+            data = read_object(Path(path))
             if data.pop("schema") != SCHEMA:
                 raise ValueError("another schema")
             weights = []

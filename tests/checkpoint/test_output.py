@@ -23,6 +23,7 @@ from bitwright.checkpoint.output import (
     write_text,
 )
 from bitwright.errors import BitwrightError
+from bitwright.plan import KNOWN_BY
 
 OURS = json.dumps({"plan": {"schema": "bitwright.plan/3"}})
 KINDS = pytest.mark.parametrize("name", ["out", "out.gguf"])
@@ -240,13 +241,13 @@ def test_an_output_is_apart_from_what_is_read_and_from_the_work(tmp_path: Path) 
 
 
 def test_places_of_texts(tmp_path: Path) -> None:
-    require_text_place(tmp_path / "plan.json")
+    require_text_place(tmp_path / "plan.json", KNOWN_BY)
     (tmp_path / "plan.json").write_text('{"schema": "bitwright.plan/3"}')
-    require_text_place(tmp_path / "plan.json")
-    (tmp_path / "thesis.json").write_text("{}")
+    require_text_place(tmp_path / "plan.json", KNOWN_BY)
+    (tmp_path / "thesis.json").write_text('{"chapter": "how I made a bitwright.plan"}')
     for bad in (tmp_path / "thesis.json", tmp_path, Path("/dev/full"), tmp_path / "no" / "x", tmp_path / ("x" * 5000)):
         with pytest.raises(BitwrightError):
-            require_text_place(bad)
+            require_text_place(bad, KNOWN_BY)
     for bad in (tmp_path / "no" / "x", tmp_path / ("x" * 5000), tmp_path):
         with pytest.raises(BitwrightError, match="output/write"):
             write_text(bad, "x")

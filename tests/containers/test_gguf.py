@@ -27,6 +27,7 @@ from bitwright.models.open import open_model
 from bitwright.models.source import Source
 from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Choice, Plan, Rounding
+from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp
 from tests.conftest import Build
 
@@ -125,6 +126,13 @@ TEXTS = (
     " ",
     "I'LL we've it's",
 )
+
+
+def test_a_context_that_does_not_fit_is_said(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(build("llama", **FAMILIES["llama"]), tmp_path / "model.gguf", "16bit")
+    monkeypatch.setattr(llama_cpp.library(), "llama_init_from_model", lambda *_: None)  # what it answers then
+    with pytest.raises(BitwrightError, match="gguf/context"):
+        LlamaCpp(tmp_path / "model.gguf", 64)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])

@@ -31,7 +31,7 @@ from bitwright.models.spec import Weight
 from bitwright.plan import Choice, Plan, Rounding
 from bitwright.runtimes import llama_cpp
 from bitwright.runtimes.llama_cpp import LlamaCpp, mmproj_of
-from bitwright.runtimes.mtmd import IMAGE, Seen
+from bitwright.runtimes.mtmd import IMAGE, Seen, segments
 from tests.processors import (
     RowProcessor,
     gemma_with_processor,
@@ -286,6 +286,15 @@ def test_an_image_is_found_by_its_rows() -> None:
     assert not image.fits([5, 5, 9, 5, 5, 9, 5, 6])
     assert not image.fits([5, 5, 9, 5, 5, 9, 5])
     assert not image.fits([5] * 8)
+
+
+def test_places_of_an_image_that_are_left_over_are_no_text() -> None:
+    image = Seen(torch.zeros(4, 4))
+    before, inside, behind = segments(Sample.of(torch.tensor([1, 2, 7, 7, 7, 7, 3])), [image])
+    assert (before.tolist(), inside, behind.tolist()) == ([1, 2], image, [3])
+    for more in ([1, 7, 7, 7, 7, 7, 3], [1, 7, 2, 7, 7, 7, 7, 3]):
+        with pytest.raises(BitwrightError, match="1 more places of images"):
+            segments(Sample.of(torch.tensor(more)), [image])
 
 
 def test_the_tower_keeps_what_no_block_holds(source: Source, tmp_path: Path) -> None:

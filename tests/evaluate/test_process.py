@@ -15,8 +15,9 @@ from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample
 from bitwright.evaluate import process
 from bitwright.evaluate.evaluate import Candidate, PartlyComparedError, compare
-from bitwright.evaluate.process import _end
+from bitwright.evaluate.process import WorkerError, _end, run_worker
 from bitwright.host.device import quick_dtype
+from bitwright.host.progress import Reporter
 from bitwright.plan import NOISE_FLOOR
 from tests.conftest import Build
 from tests.nursery import REAL
@@ -49,6 +50,24 @@ def test_only_the_noise_floor_has_the_noise_of_16_bits(build: Build) -> None:
         assert abs(other.kl) < 0.01 * floor.kl
     else:
         assert other.kl == floor.kl
+
+
+def test_a_process_reads_no_module_of_the_folder_and_names_no_model_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def dies(command: list[str], errors: Path, *_: object) -> int:
+        commands.append(command)
+        errors.write_text("out of memory")
+        return -9
+
+    monkeypatch.setattr(process, "_run", dies)
+    (tmp_path / "at.txt").write_text("the one before")
+    with pytest.raises(WorkerError) as caught:
+        run_worker("bitwright.evaluate.worker", {}, tmp_path, ["this one"], Reporter(quiet=True), lambda *_: None)
+    assert caught.value.finding.where == "this one"
+    assert "-P" in commands[0]
 
 
 def test_ends_in_words() -> None:

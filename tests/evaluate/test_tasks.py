@@ -11,11 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import bitwright
-from bitwright import BitwrightError
+from bitwright import BitwrightError, pipeline
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.gguf.container import GGUF
+from bitwright.errors import fail
 from bitwright.evaluate.evaluate import Candidate
+from bitwright.evaluate.process import WorkerError
 from bitwright.evaluate.tasks import read_questions, score
+from bitwright.evaluate.verdict import PartlyEvaluatedError
 from bitwright.host.progress import Reporter
 from bitwright.models.open import open_model
 from bitwright.plan import Choice, Plan, Rounding
@@ -96,6 +99,22 @@ def test_evaluate_carries_the_scores(build: Build, questions: Path) -> None:
     with pytest.raises(BitwrightError) as caught:
         bitwright.evaluate(directory, [], sequences=2, length=32, tasks=("no_such_task",), reporter=Reporter(quiet=True))
     assert caught.value.finding.rule == "tasks/unknown"
+
+
+def test_tasks_that_fail_cost_no_divergence(build: Build, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = fail("evaluate/process", "model.gguf", saw="text from a GGUF file", wanted="choices", help="others").finding
+
+    def fails(candidates: list[Candidate], *_: object, **__: object) -> list[object]:
+        if candidates:
+            raise WorkerError(finding, None)
+        return []
+
+    monkeypatch.setattr(pipeline, "score", fails)
+    directory = str(build("llama"))
+    with pytest.raises(PartlyEvaluatedError) as caught:
+        bitwright.evaluate(directory, [directory], sequences=2, length=32, tasks=("x",), reporter=Reporter(quiet=True))
+    assert caught.value.failures == (finding,)
+    assert [entry.divergence.n_tokens > 0 for entry in caught.value.entries] == [True, True]
 
 
 GOOD = {"question": "q", "choices": ["a", "b"], "answer": 1}

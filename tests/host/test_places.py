@@ -17,6 +17,13 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_dir() == tmp_path / "own"
 
 
+@pytest.mark.parametrize("stated", ["", "cache"])
+def test_a_cache_is_never_below_the_folder_that_one_stands_in(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BITWRIGHT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert cache_dir() == Path.home() / ".cache" / "bitwright"
+
+
 def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BITWRIGHT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -1,10 +1,12 @@
 """What is compiled, how often, and where no place is left to keep it."""
 
 import errno
+from types import ModuleType
 
 import pytest
 import torch
 from numba.core import caching
+from numba.core.dispatcher import Dispatcher
 
 from bitwright.rounding.bnb4 import BNB4
 from bitwright.rounding.ggml import GGML
@@ -55,3 +57,11 @@ def test_whatever_lies_in_memory_is_compiled_once() -> None:
     for rounder, names in ((BNB4, ("nf4-b32-dq", "nf4-b64")), (GROUP, ("w3-g32", "w4-g64")), (GGML, ("q4_k", "q3_k", "mxfp4"))):
         rounder.calibrated(torch.randn(20, 256), feedback, [rounder.formats[name] for name in names])
     assert [len(kernel.signatures) for kernel in KERNELS] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("module", [strips, trials])
+def test_a_change_of_what_is_called_is_seen_by_what_was_kept(module: ModuleType) -> None:
+    """Machine code is kept under the file of the function alone: what it calls from another file would stay as it was."""
+    kernels = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
+    assert kernels
+    assert {kernel.py_func.__code__.co_filename for kernel in kernels} == {module.__file__}

@@ -74,6 +74,16 @@ def test_greedy_takes_the_likeliest_whatever_the_model_prefers(build: Build) -> 
     assert model.generation_config.repetition_penalty == 5.0
 
 
+def test_a_temperature_draws_from_all_tokens(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers leaves all but the 50 likeliest out where nobody says otherwise."""
+    model = AutoModelForCausalLM.from_pretrained(build("llama"), dtype=torch.float32).eval()
+    model.get_output_embeddings().weight.data.zero_()  # every token is as likely
+    torch.manual_seed(0)
+    prompt = Sample.of(torch.randint(3, 500, (8,)))
+    found = {token for _ in range(4) for token in TransformersModel(model, "cpu").answer(prompt, 60, temperature=1.0)}
+    assert len(found) > 100
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_a_widened_model_computes_in_float32_with_the_same_weights(build: Build, tmp_path: Path, written: bool) -> None:
     """The 4-bit weights are multiplied in float32 then, and a written file's others, though both are loaded as bfloat16."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from bitwright.allocate.allocate import calibrated, given
 from bitwright.allocate.groups import broken
+from bitwright.checkpoint.output import write_text
 from bitwright.errors import fail
-from bitwright.plan import Plan
+from bitwright.host.texts import read_object
+from bitwright.plan import DIGEST, Plan, digest
 from bitwright.sensitivity import Row, Sensitivity, WeightRows
-
-MARK = ".plan.sha256"  # beside plan.json: what we wrote there
 
 
 def edited(sensitivity: Sensitivity, plan: Plan, where: Path, fused_groups: bool = True) -> Plan:
@@ -68,35 +67,27 @@ def _row(weight: WeightRows, format: str, where: Path) -> Row:
     return found
 
 
-def require_unedited(folder: Path) -> None:
-    """Raise BitwrightError where somebody has edited the ``plan.json`` that we left in ``folder``."""
-    path = folder / "plan.json"
-    if path.exists() and _digest(path.read_text(encoding="utf-8")) not in _written(folder):
+def require_unedited(path: Path) -> None:
+    """Raise BitwrightError where ``path`` is a plan that somebody has edited since we wrote it."""
+    if path.exists() and not _as_written(path):
         raise fail(
             "plan/edited",
             path,
             saw="it was edited since it was written, and this run would write another",
             wanted="an edited plan is used or put away, and never lost",
-            help=f"--plan {path} to use it, or rename it",
+            help=f"bitwright quantize SOURCE OUT --plan {path}, or rename it",
         )
 
 
-def keep_plan(folder: Path, plan: Plan) -> None:
-    """Write ``plan.json`` into ``folder``; raises BitwrightError where somebody has edited the one that is there."""
-    require_unedited(folder)
-    text = plan.to_json()
-    marks = [*_written(folder), _digest(text)]  # noted before the plan is there, so that a killed run knows its own
-    for place, value in ((folder / MARK, "\n".join(dict.fromkeys(marks)) + "\n"), (folder / "plan.json", text)):
-        scratch = place.with_name(f".{place.name}.partial")
-        scratch.write_text(value, encoding="utf-8")
-        scratch.replace(place)
+def keep_plan(path: Path, plan: Plan) -> None:
+    """Write ``plan``; raises BitwrightError where somebody has edited the one that is there."""
+    require_unedited(path)
+    write_text(path, plan.to_json())
 
 
-def _written(folder: Path) -> list[str]:
-    """Digests of all plans that we wrote into ``folder``."""
-    mark = folder / MARK
-    return mark.read_text(encoding="utf-8").split() if mark.exists() else []
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _as_written(path: Path) -> bool:
+    try:
+        data = read_object(path)
+        return data.pop(DIGEST, "") == digest(data)
+    except (OSError, ValueError):
+        return False

@@ -245,7 +245,7 @@ def require_apart(out: Path, sources: Sequence[Path], work: Path) -> None:
         )
 
 
-def require_text_place(path: Path, mark: bytes = b"bitwright") -> None:
+def require_text_place(path: Path, mark: bytes) -> None:
     """Raise BitwrightError unless the text ``path`` can be written: into a directory that is there, over nothing but a file
     of ours, which holds ``mark``."""
     try:

@@ -28,15 +28,18 @@ def run(
     from rich.table import Table
 
     from bitwright.allocate.allocate import allocate
-    from bitwright.checkpoint.output import require_text_place, write_text
+    from bitwright.allocate.edited import keep_plan, require_unedited
+    from bitwright.checkpoint.output import require_text_place
+    from bitwright.plan import KNOWN_BY
     from bitwright.sensitivity import Sensitivity
 
-    require_text_place(output)
+    require_text_place(output, KNOWN_BY)
+    require_unedited(output)
     table = Sensitivity.load(sensitivity)
     plan = allocate(
         table, f"like {like}" if like else budget, max_damage=max_damage, pins=tuple(set_ or ()), fused_groups=fused_groups
     )
-    write_text(output, plan.to_json())
+    keep_plan(output, plan)
     if json_:
         print(json.dumps(plan.to_dict(), indent=1))
         return

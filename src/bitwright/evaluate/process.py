@@ -29,7 +29,8 @@ class WorkerError(BitwrightError):
 
 
 def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str], reporter: Reporter, advance: Advance) -> Any:
-    """What ``python -m module`` answers to ``job``, both through files in ``folder``.
+    """What ``python -P -m module`` answers to ``job``, both through files in ``folder``; -P: no module of the folder that we
+    stand in.
 
     ``paths`` are the models of the job. ``advance`` is told how far it is; what it and its libraries write is kept, and shown
     at once only by a verbose ``reporter``. Raises WorkerError when the process fails, with the last line it wrote; it names
@@ -37,7 +38,8 @@ def run_worker(module: str, job: dict[str, Any], folder: Path, paths: list[str],
     """
     job_path, out_path, errors, at = (folder / name for name in ("job.json", ANSWER, "errors.txt", "at.txt"))
     job_path.write_text(json.dumps(job | {"at": str(at)}), encoding="utf-8")
-    command = [sys.executable, "-m", module, str(job_path), str(out_path)]
+    at.unlink(missing_ok=True)  # of a process before this one
+    command = [sys.executable, "-P", "-m", module, str(job_path), str(out_path)]
     code = _run(command, errors, reporter, advance)
     if code:
         lines = errors.read_text(encoding="utf-8").strip().splitlines() or ["see above"]

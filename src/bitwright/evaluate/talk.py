@@ -82,13 +82,34 @@ class Talker:
 
 
 def prompt_of(messages: Sequence[Message], tokenizer: Any, longest: int) -> Sample:
-    """``messages`` through the chat template, or one after the other where there is none; the last ``longest`` tokens."""
+    """``messages`` through the chat template, or one after the other where there is none.
+
+    Where they are more than ``longest`` tokens, the oldest of them are left out, but for what the system says; of a last
+    message that is too long by itself the beginning is, but for BOS.
+    """
+    ids = _ids(messages, tokenizer)
+    while len(ids) > longest and (older := _without_oldest(messages)):
+        messages = older
+        ids = _ids(messages, tokenizer)
+    if len(ids) > longest:
+        begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+        ids = begin + ids[len(ids) - longest + len(begin) :]
+    return Sample.of(ids)
+
+
+def _without_oldest(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` without the first question and its answer; empty where that leaves no question."""
+    said = [message for message in messages if message["role"] == "system"]
+    talk = [message for message in messages if message["role"] != "system"]
+    return [*said, *talk[2:]] if len(talk) > 2 else []
+
+
+def _ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
     try:
         (text,) = render_with(tokenizer, [Conversation([dict(message) for message in messages], prompt=True)])
-        ids = token_ids(tokenizer, text)
+        return token_ids(tokenizer, text)
     except TemplateFailedError:
-        ids = bos_prefix(tokenizer) + token_ids(tokenizer, "\n".join(message["content"] for message in messages))
-    return Sample.of(ids[-longest:])
+        return bos_prefix(tokenizer) + token_ids(tokenizer, "\n".join(message["content"] for message in messages))
 
 
 def same_start(one: Sequence[int], other: Sequence[int]) -> int:

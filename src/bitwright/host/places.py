@@ -11,7 +11,8 @@ from bitwright.errors import fail
 def cache_dir() -> Path:
     """Where converted and downloaded models are kept: $BITWRIGHT_CACHE, or bitwright/ in the user's cache directory."""
     stated = os.environ.get("BITWRIGHT_CACHE")
-    place = Path(os.path.expanduser(stated or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "bitwright")))
+    usual = os.environ.get("XDG_CACHE_HOME", "")
+    place = Path(os.path.expanduser(stated or os.path.join(usual if os.path.isabs(usual) else "~/.cache", "bitwright")))
     if place.parts[:1] == ("~",):
         raise fail(
             "cache/no-home",

@@ -18,6 +18,7 @@ from bitwright.report.seen import as_html
 from bitwright.report.words import KNOWN, TERMS, explained, like
 from bitwright.sensitivity import Sensitivity
 
+KNOWN_BY = ": Bitwright report</title>"  # in every page
 ROLE_ORDER = ("measured and allocated", "kept in 16 bit")
 
 
@@ -42,7 +43,7 @@ def page(report: Report, sensitivity: Sensitivity) -> str:
         _command(report),
     ]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}: Bitwright report</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}{KNOWN_BY}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<style>\n{style}</style></head>\n<body><main>\n<header><h1>{escape(name)}</h1>\n"
         f'<p class="quiet">{escape(report.plan.source)} in {escape(report.plan.container)}, budget '

@@ -101,10 +101,10 @@ class Report:
         return found
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: str | Path) -> Report:
         """Read ``report.json``; raises BitwrightError when it is not one."""
         try:
-            data = read_object(path)
+            data = read_object(Path(path))
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r}")
             return cls(

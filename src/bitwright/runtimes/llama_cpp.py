@@ -110,6 +110,14 @@ class LlamaCpp(Loaded):
             together = max(CHUNK_TOKENS, n_tokens) if self._both_ways else CHUNK_TOKENS
             options.n_ctx, options.n_batch, options.n_ubatch = n_tokens, together, together
             self._context = self._library.llama_init_from_model(self._model, options)
+            if not self._context:
+                raise fail(
+                    "gguf/context",
+                    path,
+                    saw=_last_message(),
+                    wanted=f"memory for the context of {n_tokens} tokens",
+                    help="shorter texts or answers: --length, --tokens",
+                )
             threads = n_threads or available_cores()
             self._library.llama_set_n_threads(self._context, threads, threads)
 

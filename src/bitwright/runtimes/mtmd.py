@@ -87,6 +87,15 @@ class VisionTower:
     def __init__(self, library: ctypes.CDLL, path: Path, model: int, width: int) -> None:
         """``width``: features of the text's embeddings. Raises BitwrightError where the file is not loaded."""
         self._library, self.path, self.width = _declared(library), path, width
+        self._context = None
+        header = read_gguf_header(path)
+        metadata: dict[str, Any] = dict(header.metadata)
+        self._row_end = _vector(path, header.tensors[ROW_END]) if ROW_END in header.tensors else None
+        self._mean, self._deviation = (
+            np.array(metadata[f"clip.vision.{name}"], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std")
+        )
+        self._patch = int(metadata["clip.vision.patch_size"])
+        self._merged = int(metadata.get("clip.vision.spatial_merge_size", 2))
         self._context = library.mtmd_init_from_file(str(path).encode(), model, library.mtmd_context_params_default())
         if not self._context:
             raise fail(
@@ -96,14 +105,6 @@ class VisionTower:
                 wanted="llama.cpp loads the file",
                 help="pip install --upgrade xllamacpp",
             )
-        header = read_gguf_header(path)
-        metadata: dict[str, Any] = dict(header.metadata)
-        self._row_end = _vector(path, header.tensors[ROW_END]) if ROW_END in header.tensors else None
-        self._mean, self._deviation = (
-            np.array(metadata[f"clip.vision.{name}"], dtype=np.float32)[:, None, None] for name in ("image_mean", "image_std")
-        )
-        self._patch = int(metadata["clip.vision.patch_size"])
-        self._merged = int(metadata.get("clip.vision.spatial_merge_size", 2))
         self._gridded = bool(self._library.mtmd_decode_use_mrope(self._context))
         self.both_ways = bool(self._library.mtmd_decode_use_non_causal(self._context, None))
 
@@ -197,10 +198,11 @@ def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
     """``sample`` as what is decoded one after the other: ids int64 [t], and in the images' places what the tower made of them.
 
     The place of an image is the first run of one id that is as long as its embeddings, with another id between its rows where
-    the tower says where they end. Raises BitwrightError where there is none: the two runtimes do not agree on the number of an
-    image's tokens.
+    the tower says where they end. Raises BitwrightError where there is none, or where such ids are left over: the two runtimes
+    do not agree on the number of an image's tokens.
     """
     ids, found, start = sample.ids.tolist(), list[Tensor | Seen](), 0
+    text, pictured = list[int](), set[int]()
     for image in embeddings:
         n = len(image)
         places = (i for i in range(start, len(ids) - n + 1) if ids[i] == ids[i + n - 1] and image.fits(ids[i : i + n]))
@@ -208,7 +210,11 @@ def segments(sample: Sample, embeddings: list[Seen]) -> list[Tensor | Seen]:
         if at is None:
             raise unseen(f"no place for the {n} tokens of an image")
         found += [sample.ids[start:at], image]
+        text += ids[start:at]
+        pictured.add(ids[at])
         start = at + n
+    if left := sum(one in pictured for one in text + ids[start:]):
+        raise unseen(f"{left} more places of images than llama.cpp makes tokens")
     return [part for part in (*found, sample.ids[start:]) if len(part)]
 
 

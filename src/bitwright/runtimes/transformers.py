@@ -144,7 +144,11 @@ class TransformersModel(Loaded):
         ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         ends = [end for end in ends if isinstance(end, int)]
         try:
-            how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            how = (
+                {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+                if temperature
+                else {"do_sample": False}
+            )
             plain = GenerationConfig(max_new_tokens=count, eos_token_id=ends or None, pad_token_id=0, **how)
             streamer = _Told(tell, ends) if tell else None
             made = model.generate(**inputs, generation_config=plain, streamer=streamer)[0, prompt.n_tokens :].tolist()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CELLS = 1024  # cells of the look-up table on each side of zero
+LEAST_SCALE = torch.finfo(torch.float32).tiny  # the inverse of a smaller one need not be finite
 
 
 class Numbers(NamedTuple):
@@ -124,5 +125,5 @@ class TableGrid:
 
 
 def reciprocal(scale: Tensor) -> Tensor:
-    """1 / scale, and 0 where the scale is 0 (an all-zero block)."""
-    return torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+    """1 / scale, and 0 where the scale is 0 (an all-zero block), or so small that nothing finite is its inverse."""
+    return torch.where(scale.abs() < LEAST_SCALE, torch.zeros_like(scale), 1.0 / scale)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.rounding.kernels.compiled import compiled, prepare, snap
+from bitwright.rounding.kernels.compiled import compiled, prepare
 from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
 
 _ROWS = 128  # at a time: what 64 columns of them need lies in 32 to 96 KiB
@@ -55,6 +55,26 @@ def _prepare() -> None:
 
 @no_type_check
 @compiled
+def _snap(x, grid, level, code):
+    """The levels and codes of the grid (``grid.Numbers``) nearest to ``x`` [R], which is overwritten; for NaN the least."""
+    if grid.uniform:
+        back = np.float32(1) / grid.unit
+        for r in range(len(x)):
+            cell = min(max(np.float32(0), np.rint(x[r] * grid.unit - grid.first)), grid.last)
+            level[r] = (cell + grid.first) * back
+            code[r] = np.uint8(cell)
+    else:
+        half = np.float32(len(grid.level_of_cell) // 2)
+        for r in range(len(x)):
+            x[r] = min(max(np.float32(0), x[r] * half + half), half + half)
+        for r in range(len(x)):  # by itself: what comes before is done several at a time
+            cell = np.int32(x[r])
+            level[r] = grid.level_of_cell[cell]
+            code[r] = grid.code_of_cell[cell]
+
+
+@no_type_check
+@compiled
 def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
     n_cols, n_rows = w.shape
     x, level = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
@@ -68,7 +88,7 @@ def _feed_back(w, follow, inverse, scale, minimum, grid, codes):
                 row -= minimum[start:stop]
             for r in range(n):
                 x[r] = row[r] * i[r]
-            snap(x[:n], grid, level[:n], codes[j, start:stop])
+            _snap(x[:n], grid, level[:n], codes[j, start:stop])
             for r in range(n):
                 row[r] -= level[r] * s[r]
             for k in range(j + 1, n_cols):
@@ -90,7 +110,7 @@ def _sweep(error, pull, target, inner, inverse, scale, grid, codes):
             row, wanted, toward, pivot = error[j, start:stop], target[j, start:stop], pull[j, start:stop], inner[j, j]
             for r in range(n):
                 x[r] = (wanted[r] - row[r] + toward[r] / pivot) * i[r]
-            snap(x[:n], grid, level[:n], codes[j, start:stop])
+            _snap(x[:n], grid, level[:n], codes[j, start:stop])
             for r in range(n):
                 found = wanted[r] - level[r] * s[r]
                 level[r] = found - row[r]  # the change, which the columns that follow take into account

@@ -15,10 +15,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from bitwright.rounding.kernels.compiled import compiled, prepare
-from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
+from bitwright.rounding.kernels.grid import LEAST_SCALE, Grid, UniformGrid, reciprocal
 
 CHUNK_ENTRIES = 1 << 24  # weights times trials that exist at once on a GPU
 _ROWS = 128  # at a time: what their sums take lies in the innermost cache
+_LEAST_SCALE = np.float32(LEAST_SCALE)
 
 Found = tuple[Int64[Tensor, " R"], Float32[Tensor, " R"], Float32[Tensor, " R"]]
 
@@ -71,12 +72,12 @@ def _level(w, inverse, grid, x, level):
     if grid.uniform:
         back = np.float32(1) / grid.unit
         for r in range(len(w)):
-            x[r] = min(max(np.rint(w[r] * inverse[r] * grid.unit - grid.first), np.float32(0)), grid.last)
+            x[r] = min(max(np.float32(0), np.rint(w[r] * inverse[r] * grid.unit - grid.first)), grid.last)
             level[r] = (x[r] + grid.first) * back
     else:
         half = np.float32(len(grid.level_of_cell) // 2)
         for r in range(len(w)):
-            x[r] = min(max(w[r] * inverse[r] * half + half, np.float32(0)), half + half)
+            x[r] = min(max(np.float32(0), w[r] * inverse[r] * half + half), half + half)
         for r in range(len(w)):  # by itself: what comes before is done several at a time
             level[r] = grid.level_of_cell[np.int32(x[r])]
 
@@ -85,7 +86,7 @@ def _level(w, inverse, grid, x, level):
 @compiled
 def _inverse(scale, inverse):
     for r in range(len(scale)):
-        inverse[r] = np.float32(1) / scale[r] if scale[r] else np.float32(0)
+        inverse[r] = np.float32(1) / scale[r] if abs(scale[r]) >= _LEAST_SCALE else np.float32(0)
 
 
 @no_type_check
