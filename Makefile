@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# On a machine without a GPU pip's own index offers this torch as a CPU build; an open range may bring gigabytes of CUDA.
+# On Linux the default build brings CUDA, gigabytes of it; docs/install.md has the index of the build for processors:
+#   make demo TORCH="torch==2.13.0 --index-url ..."
 TORCH ?= torch==2.13.0
 DEMO_OUT ?= demo-out
 
@@ -11,7 +12,7 @@ DEMO_OUT ?= demo-out
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 

@@ -7,6 +7,7 @@ import json
 import statistics
 import tempfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,13 @@ def _bytes_over_stock(report: Report) -> float:
 
 def _at_the_bytes_of(label: str, report: Report, source: Path, folder: Path, settings: Settings) -> dict[str, float]:
     """Our divergence over that of a hand-made list, when we may spend what the list spends."""
-    rival = report.verdict.entry(label)
-    ours = _quantized(source, folder / label.split(",")[0].replace(" ", "-"), f"{rival.nbytes}B", folder, settings)
-    theirs = {domain.label: domain.kl for domain in ours.verdict.entry(label).divergence.domains}
+    rival, alone = report.verdict.entry(label), replace(settings, compare=False)
+    ours = _quantized(source, folder / label.split(",")[0].replace(" ", "-"), f"{rival.nbytes}B", folder, alone)
+    theirs = {domain.label: domain.kl for domain in rival.divergence.domains}
     own = {domain.label: domain.kl for domain in ours.result.divergence.domains}
     return {
         "bytes": ours.result.nbytes / rival.nbytes,
-        "all": ours.result.divergence.kl / ours.verdict.entry(label).divergence.kl,
+        "all": ours.result.divergence.kl / rival.divergence.kl,
         PICTURES: own[PICTURES] / theirs[PICTURES],
         "its KL on pictures": theirs[PICTURES],
     }

@@ -88,6 +88,6 @@ def keep_plan(path: Path, plan: Plan) -> None:
 def _as_written(path: Path) -> bool:
     try:
         data = read_object(path)
-        return data.pop(DIGEST, "") == digest(data)
+        return bool(data.pop(DIGEST, "") == digest(data))
     except (OSError, ValueError):
         return False

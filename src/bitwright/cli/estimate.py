@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +61,9 @@ def run(
     from bitwright.errors import fail
     from bitwright.estimate.estimate import estimate
     from bitwright.estimate.families import parts
+    from bitwright.estimate.model import source_of
     from bitwright.estimate.sketch import sketch
-    from bitwright.estimate.source import Source, free_name, read_source, require_same_model
+    from bitwright.estimate.source import Source, require_same_model
     from bitwright.estimate.training import CHECKPOINTED, EIGHT_BIT, KEPT, MIXED, PURE_16, training
     from bitwright.models.settings import text_config
     from bitwright.plan import Plan
@@ -84,12 +85,8 @@ def run(
             wanted=f"one of {', '.join(names)}",
             help="--optimizer mixed",
         )
-    if model == "demo-vision":
-        from bitwright.checkpoint.open import local_directory  # puts it together where it is not there yet
-
-        source = replace(read_source(str(local_directory(model))), model=model, out=free_name(model))
-    elif model:
-        source = read_source(model)
+    if model:
+        source = source_of(model)
     else:
         config = sketch(params, layers, hidden, heads, kv_heads, inner, vocabulary, tied)
         source = Source(config, parts(config))

@@ -18,6 +18,7 @@ LEAST_TOKENS = 2  # of a sample: one to read and one to predict
 LEAST_READ = 2**23  # characters that are always turned into tokens; of more, as many as are used and these times:
 CHARACTERS_PER_TOKEN = 32
 WINDOW = 2**14  # characters: what of a larger text is taken in one piece
+PATCH = 768  # numbers of a picture, 16 x 16 pixels, that count as a token
 
 
 @dataclass(frozen=True)
@@ -100,37 +101,40 @@ def samples_in(tensors: dict[str, Tensor]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of equal shapes, run in one forward pass: no padding, so that every sample sees itself alone.
-
-    A sample with images is a batch of its own, since classes lay out their pixels each in its way.
-    """
+    """Samples of equal shapes, run in one forward pass: no padding, so that every sample sees itself alone."""
 
     at: tuple[int, ...]  # which samples
-    inputs: dict[str, Tensor]  # [B, ...], and media as the sample holds them
+    inputs: dict[str, Tensor]  # [B, ...], and media one behind the other along their first dimension, as processors lay them
 
     @property
     def n_tokens(self) -> int:
         return int(self.inputs[IDS].shape[1])
 
 
-def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0) -> list[Batch]:
+def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0, *, seeing: bool = False) -> list[Batch]:
     """``samples`` in batches of up to ``batch_tokens`` tokens, those of equal shapes together, in their order.
 
-    ``first``: the number of the first sample.
+    ``first``: the number of the first sample. Where the batches are ``seeing``, samples with images of equal shapes are
+    together too, and a picture counts as a token for each PATCH numbers; else each is a batch of its own.
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, sample in enumerate(samples):
-        shapes = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(sample.inputs.items()))
-        alike.setdefault((i,) if sample.media else shapes, []).append(i)
+        alike.setdefault((i,) if sample.media and not seeing else _shapes(sample.inputs) + _shapes(sample.media), []).append(i)
     found = []
     for members in alike.values():
-        size = max(1, batch_tokens // samples[members[0]].n_tokens)
+        one = samples[members[0]]
+        seen = sum(tensor.numel() for tensor in one.media.values() if tensor.is_floating_point()) // PATCH
+        size = max(1, batch_tokens // max(one.n_tokens, seen))
         for start in range(0, len(members), size):
-            part = members[start : start + size]
-            names = samples[part[0]].inputs
-            inputs = {name: torch.stack([samples[i].inputs[name] for i in part]) for name in names}
-            found.append(Batch(tuple(first + i for i in part), inputs | samples[part[0]].media))
+            part = [samples[i] for i in members[start : start + size]]
+            inputs = {name: torch.stack([sample.inputs[name] for sample in part]) for name in one.inputs}
+            media = {name: torch.cat([sample.media[name] for sample in part]) for name in one.media}
+            found.append(Batch(tuple(first + i for i in members[start : start + size]), inputs | media))
     return found
+
+
+def _shapes(tensors: dict[str, Tensor]) -> tuple[object, ...]:
+    return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(tensors.items()))
 
 
 def cut(texts: Iterable[str], tokenizer: Any, count: int, length: int, where: str, least: int) -> list[Sample]:

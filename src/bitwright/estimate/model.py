@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bitwright.estimate import estimate as by_source
 from bitwright.estimate.estimate import Estimate
-from bitwright.estimate.source import read_source
+from bitwright.estimate.source import Source, free_name, read_source
 from bitwright.host.sizes import size_nbytes
 
 
@@ -23,7 +24,7 @@ def estimate(
     """What a model takes on disk and in memory, format by format, before any weight is downloaded.
 
     Args:
-        model: A directory, a config.json, a .gguf file, ``demo``, or a hub id, of which headers are fetched.
+        model: A directory, a config.json, a .gguf file, ``demo``, ``demo-vision``, or a hub id, of which headers are fetched.
         memory: Of the device, ``8GB`` or bytes: says what fits, and how long a context.
         context: Tokens whose keys and values are kept.
         batch: Texts at once.
@@ -42,7 +43,7 @@ def estimate(
         'bitwright quantize demo demo-out.gguf --budget 77.1MB'
     """
     return by_source.estimate(
-        read_source(str(model)),
+        source_of(str(model)),
         memory=_nbytes(memory),
         context=context,
         batch=batch,
@@ -50,6 +51,15 @@ def estimate(
         overhead=_nbytes(overhead),
         gpu=gpu,
     )
+
+
+def source_of(model: str) -> Source:
+    """What is known of ``model`` without its weights; ``demo-vision`` is put together first where it is not there yet."""
+    if model != "demo-vision":
+        return read_source(model)
+    from bitwright.checkpoint.open import local_directory  # loads torch
+
+    return replace(read_source(str(local_directory(model))), model=model, out=free_name(model))
 
 
 def _nbytes(size: str | int | None) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +88,22 @@ class TransformersModel(Loaded):
                 module.compute_dtype = torch.float32
 
     def logits(self, samples: Sequence[Sample]) -> Iterator[Iterable[Tensor]]:
-        """Neighbours of equal shape share a forward pass. The output head runs part by part afterwards, so that the logits of
-        a whole text never exist."""
+        """Samples of equal shapes share a forward pass, which comes when the first of them is wanted. The output head runs part
+        by part afterwards, so that the logits of a whole text never exist."""
         step = max(1, CHUNK_ENTRIES // self.model.config.get_text_config().vocab_size)
-        for _, group in groupby(enumerate(samples), key=lambda one: (one[1].n_tokens, one[0] if one[1].media else None)):
-            members = [sample for _, sample in group]
-            for batch in batches(members, FORWARD_TOKENS):
+        batch_of = {i: batch for batch in batches(samples, FORWARD_TOKENS, seeing=True) for i in batch.at}
+        ahead: dict[int, tuple[Any, Tensor]] = {}
+        for i in range(len(samples)):
+            if i not in ahead:
                 with torch.no_grad():
-                    body = self.model.base_model(**self._placed(batch.inputs), use_cache=False)
-                for i, states in zip(batch.at, body.last_hidden_state, strict=True):
-                    yield self._parts(body, states[members[i].positions.to(states.device)], step)
+                    body = self.model.base_model(**self._placed(batch_of[i].inputs), use_cache=False)
+                for at, states in zip(batch_of[i].at, body.last_hidden_state, strict=True):
+                    ahead[at] = type(body), states[samples[at].positions.to(states.device)]
+                del body
+            yield self._parts(*ahead.pop(i), step)
 
-    def _parts(self, body: Any, states: Tensor, step: int) -> Iterable[Tensor]:
-        return (self._head(type(body)(last_hidden_state=part[None])) for part in states.split(step))
+    def _parts(self, kind: type, states: Tensor, step: int) -> Iterable[Tensor]:
+        return (self._head(kind(last_hidden_state=part[None])) for part in states.split(step))
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: t.to(self.device, self.model.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
