@@ -62,7 +62,20 @@ def test_stages_that_were_passed_over_are_not_awaited() -> None:
     assert schedule.left(0.0) == 50.0
     schedule.finish(now=20.0)
     schedule.start("round", now=20.0, fraction=0.5)
-    assert schedule.left(20.0) == 40.0  # half of it, at half the pace
+    assert schedule.left(20.0) == 28.0  # half of it: ten seconds took twenty, fifteen more are taken as expected
+
+
+def test_a_short_stage_that_was_misjudged_says_little_of_the_others() -> None:
+    schedule = Schedule({"answer": 2.0, "round": 998.0}, seconds=True)
+    schedule.start("answer", now=0.0)
+    schedule.advance(0.5)
+    left = schedule.left(30.0)
+    assert left is not None
+    assert 1000 < left < 1400
+    schedule.finish(now=60.0)
+    schedule.start("round", now=60.0)
+    schedule.advance(0.5)
+    assert schedule.left(1060.0) == 1000.0  # its own pace counts alone
 
 
 def test_relative_costs_tell_nothing_until_a_stage_has_begun() -> None:

@@ -12,6 +12,7 @@ ASK = "ask the 16-bit model"
 WRITE, COMPARE, CHECK, TASKS = "write files", "compare with 16 bit", "check the prediction", "answer tasks"
 
 SURE = 0.05  # share of a stage after which its own pace counts alone
+TRUSTED = 0.1  # of all expected seconds, taken as gone as expected: one short stage that was misjudged says little of the others
 
 
 class Schedule:
@@ -24,8 +25,8 @@ class Schedule:
     >>> schedule.start("read", now=0.0)
     >>> schedule.left(0.0), schedule.position
     (40.0, (1, 2))
-    >>> schedule.advance(0.5); schedule.left(10.0)  # twice as slow as expected, and so will be the rest
-    70.0
+    >>> schedule.advance(0.5); round(schedule.left(10.0), 1)  # twice as slow as expected, and so may be the rest
+    56.7
     """
 
     def __init__(self, costs: Mapping[str, float] | None = None, seconds: bool = False) -> None:
@@ -78,9 +79,8 @@ class Schedule:
         expected = sum(cost for _, cost in self._spent.values())
         if self.stage not in self._spent and done >= SURE:
             seconds, expected = seconds + elapsed, expected + self.costs.get(self.stage, 0.0) * done
-        if expected > 0:
-            return seconds / expected
-        return 1.0 if self.seconds else None
+        trusted = TRUSTED * sum(self.costs.values()) if self.seconds else 0.0
+        return (seconds + trusted) / (expected + trusted) if expected + trusted > 0 else None
 
 
 def in_words(seconds: float) -> str:
