@@ -12,7 +12,7 @@ ASK = "ask the 16-bit model"
 WRITE, COMPARE, CHECK, TASKS = "write files", "compare with 16 bit", "check the prediction", "answer tasks"
 
 SURE = 0.05  # share of a stage after which its own pace counts alone
-TRUSTED = 0.1  # of all expected seconds, taken as gone as expected: one short stage that was misjudged says little of the others
+TRUSTED = 0.1  # of all expected seconds, taken as gone as expected: one short stage that was misjudged says little of the rest
 
 
 class Schedule:
