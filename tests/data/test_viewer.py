@@ -1,6 +1,7 @@
 """Processors that take torchvision, without it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 import transformers as tf
 from transformers.utils.import_utils import is_torchvision_available
 
+import bitwright
 from bitwright.data.pictures import drawn
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer
 from bitwright.errors import BitwrightError
-from tests.conftest import byte_tokenizer
-from tests.processors import pixtral_with_processor
+from bitwright.host.progress import QUIET
+from tests.conftest import TINY, byte_tokenizer
+from tests.processors import idefics_with_processor, pixtral_with_processor
 from tests.vision import FAMILIES
 
 TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -50,3 +53,18 @@ def test_a_processor_that_needs_torchvision_says_so(tmp_path: Path) -> None:
     (directory / "processor_config.json").write_text(json.dumps({"processor_class": "PixtralProcessor"}))
     with pytest.raises(BitwrightError, match="pip install torchvision"):
         Viewer.of(directory, tokenizer_of(directory))
+
+
+@pytest.mark.parametrize("answer", ["", "Red."])
+def test_a_processor_that_disagrees_with_the_model_says_so(tmp_path: Path, answer: str) -> None:
+    """Where the model answers, and where it is given the answers and only measured."""
+    directory = idefics_with_processor(tmp_path / "model")
+    settings = json.loads((directory / "processor_config.json").read_text())
+    (directory / "processor_config.json").write_text(json.dumps(settings | {"image_seq_len": 7}))
+    drawn(1, 0)[0].image.save(tmp_path / "a.png")
+    row = json.dumps({"image": "a.png", "question": "What?", "answer": answer})
+    (tmp_path / "rows.jsonl").write_text("\n".join([row] * 12))
+    shown = replace(TINY, calibration=str(tmp_path / "rows.jsonl"), sequences=12)
+    with pytest.raises(BitwrightError, match="images/processor") as caught:
+        bitwright.measure(directory, tmp_path / "table.json", settings=shown, reporter=QUIET)
+    assert "tokens: 7, features: 4" in caught.value.finding.saw

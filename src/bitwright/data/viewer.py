@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +30,23 @@ PIXELS, PATCH = "pixel_values", 14  # pixels of a patch, where the processor doe
 VIDEOS = "video_processor"
 LIBRARIES = {"torchvision": "torchvision", "pillow": "PIL"}  # that processors ask for, and their modules
 OF_TOKENS = "cross_attention_mask"  # media with a row for each token
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """Say in words that a processor and a model which is run meanwhile disagree on how many tokens an image has."""
+    try:
+        yield
+    except ValueError as error:
+        if not re.search("image.* do not match", str(error), re.IGNORECASE):
+            raise
+        raise fail(
+            "images/processor",
+            "the image processor",
+            saw=in_one_line(error),
+            wanted="a processor that makes room for as many tokens of an image as the model has",
+            help="copy the processor files of the model that this one was made from, or --calibration documentation",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -153,7 +173,8 @@ class Viewer:
                     prompt = self.prompt(picture)
                     inputs = {name: t[None].to(device) for name, t in prompt.inputs.items()}
                     inputs |= {n: t.to(device, dtype if t.is_floating_point() else None) for n, t in prompt.media.items()}
-                    made = model.generate(**inputs, generation_config=plain)
+                    with agreeing():
+                        made = model.generate(**inputs, generation_config=plain)
                     answer = made[0, prompt.n_tokens :].tolist()
                     if answer:
                         found.append(self.answered(prompt, answer))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.data.samples import Batch
+from bitwright.data.viewer import agreeing
 from bitwright.errors import BitwrightError, fail
 from bitwright.measure.traffic import Traffic
 from bitwright.models.skeleton import Skeleton
@@ -208,7 +209,7 @@ class Trace:
     def run(self, answer: Call, batch: Batch) -> None:
         """Run the model's body with ``answer`` in the place of its blocks, until that ends the pass."""
         inputs = {name: t.to(self.device, self.dtype if t.is_floating_point() else None) for name, t in batch.inputs.items()}
-        with self.answered(answer), suppress(_Ended):
+        with self.answered(answer), suppress(_Ended), agreeing():
             self.skeleton.model.base_model(**inputs, use_cache=False)
 
     def _earlier(self, at: BlockId, stack: str, outputs: Outputs) -> Tensor:
