@@ -109,7 +109,7 @@ def _at_the_bytes_of(label: str, report: Report, source: Path, folder: Path, set
 def _on_text_alone(report: Report, source: Path, folder: Path, settings: Settings) -> dict[str, float]:
     """What calibration without pictures, as other quantizers do it, costs at the same bytes: the tower stays in 16 bit."""
     alone = replace(settings, calibration="documentation", compare=False)
-    other = _quantized(source, folder / "of-text", BUDGET, folder / "text", alone)
+    other = _quantized(source, folder / "of-text", f"{report.result.nbytes}B", folder / "text", alone)
     theirs = {domain.label: domain.kl for domain in other.result.divergence.domains}
     own = {domain.label: domain.kl for domain in report.result.divergence.domains}
     return {
