@@ -146,7 +146,8 @@ def _table(lines: list[Line]) -> str:
         if own := [line["ours"] for line in lines if measured(line) and line["gguf"] == gguf]:
             seconds, processors, peak = (own[0][key] for key in ("seconds", "processor_seconds", "peak_nbytes"))
             text += f" Our {name}: {seconds:.0f} s ({processors:.0f} s of processors), peak {peak / 1e9:.1f} GB."
-    missing = [row.label for row in ROWS if row.label not in {line["label"] for line in lines}]
+    known = {line["label"] for line in lines}
+    missing = [row.label for row in ROWS if lines[0]["model"] in row.models and row.label not in known]
     text += "\n\nDid not come to their end:\n\n" + "\n".join(broken) if broken else ""
     return text + (f"\n\nNot run on this model: {'; '.join(missing)}." if missing else "")
 
