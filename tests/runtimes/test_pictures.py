@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.data.samples import batches
+from bitwright.data.samples import alike, batches
 from bitwright.runtimes.transformers import TransformersModel
 from tests.vision import FAMILIES, built
 
@@ -14,8 +14,7 @@ def test_together_each_is_answered_as_alone(name: str) -> None:
     size = family.fixed or (4, 4)
     sizes = [[size], [], [size], [size, size][: family.n_images], [], [size], [size, size][: family.n_images]]
     samples = [family.sample(of, seed) for seed, of in enumerate(sizes)]
-    together = batches(samples, 2048, seeing=True)
-    assert len(together) == (3 if family.n_images > 1 else 2)
+    assert len(alike(samples, 2048, seeing=True)) == (3 if family.n_images > 1 else 2)
     model = built(name).float().eval()
     with torch.no_grad():
         for sample, parts in zip(samples, TransformersModel(model, "cpu").logits(samples), strict=True):
@@ -26,5 +25,5 @@ def test_together_each_is_answered_as_alone(name: str) -> None:
 def test_large_pictures_share_no_pass() -> None:
     samples = [FAMILIES["gemma3"].sample([FAMILIES["gemma3"].fixed or (4, 4)], seed) for seed in range(3)]
     pixels = samples[0].media["pixel_values"].numel()
-    assert len(batches(samples, 3 * samples[0].n_tokens, seeing=True)) == (1 if pixels < 768 * samples[0].n_tokens else 3)
+    assert len(alike(samples, 3 * samples[0].n_tokens, seeing=True)) == (1 if pixels < 768 * samples[0].n_tokens else 3)
     assert len(batches(samples, 2048)) == 3, "each is measured by itself"

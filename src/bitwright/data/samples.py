@@ -106,31 +106,43 @@ class Batch:
     at: tuple[int, ...]  # which samples
     inputs: dict[str, Tensor]  # [B, ...], and media one behind the other along their first dimension, as processors lay them
 
+    @classmethod
+    def of(cls, samples: Sequence[Sample], at: tuple[int, ...], first: int = 0) -> Batch:
+        """Those of ``samples`` that stand ``at`` these places, which are numbered from ``first``."""
+        part = [samples[i] for i in at]
+        inputs = {name: torch.stack([sample.inputs[name] for sample in part]) for name in part[0].inputs}
+        media = part[0].media  # of one alone no copy is made
+        if len(part) > 1:
+            media = {name: torch.cat([sample.media[name] for sample in part]) for name in media}
+        return cls(tuple(first + i for i in at), inputs | media)
+
     @property
     def n_tokens(self) -> int:
         return int(self.inputs[IDS].shape[1])
 
 
-def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0, *, seeing: bool = False) -> list[Batch]:
-    """``samples`` in batches of up to ``batch_tokens`` tokens, those of equal shapes together, in their order.
+def batches(samples: Sequence[Sample], batch_tokens: int, first: int = 0) -> list[Batch]:
+    """``samples`` in batches of up to ``batch_tokens`` tokens, those of equal shapes together, in their order; one with images
+    is a batch of its own. ``first``: the number of the first sample."""
+    return [Batch.of(samples, at, first) for at in alike(samples, batch_tokens)]
 
-    ``first``: the number of the first sample. Where the batches are ``seeing``, samples with images of equal shapes are
-    together too, and a picture counts as a token for each PATCH numbers; else each is a batch of its own.
+
+def alike(samples: Sequence[Sample], batch_tokens: int, *, seeing: bool = False) -> list[tuple[int, ...]]:
+    """Which of ``samples`` are of equal shapes, in groups of up to ``batch_tokens`` tokens.
+
+    Those with images are alone, or, where the groups are ``seeing``, with others of equal images: then a picture counts as a
+    token for each PATCH numbers.
     """
-    alike: dict[tuple[object, ...], list[int]] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for i, sample in enumerate(samples):
-        alike.setdefault((i,) if sample.media and not seeing else _shapes(sample.inputs) + _shapes(sample.media), []).append(i)
-    found = []
-    for members in alike.values():
+        found.setdefault((i,) if sample.media and not seeing else _shapes(sample.inputs) + _shapes(sample.media), []).append(i)
+    groups = []
+    for members in found.values():
         one = samples[members[0]]
         seen = sum(tensor.numel() for tensor in one.media.values() if tensor.is_floating_point()) // PATCH
         size = max(1, batch_tokens // max(one.n_tokens, seen))
-        for start in range(0, len(members), size):
-            part = [samples[i] for i in members[start : start + size]]
-            inputs = {name: torch.stack([sample.inputs[name] for sample in part]) for name in one.inputs}
-            media = {name: torch.cat([sample.media[name] for sample in part]) for name in one.media}
-            found.append(Batch(tuple(first + i for i in members[start : start + size]), inputs | media))
-    return found
+        groups += [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+    return groups
 
 
 def _shapes(tensors: dict[str, Tensor]) -> tuple[object, ...]:

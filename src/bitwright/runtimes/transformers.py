@@ -12,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig, GgufConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from bitwright.data.samples import Sample, batches
+from bitwright.data.samples import Batch, Sample, alike
 from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
@@ -91,15 +91,16 @@ class TransformersModel(Loaded):
         """Samples of equal shapes share a forward pass, which comes when the first of them is wanted. The output head runs part
         by part afterwards, so that the logits of a whole text never exist."""
         step = max(1, CHUNK_ENTRIES // self.model.config.get_text_config().vocab_size)
-        batch_of = {i: batch for batch in batches(samples, FORWARD_TOKENS, seeing=True) for i in batch.at}
+        together = {i: at for at in alike(samples, FORWARD_TOKENS, seeing=True) for i in at}
         ahead: dict[int, tuple[Any, Tensor]] = {}
         for i in range(len(samples)):
             if i not in ahead:
+                inputs = self._placed(Batch.of(samples, together[i]).inputs)
                 with torch.no_grad():
-                    body = self.model.base_model(**self._placed(batch_of[i].inputs), use_cache=False)
-                for at, states in zip(batch_of[i].at, body.last_hidden_state, strict=True):
+                    body = self.model.base_model(**inputs, use_cache=False)
+                for at, states in zip(together[i], body.last_hidden_state, strict=True):
                     ahead[at] = type(body), states[samples[at].positions.to(states.device)]
-                del body
+                del body, inputs
             yield self._parts(*ahead.pop(i), step)
 
     def _parts(self, kind: type, states: Tensor, step: int) -> Iterable[Tensor]:
