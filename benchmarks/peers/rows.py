@@ -70,7 +70,7 @@ ROWS = (
         {
             "iters": 200,
             "group_size": 64,
-            "amp": False,  # faster than bfloat16 on a processor without tiles for it
+            "amp": False,  # in float32: bfloat16 is slow on a processor without tiles for it
             "to_quant_block_names": ",".join(f"model.layers.{i}" for i in BLOCKS),
         },
         pins=OUTSIDE,

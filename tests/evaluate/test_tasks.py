@@ -101,7 +101,7 @@ def test_evaluate_carries_the_scores(build: Build, questions: Path) -> None:
     assert caught.value.finding.rule == "tasks/unknown"
 
 
-def test_tasks_that_fail_cost_no_divergence(build: Build, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_that_fail_cost_no_divergence(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = fail("evaluate/process", "model.gguf", saw="text from a GGUF file", wanted="choices", help="others").finding
 
     def fails(candidates: list[Candidate], *_: object, **__: object) -> list[object]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitwright.data.samples import alike, batches
+from bitwright.data.samples import IDS, PATCH, Sample, alike, batches
 from bitwright.runtimes.transformers import TransformersModel
 from tests.vision import FAMILIES, built
 
@@ -23,7 +23,8 @@ def test_together_each_is_answered_as_alone(name: str) -> None:
 
 
 def test_large_pictures_share_no_pass() -> None:
-    samples = [FAMILIES["gemma3"].sample([FAMILIES["gemma3"].fixed or (4, 4)], seed) for seed in range(3)]
-    pixels = samples[0].media["pixel_values"].numel()
-    assert len(alike(samples, 3 * samples[0].n_tokens, seeing=True)) == (1 if pixels < 768 * samples[0].n_tokens else 3)
-    assert len(batches(samples, 2048)) == 3, "each is measured by itself"
+    samples = [Sample({IDS: torch.arange(8)}, None, {"pixel_values": torch.zeros(1, 3, 64, 64)}) for _ in range(3)]
+    assert 16 * PATCH == 3 * 64 * 64, "each counts as sixteen tokens, and not as its eight"
+    assert alike(samples, 47, seeing=True) == [(0, 1), (2,)]
+    assert alike(samples, 48, seeing=True) == [(0, 1, 2)]
+    assert len(batches(samples, 48)) == 3, "each is measured by itself"
