@@ -15,11 +15,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from bitwright.rounding.kernels.compiled import compiled, prepare
-from bitwright.rounding.kernels.grid import LEAST_SCALE, Grid, UniformGrid, reciprocal
+from bitwright.rounding.kernels.grid import Grid, UniformGrid, reciprocal
 
 CHUNK_ENTRIES = 1 << 24  # weights times trials that exist at once on a GPU
 _ROWS = 128  # at a time: what their sums take lies in the innermost cache
-_LEAST_SCALE = np.float32(LEAST_SCALE)
+_LEAST_SCALE = np.finfo(np.float32).tiny  # grid.LEAST_SCALE; of this file, as all that is compiled with it
 
 Found = tuple[Int64[Tensor, " R"], Float32[Tensor, " R"], Float32[Tensor, " R"]]
 
