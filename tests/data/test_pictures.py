@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from bitwright.data import image_rows, installed_pictures
 from bitwright.data.held_out import BLANK, WRONG, held_out, require_unseen
-from bitwright.data.image_rows import pictures_in, read_pictures
+from bitwright.data.image_rows import images_of, opened, pictures_in, read_pictures
 from bitwright.data.pictures import drawn
 from bitwright.data.samples import samples_in, tensors_of
 from bitwright.data.tokenizer import tokenizer_of
@@ -187,6 +187,18 @@ def test_a_question_about_several_images(viewer: Viewer, tmp_path: Path) -> None
     (sample,) = viewer.told([picture])
     assert int((sample.ids == viewer.tokenizer.convert_tokens_to_ids("<image>")).sum()) == 3 * 16
     assert sample.media["pixel_values"].shape == (3, 3, 56, 56)
+
+
+def test_photographs_are_shown_upright(tmp_path: Path) -> None:
+    """A phone that is held upright stores the picture on its side, and notes that."""
+    image, note = Image.new("RGB", (64, 32), "red"), Image.Exif()
+    image.paste("blue", (0, 0, 32, 32))
+    note[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=note)
+    with Image.open(tmp_path / "a.jpg") as decoded:
+        for shown in (opened(tmp_path / "a.jpg", "a.jpg"), images_of({"image": decoded}, tmp_path, "row 1")[0]):
+            assert shown.size == (32, 64)
+            assert shown.getpixel((16, 4))[2] > 200
 
 
 def test_rows_of_a_data_set_with_images(monkeypatch: pytest.MonkeyPatch) -> None:

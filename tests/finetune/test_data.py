@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from openpyxl import Workbook
 
+from bitwright.data.rows import MOST_ROWS, read_rows
 from bitwright.errors import BitwrightError
 from bitwright.finetune.conversations import Talk, conversations, filled
 from bitwright.finetune.preview import coloured, require_no_mistake, summary
@@ -97,6 +98,40 @@ def test_a_template_puts_columns_together_and_rows_may_make_one_conversation() -
     (whole,), _ = conversations(rows, "{a}", "c", together=2)
     assert [turn["content"] for turn in whole.messages] == ["one", "A", "two", "B"]
     assert filled("{a}[[ ({b})]]", {"a": 1, "b": None}) == "1"
+
+
+def test_a_column_that_the_first_row_lacks_is_read(tmp_path: Path) -> None:
+    rows = [{"instruction": "Say hi", "output": "hi"}, {"instruction": "Add", "input": "1+2", "output": "3"}]
+    for given in (rows, rows[::-1]):
+        talks, _ = conversations(given)
+        assert {talk.messages[0]["content"] for talk in talks} == {"Say hi", "Add\n\n1+2"}
+        talks, _ = conversations(given, "{instruction}[[ {input}]]", "output")
+        assert {talk.messages[0]["content"] for talk in talks} == {"Say hi", "Add 1+2"}
+    assert rule_of(lambda: conversations(rows, "{instruction} {input}", "output")) == "data/row"
+    book = Workbook(write_only=True)  # which does not note how wide a sheet is: rows end with their last cell
+    sheet = book.create_sheet("rows")
+    for cells in (["instruction", "output", "input"], ["Say hi", "hi"], ["Add", "3", "1+2"]):
+        sheet.append(cells)
+    book.save(tmp_path / "a.xlsx")
+    assert read_table(str(tmp_path / "a.xlsx")) == [dict.fromkeys(rows[1], "") | row for row in rows]
+
+
+def test_nobody_learns_to_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\nQ,A\n,\nQ2,\n ,\t\n", encoding="utf-8")
+    rows = read_table(str(tmp_path / "a.csv"))
+    assert [row["question"] for row in rows] == ["Q", "Q2"]
+    (talk,), told = conversations(rows)
+    assert talk.messages[1]["content"] == "A"
+    assert "1 rows with an empty answer are left out" in told
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
+    assert rule_of(lambda: conversations([{"messages": [{"role": "user", "content": "Q"}, call]}])) == "data/row"
+
+
+def test_a_data_set_of_the_hub_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = [{"prompt": str(i), "completion": "x"} for i in range(MOST_ROWS + 5)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: iter(stream))
+    assert read_table("somebody/questions") == stream
+    assert len(list(read_rows("somebody/questions"))) == MOST_ROWS  # of calibration
 
 
 def test_columns_that_are_not_there_are_named() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -23,7 +27,7 @@ from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import finetune
-from bitwright.finetune.inputs import packed
+from bitwright.finetune.inputs import Layout, packed, padded
 from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.texts import texts_of
@@ -58,25 +62,50 @@ def random_examples(count: int) -> list[Example]:
     torch.manual_seed(4)
     found = []
     for i in range(count):
-        ids = torch.randint(5, 500, (9 + 3 * i,))
+        ids = torch.randint(5, 500, ((30, 11, 18, 9)[i % 4] + i // 4,))
         labels = torch.cat([ids[1:], torch.tensor([-100])])
         labels[: 2 + i] = -100
         found.append(Example(ids, labels, 0, i + 1))
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text", "gpt2"])
-def test_packed_texts_lose_what_they_lose_alone(build: Build, architecture: str) -> None:
-    model = load(build(architecture), torch.device("cpu"), torch.float32)
+TOGETHER = ("llama", "qwen3", "gemma3_text", "gpt2")
+APART: dict[str, dict[str, Any]] = {
+    "qwen3_next": {},  # states
+    "lfm2": {"layer_types": ["conv", "full_attention"]},  # convolutions
+    "opt": {},  # positions that are counted
+    "bloom": {},  # slopes in place of positions
+}
+
+
+@pytest.mark.parametrize("architecture", [*TOGETHER, *APART])
+def test_texts_of_a_batch_lose_what_they_lose_alone(build: Build, architecture: str) -> None:
+    model = load(build(architecture, **APART.get(architecture, {})), torch.device("cpu"), torch.float32)
     adapt(model, ("*",), 4, 8.0, False)
     texts = random_examples(4)
+    layout = Layout.of(model, torch.float32)
+    assert layout.shared == (architecture in TOGETHER)
     with torch.no_grad():
-        alone = sum(float(loss_of(model, packed([text]), 1)) for text in texts)
-        together = float(loss_of(model, packed(texts), 1))
+        alone = sum(float(loss_of(model, padded([text]), 1)) for text in texts)
+        together = float(loss_of(model, layout(texts), 1))
         logits = model(input_ids=texts[0].ids[None]).logits[0].float()
+        in_one_row = float(loss_of(model, packed(texts), 1))
+    assert len(packed(texts)["input_ids"]) < len(texts), "no two texts share a row"
     assert together == pytest.approx(alone, rel=1e-5)
+    assert (in_one_row == pytest.approx(alone, rel=1e-5)) == layout.shared
     own = torch.nn.functional.cross_entropy(logits, texts[0].labels, reduction="sum")
-    assert float(loss_of(model, packed(texts[:1]), 1)) == pytest.approx(float(own), rel=1e-5)
+    assert float(loss_of(model, layout(texts[:1]), 1)) == pytest.approx(float(own), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_is_divided_by_all_its_labels(build: Build, tmp_path: Path, rows: int) -> None:
+    """A text that is learnt whole has a label at the first place of its row."""
+    texts = [Example(ids := torch.randint(5, 500, (6,)), torch.cat([ids[1:], torch.tensor([-100])]), 0, i) for i in range(6)]
+    model = load(build("llama"), torch.device("cpu"), torch.float32)
+    trainer = PartTrainer(model, loop.arguments(tmp_path, torch.device("cpu")), train_dataset=texts)
+    parts = [packed(texts[start : start + rows]) for start in range(0, 6, rows)]
+    counted = trainer.get_batch_samples(iter(parts), len(parts), torch.device("cpu"))[1]
+    assert int(counted) == sum(text.n_labels for text in texts)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-6), (torch.float32, 5e-6)])
@@ -181,6 +210,43 @@ def test_a_full_disk_is_said_and_what_is_whole_is_gone_on_from(
     assert "File too large" in caught.value.finding.saw
     assert not (tmp_path / "out").exists()
     assert finetune(quantized, data, tmp_path / "out", training=TRAINING, reporter=QUIET).steps == 6
+
+
+def test_a_full_disk_is_said_where_the_adapter_is_written(
+    quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries in Rust raise errors of their own; a bare Exception is that of a tokenizer."""
+    for error in (SafetensorError("I/O error: No space left on device"), Exception("No space left on device")):
+        monkeypatch.setattr(sys.modules[finetune.__module__], "write_adapter", Mock(side_effect=error))
+        with pytest.raises(BitwrightError, match="No space left") as caught:
+            finetune(quantized, data, tmp_path / "out", training=replace(TRAINING, max_steps=1), reporter=QUIET)
+        assert caught.value.finding.rule == "output/write"
+
+
+def test_a_training_that_ended_takes_no_more_steps(quantized: Path, data: str, tmp_path: Path) -> None:
+    """A run that was stopped while its answers were compared, beside a checkpoint that a full disk has cut."""
+    training, work = replace(TRAINING, max_steps=2), tmp_path / "work"
+    first = finetune(quantized, data, tmp_path / "out", training=training, workdir=work, reporter=QUIET)
+    (last,) = work.glob("*/checkpoint-2")
+    for cut in (False, True):
+        if cut:
+            shutil.copytree(last, last.with_name("checkpoint-3"))
+            (last.with_name("checkpoint-3") / "trainer_state.json").write_text("")
+        again = tmp_path / f"again-{cut}"
+        found = finetune(quantized, data, again, training=training, workdir=work, reporter=QUIET)
+        assert found.losses == first.losses
+        one, other = ((path / "adapter_model.safetensors").read_bytes() for path in (tmp_path / "out", again))
+        assert one == other
+
+
+def test_a_training_stays_on_the_device_of_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other GPUs there are: the Trainer would take all of them, or the first."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    second = loop.arguments(tmp_path, torch.device("cuda:1"))
+    assert (second.device, second.n_gpu, chosen[-1]) == (torch.device("cuda:1"), 1, torch.device("cuda:1"))
+    assert loop.arguments(tmp_path, torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_a_loss_that_is_no_number_names_step_and_rows(

@@ -25,7 +25,7 @@ from bitwright.finetune import repair as job
 from bitwright.finetune.answers import held
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished, trained_codes
-from bitwright.finetune.inputs import inputs_of
+from bitwright.finetune.inputs import Layout, alone
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.preview import MOST_ALIKE, coloured
 from bitwright.finetune.repair import Repaired
@@ -122,7 +122,7 @@ def test_each_part_can_be_trained_and_peft_loads_it(source: Path, rows: str, tmp
     assert any("connector" in name or "multi_modal_projector" in name for name in trained)
     total = count = 0.0
     for example in kept:
-        inputs = inputs_of([example], torch.float32)
+        inputs = alone([example], torch.float32)
         labels = torch.cat([torch.tensor([IGNORED]), example.labels[:-1]])  # which stock classes move by one themselves
         given = {name: tensor for name, tensor in inputs.items() if name not in ("labels", "text", "position_ids")}
         n = int((labels != IGNORED).sum())
@@ -155,7 +155,7 @@ def test_gradients_reach_each_part_also_where_blocks_are_run_again(source: Path,
         if again:
             recompute(model)
         model.train()
-        loss_of(model, inputs_of([example], torch.float32)).backward()
+        loss_of(model, alone([example], torch.float32)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     once, twice = gradients
     unused = {name for name, gradient in once.items() if gradient is None}
@@ -178,7 +178,7 @@ def test_in_memory_it_answers_as_in_a_fresh_process(source: Path, rows: str, tmp
     kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
     model = load(source, CPU, torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
-    mine = held(model, kept, 3, QUIET, "now")
+    mine = held(model, kept, 3, Layout.of(model, torch.float32), QUIET, "now")
     (of_file,) = of_files(source, [source], kept, CPU, tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
 

@@ -17,6 +17,7 @@ from bitwright.finetune import qat
 from bitwright.finetune.answers import Answers, held, of_files
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished
+from bitwright.finetune.inputs import Layout
 from bitwright.finetune.snapped import SnappedLinear
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.training import Training
@@ -45,11 +46,14 @@ def test_what_was_learnt_is_what_is_written(
     def codes(trained: object) -> object:
         finished = Finished.open(model, str(source), Settings(device="cpu", dtype="float32"))
         kept = texts_of(data, finished.directory, finished.subject.tokenizer, TRAINING).kept
-        in_memory.append(held(trained, kept, 4, QUIET, "now"))
+        in_memory.append(held(trained, kept, 4, Layout.of(trained, torch.float32), QUIET, "now"))
         return real(trained)
 
     monkeypatch.setattr(qat, "trained_codes", codes)
+    for path in (model, out):
+        path.with_name(f"{path.stem}.notes.txt").write_text(f"of {path.stem}")
     found = finetune(model, data, out, training=replace(TRAINING, source=str(source)), reporter=QUIET)
+    assert out.with_name(f"{out.stem}.notes.txt").read_text() == f"of {out.stem}"  # no file of somebody else is touched
     assert in_memory[0].loss < found.before.loss - 0.5
     assert found.after.loss == pytest.approx(in_memory[0].loss, abs=0.03)  # runtimes compute in 16 bit
     weights = Finished.open(out, str(source), SETTINGS).subject.source.spec.weights
@@ -79,7 +83,7 @@ def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, t
     kept = texts_of(data, source, tokenizer_of(source), TRAINING).kept
     model = load(source, torch.device("cpu"), torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
-    mine = held(model, kept, 3, QUIET, "now")
+    mine = held(model, kept, 3, Layout.of(model, torch.float32), QUIET, "now")
     (of_file,) = of_files(source, [source], kept, torch.device("cpu"), tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
     assert mine.right == of_file.right == 0
@@ -97,7 +101,8 @@ def test_right_answers_are_counted_text_by_text(build: Build, data: str) -> None
         logits = [model(input_ids=example.ids[None]).logits[0] for example in kept]
     likeliest = [torch.where(e.labels >= 0, own.argmax(1), e.labels) for e, own in zip(kept, logits, strict=True)]
     known = [replace(e, labels=labels) if i % 2 else e for i, (e, labels) in enumerate(zip(kept, likeliest, strict=True))]
-    assert held(model, known, 3, QUIET, "now").right == (len(kept) // 2) / len(kept)
+    answers = held(model, known, 3, Layout.of(model, torch.float32), QUIET, "now")
+    assert answers.right == (len(kept) // 2) / len(kept)
 
 
 def test_the_share_that_survived() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ SETTINGS = Settings(
 )
 FORMATS = {"bitsandbytes": (), "compressed-tensors": ("w2-g32", "w4-g32"), "gguf": ("iq2_xxs", "q4_0", "q8_0")}
 BUDGETS = {"bitsandbytes": "+5%", "compressed-tensors": "3bpw", "gguf": "4bpw"}
+
+
+ANOTHER_DISK = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,9 @@ def test_the_file_is_what_was_trained(container: str, finished: Any, build: Buil
     trained: list[Any] = []
     monkeypatch.setattr(job, "trained_codes", lambda model: trained.append(trained_codes(model)) or trained[-1])
     monkeypatch.setattr(Repaired, "kept", True)  # whether it helps is for the next test
-    found = repair(out, str(source), steps=12, learning_rate=0.05, settings=replace(SETTINGS, calibration="code"))
+    settings = replace(SETTINGS, calibration="code")
+    with tempfile.TemporaryDirectory(dir=ANOTHER_DISK) as work:
+        found = repair(out, str(source), steps=12, learning_rate=0.05, settings=settings, workdir=work)
     assert found.steps == 12
     assert found.losses[-1][1] < found.losses[0][1]
     after = container_of(container).read(out, weights)

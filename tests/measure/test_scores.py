@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from bitwright.measure.scores import WeightJob, rounder_of, score
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
+from bitwright.rounding.kernels import error_feedback
 from tests.conftest import Build
 
 ELSEWHERE = """
@@ -96,6 +98,25 @@ def test_where_tokens_are_short_the_choosing_fold_shapes_the_codes_too(
     assert changed.scores != twice.scores
     for first, last in zip(changed.codes, twice.codes, strict=True):
         assert all(torch.equal(first.tensors[name], last.tensors[name]) for name in first.tensors), "predicting tokens seen"
+
+
+def test_moments_of_inputs_are_gone_when_the_factor_is_made(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The factor of a wide weight is the largest thing in memory, and each of the moments is as large."""
+    job = jobs_of(build("llama"), tmp_path)[0]
+    assert job.moments.plain is not None
+    plain, inverse = weakref.ref(job.moments.plain), error_feedback.inverse_factor
+    alive: list[bool] = []
+
+    def noted(moment: torch.Tensor) -> torch.Tensor | None:
+        alive.append(plain() is not None)
+        return inverse(moment)
+
+    monkeypatch.setattr(error_feedback, "inverse_factor", noted)
+    score(job)
+    assert alive
+    assert not any(alive)
 
 
 def test_output_gradients_are_summed_where_a_weight_has_not_many_more_rows_than_columns() -> None:

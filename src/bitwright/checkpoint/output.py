@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from bitwright.errors import BitwrightError, fail
+from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.host.texts import UnreadableError, read_object
 
 MARGIN_BYTES = 64 * 2**20  # kept free on the disk beside what is written
@@ -130,6 +131,10 @@ class Claim:
             self._place(made, self.output.path.absolute())
         except OSError as error:
             raise write_failed(self.output.path, error) from error
+        except Exception as error:
+            if type(error) not in (SafetensorError, Exception):  # what libraries in Rust raise for it
+                raise
+            raise write_failed(self.output.path, OSError(in_one_line(error))) from error
 
     def _place(self, made: Path, out: Path) -> None:
         """Put in place what was made; the model itself at last."""

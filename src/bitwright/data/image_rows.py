@@ -105,7 +105,7 @@ def _image_of(given: Any, folder: Path, where: str) -> Any:
         return opened(io.BytesIO(given), where)
     if hasattr(given, "save") and hasattr(given, "convert"):
         file = io.BytesIO()
-        given.convert("RGB").save(file, "PNG")
+        given.convert("RGB").save(file, "PNG", exif=given.getexif() if hasattr(given, "getexif") else b"")
         return opened(file, where)
     raise _bad(where, f"image is {type(given).__name__}", "a path or the bytes of an image")
 
@@ -124,9 +124,9 @@ def _talk(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def opened(file: Path | io.BytesIO, where: str) -> Any:
-    """The first frame of an image in RGB, scaled down to LONGEST_SIDE. Raises BitwrightError for what is none."""
+    """The first frame of an image in RGB, upright, scaled down to LONGEST_SIDE. Raises BitwrightError for what is none."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         raise needs_pillow(where) from None
     try:
@@ -136,7 +136,7 @@ def opened(file: Path | io.BytesIO, where: str) -> Any:
             if min(image.size) < SMALLEST_SIDE:
                 raise _bad(where, f"{image.width} x {image.height} pixels", f"at least {SMALLEST_SIDE} pixels a side")
             image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
-            found = image.convert("RGB")
+            found = ImageOps.exif_transpose(image).convert("RGB")  # phones note how they were held
     except BitwrightError:
         raise
     except Exception as error:  # noqa: BLE001 - every decoder has its own

@@ -14,7 +14,7 @@ from bitwright.host.packages import not_installed
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
 LONGEST_ID = 200  # characters of a datasets id
-MOST_ROWS, MOST_ROWS_WITH_IMAGES = 2000, 256  # of a data set
+MOST_ROWS, MOST_ROWS_WITH_IMAGES = 2000, 256  # of a data set that is calibrated on, or compared on
 MOST_BYTES = 2**31  # of a file of texts
 
 
@@ -40,8 +40,8 @@ def read_domains(source: str, tokenizer: Any) -> dict[str, list[str]]:
     return domains
 
 
-def read_rows(source: str) -> Iterable[Any]:
-    """The rows of a file or a data set as they stand there."""
+def read_rows(source: str, whole: bool = False) -> Iterable[Any]:
+    """The rows of a file or a data set as they stand there; of a data set not ``whole`` the first MOST_ROWS."""
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path):  # false, and no exception, for a name longer than any file has
         readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
@@ -54,7 +54,7 @@ def read_rows(source: str) -> Iterable[Any]:
             wanted="a .txt, .jsonl or .parquet file, a datasets id (owner/name), self or documentation",
             help="check the path, or leave --calibration out",
         )
-    return _hub_rows(source)
+    return _hub_rows(source, whole)
 
 
 def is_data_set(source: str) -> bool:
@@ -111,7 +111,7 @@ def _parquet_rows(path: Path) -> Iterable[Any]:
 
 
 @lru_cache(2)  # asked for by more than one stage of a run
-def _hub_rows(name: str) -> Iterable[Any]:
+def _hub_rows(name: str, whole: bool) -> Iterable[Any]:
     try:
         from datasets import load_dataset
     except ImportError:
@@ -123,7 +123,7 @@ def _hub_rows(name: str) -> Iterable[Any]:
         for row in stream:
             rows.append(row)
             n_images += has_image(row)
-            if len(rows) >= MOST_ROWS or n_images >= MOST_ROWS_WITH_IMAGES:
+            if not whole and (len(rows) >= MOST_ROWS or n_images >= MOST_ROWS_WITH_IMAGES):
                 break
         return rows
     except Exception as error:

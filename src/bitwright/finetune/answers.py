@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitwright.data.probe import Probe
 from bitwright.evaluate.evaluate import Candidate, compare
-from bitwright.finetune.inputs import LABELS, TEXT, inputs_of
+from bitwright.finetune.inputs import LABELS, TEXT, Layout
 from bitwright.finetune.loss import Labels
 from bitwright.finetune.tokens import IGNORED, Example
 from bitwright.finetune.train import loss_of
@@ -56,17 +56,15 @@ class _Noted(Labels):
         return super().apart(logits, rows)
 
 
-def held(
-    model: Any, kept: Sequence[Example], batch: int, reporter: Reporter, stage: str, dtype: torch.dtype = torch.float32
-) -> Answers:
-    """``kept`` by ``model`` as it is in memory. ``dtype``: of pixels."""
+def held(model: Any, kept: Sequence[Example], batch: int, layout: Layout, reporter: Reporter, stage: str) -> Answers:
+    """``kept`` by ``model`` as it is in memory, ``batch`` at a time, laid out by ``layout``."""
     device, total, count, right = next(model.parameters()).device, 0.0, 0, 0
     model.eval()
     if any(example.media for example in kept):
         batch = 1
     parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
     for part in reporter.track(parts, stage, len(parts)):
-        inputs = {name: tensor.to(device) for name, tensor in inputs_of(part, dtype).items()}
+        inputs = {name: tensor.to(device) for name, tensor in layout(part).items()}
         learnt = inputs[LABELS].reshape(-1) != IGNORED
         seen = _Noted(inputs[LABELS].reshape(-1)[learnt])
         with torch.no_grad():

@@ -42,7 +42,7 @@ def conversations(rows: list[Row], template: str = "", answer: str = "", togethe
     are not of their kind.
     """
     mapping = _by_template(rows, template, answer) if template or answer else _found(rows)
-    talks = []
+    talks, n_silent = [], 0
     numbered = list(enumerate(rows, 1))
     for group in (numbered[start : start + together] for start in range(0, len(rows), together)):
         turns: list[dict[str, str]] = []
@@ -53,16 +53,18 @@ def conversations(rows: list[Row], template: str = "", answer: str = "", togethe
                 raise _bad_row(number, row, mapping, error) from None
             if isinstance(read, str):
                 talks.append(Talk(text=read, row=number))
+            elif any(turn["role"] == "assistant" and not turn["content"].strip() for turn in read):
+                n_silent += 1  # it would be learnt to say nothing
             else:
                 turns += read
         if turns:
             talks.append(Talk(tuple(turns), row=group[0][0]))
-    return talks, mapping.words
+    return talks, mapping.words + (f"; {n_silent} rows with an empty answer are left out" if n_silent else "")
 
 
 def _found(rows: list[Row]) -> Mapping:
     """The mapping that the names of the columns suggest."""
-    names = {name.lower(): name for name in rows[0] if isinstance(name, str)}
+    names = {name.lower(): name for name in _columns(rows)}
     if "messages" in names:
         return Mapping("messages, with role and content", lambda row: [_turn(turn) for turn in row[names["messages"]]])
     if "conversations" in names:
@@ -82,7 +84,7 @@ def _found(rows: list[Row]) -> Mapping:
     raise fail(
         "data/columns",
         "the columns",
-        saw=", ".join(map(repr, rows[0])) or "none",
+        saw=", ".join(map(repr, _columns(rows))) or "none",
         wanted="messages, conversations, text, or a question (prompt, instruction) and an answer (completion, output)",
         help="--template '{column} ...' --answer COLUMN",
     )
@@ -97,20 +99,26 @@ def _by_template(rows: list[Row], template: str, answer: str) -> Mapping:
             wanted="a template for the question and the column of the answer",
             help="--template '{instruction}' --answer output",
         )
-    missing = [name for name in (*FIELD.findall(template), answer) if name not in rows[0]]
+    columns = _columns(rows)
+    missing = [name for name in (*FIELD.findall(template), answer) if name not in columns]
     if missing:
         raise fail(
             "data/columns",
             "--template, --answer",
             saw=f"no column {', '.join(map(repr, missing))}",
-            wanted=f"columns of the file: {', '.join(map(repr, rows[0]))}",
+            wanted=f"columns of the file: {', '.join(map(repr, columns))}",
             help="check the names; they are read as they are written",
         )
     return Mapping(f"question: {template!r}; answer: {answer!r}", lambda row: _pair(filled(template, row), row[answer]))
 
 
+def _columns(rows: list[Row]) -> list[str]:
+    """The names of all columns: a row of JSON may leave out what it has nothing for."""
+    return list(dict.fromkeys(name for row in rows for name in row if isinstance(name, str)))
+
+
 def filled(template: str, row: Row) -> str:
-    """``template`` with the cells of ``row``.
+    """``template`` with the cells of ``row``. Raises KeyError for one that is not there, outside of [[ ]].
 
     >>> filled("{a}[[, and {b}]]", {"a": "one", "b": "two"}), filled("{a}[[, and {b}]]", {"a": "one", "b": ""})
     ('one, and two', 'one')
@@ -118,7 +126,7 @@ def filled(template: str, row: Row) -> str:
 
     def optional(match: re.Match[str]) -> str:
         inner = match[1]
-        return inner if all(_words(row[name]).strip() for name in FIELD.findall(inner)) else ""
+        return inner if all(_words(row.get(name)).strip() for name in FIELD.findall(inner)) else ""
 
     return FIELD.sub(lambda match: _words(row[match[1]]), OPTIONAL.sub(optional, template))
 
@@ -130,6 +138,8 @@ def _pair(question: Any, answer: Any) -> list[dict[str, str]]:
 def _turn(turn: Any) -> dict[str, str]:
     if turn["role"] not in ROLES:
         raise ValueError(f"role {turn['role']!r}")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise ValueError("a call of a tool, which is not learnt")
     content = turn["content"]
     if isinstance(content, list):  # of text and of places for images
         content = " ".join(part["text"] for part in content if part.get("type") != "image")

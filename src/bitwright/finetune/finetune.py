@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from bitwright.errors import fail
 from bitwright.finetune.answers import held
 from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card
-from bitwright.finetune.inputs import inputs_of
+from bitwright.finetune.inputs import Layout
 from bitwright.finetune.model import adapt
 from bitwright.finetune.qat import finetune_in_format
 from bitwright.finetune.texts import require_sound, texts_of, told_of
@@ -106,11 +105,11 @@ def _adapter(
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora, training.train)
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), AFTER: len(texts.kept)})
-        before = held(ready, texts.kept, training.batch, reporter, BEFORE, work)
+        layout = Layout.of(ready, work)
+        before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
         folder = work_root / content_hash(base.key(), texts.key(), training.told(), str(work), versions())
-        collate = partial(inputs_of, dtype=work)
-        losses = train(ready, texts.learnt, collate, folder, reporter, **training.of_trainer(texts.pictured))
-        after = held(ready, texts.kept, training.batch, reporter, AFTER, work)
+        losses = train(ready, texts.learnt, layout, folder, reporter, **training.of_trainer(texts.pictured))
+        after = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
         outcome = Outcome(
             before,
             after,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitwright.checkpoint.output import BESIDE, beside
 from bitwright.checkpoint.result import original_of, plan_of
 from bitwright.errors import fail
 from bitwright.estimate.training import KEPT, activation_nbytes
@@ -121,16 +122,14 @@ class Finished:
         written = self.subject.container.write({place: self.plan}, self.subject.source, packed_of)
         if written[place] != self.plan.nbytes:
             raise AssertionError(f"the plan counts {self.plan.nbytes} bytes, the files hold {written[place]}")
-        for path in self._texts():
-            target = place / path.name if place.is_dir() else place.with_name(place.stem + path.name[len(self.path.stem) :])
-            if not target.exists():
+        for name in self._texts():
+            path, target = beside(self.path, name), beside(place, name)
+            if path.is_file() and not target.exists():
                 shutil.copyfile(path, target)
 
-    def _texts(self) -> list[Path]:
-        """What lies beside the weights."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        own = "*" if self.path.is_dir() else f"{self.path.stem}.*"
-        return [path for path in sorted(folder.glob(own)) if path.is_file() and path != self.path]
+    def _texts(self) -> Sequence[str]:
+        """What lies beside the weights and is ours: in a directory everything."""
+        return [path.name for path in sorted(self.path.iterdir())] if self.path.is_dir() else BESIDE
 
 
 def trained_codes(model: Any) -> dict[str, Packed]:

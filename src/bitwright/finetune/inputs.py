@@ -1,8 +1,11 @@
-"""From examples to what a model takes in one pass: short texts share a row, and a text with images stands alone."""
+"""From examples to what a model takes in one pass: short texts share a row where the model keeps them apart, and a text with
+images stands alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +18,48 @@ ROWS = "rows"  # of the file, one for each text
 OURS = (LABELS, TEXT, ROWS)  # what no model takes
 
 
-def inputs_of(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inputs of one pass. ``dtype``: of pixels."""
-    return alone(batch, dtype) if any(example.media for example in batch) else packed(batch)
+PROBE = (5, 7)  # tokens of two texts that are tried in one row
+LEAK = 1e-5  # relative change of a text's states, from which on it depends on its neighbour: in equal shapes there is none
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How examples become the inputs of one pass."""
+
+    dtype: torch.dtype  # of pixels
+    shared: bool  # whether a row may hold several texts
+
+    @classmethod
+    def of(cls, model: Any, dtype: torch.dtype) -> Layout:
+        """That of ``model``, which is tried."""
+        return cls(dtype, keeps_apart(model))
+
+    def __call__(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        if any(example.media for example in batch):
+            return alone(batch, self.dtype)
+        return packed(batch) if self.shared else padded(batch)
+
+
+@torch.no_grad()
+def keeps_apart(model: Any) -> bool:
+    """Whether a text whose positions restart sees nothing of what stands before it in its row.
+
+    Attention of most classes is masked so; recurrent states, convolutions, positions that are counted and masks of a class's
+    own are not. The second of two texts is run behind one and behind another: its states are the same, or it has seen it.
+    """
+    device, (first, second) = next(model.parameters()).device, PROBE
+    ids = torch.arange(first + second, device=device) % model.config.get_text_config().vocab_size
+    positions = torch.cat([torch.arange(first), torch.arange(second)]).to(device)
+    was_training = model.training
+    model.eval()
+    states = []
+    for shift in (0, 1):
+        shifted = torch.cat([ids[:first].roll(shift), ids[first:]])
+        body = model.base_model(input_ids=shifted[None], position_ids=positions[None], use_cache=False)
+        states.append(body.last_hidden_state[0, first:].float())
+    model.train(was_training)
+    change = (states[0] - states[1]).norm() / states[0].norm().clamp(min=torch.finfo(torch.float32).tiny)
+    return bool(change <= LEAK)
 
 
 def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
@@ -40,6 +82,19 @@ def packed(batch: Sequence[Example]) -> dict[str, Tensor]:
     return found | {ROWS: _rows(batch)}
 
 
+def padded(batch: Sequence[Example]) -> dict[str, Tensor]:
+    """Texts in a row each, as long as the longest of them, what follows a text masked: what every class takes."""
+    width = max(len(example.ids) for example in batch)
+    columns = {
+        "input_ids": ([example.ids for example in batch], 0),
+        "attention_mask": ([torch.ones_like(example.ids) for example in batch], 0),
+        LABELS: ([example.labels for example in batch], IGNORED),
+        TEXT: ([torch.full_like(example.ids, i) for i, example in enumerate(batch)], -1),
+    }
+    found = {name: torch.stack([_longer(row, width, fill) for row in rows]) for name, (rows, fill) in columns.items()}
+    return found | {ROWS: _rows(batch)}
+
+
 def alone(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
     """The only example of ``batch``: classes lay out their pixels each in its way, so none share a pass."""
     (example,) = batch
@@ -47,6 +102,10 @@ def alone(batch: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
     media = example.media() if example.media else {}
     placed = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in media.items()}
     return {name: tensor[None] for name, tensor in tokens.items()} | placed | {ROWS: _rows(batch)}
+
+
+def _longer(row: Tensor, width: int, fill: int) -> Tensor:
+    return torch.nn.functional.pad(row, (0, width - len(row)), value=fill)
 
 
 def _rows(batch: Sequence[Example]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import held, of_files
 from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
-from bitwright.finetune.inputs import inputs_of
+from bitwright.finetune.inputs import Layout
 from bitwright.finetune.snapped import RATES
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
@@ -56,13 +55,14 @@ def finetune_in_format(
         ready = finished.model(work, training.rank, training.strength, levels, training.targets, training.train)
         reporter.kept = work_root
         reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
-        before = held(ready, texts.kept, training.batch, reporter, BEFORE, work)
+        layout = Layout.of(ready, work)
+        before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
         fits = fits_kept(ready, training.batch * max(len(text.ids) for text in texts.learnt))
         losses = train(
             ready,
             texts.learnt,
-            partial(inputs_of, dtype=work),
+            layout,
             work_root / key,
             reporter,
             rates=RATES if levels else None,

@@ -137,7 +137,8 @@ def repair(
         reporter.kept = work_root
         reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
         lessons, key, each = _lessons(finished, work_root, reporter)
-        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate, key)).directory
+        budget = (steps, 0.0 if steps else minutes)
+        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate, budget, key)).directory
         torch.manual_seed(settings.seed)
         work = subject.precision.work
         model = finished.model(work, rank, parts=(TEXT, VISION, PROJECTOR) if subject.viewer else (TEXT,))
@@ -175,7 +176,7 @@ def repair(
             with claim.made() as place:
                 target = place.parent if is_file else place
                 for path in (made.parent if is_file else made).iterdir():
-                    path.rename(target / path.name)
+                    shutil.move(path, target / path.name)  # the work directory may lie on another disk
     if not workdir:
         shutil.rmtree(work_root, ignore_errors=True)
     return found
@@ -208,10 +209,12 @@ class _Step:
         return (self.collate(some[i : i + self.at_once]) for i in range(0, len(some), self.at_once))
 
 
-def _key(finished: Finished, settings: Settings, rank: int, learning_rate: float, lessons: str) -> str:
-    """Hash of everything that the training depends on."""
+def _key(
+    finished: Finished, settings: Settings, rank: int, learning_rate: float, budget: tuple[int, float], lessons: str
+) -> str:
+    """Hash of everything that the training depends on. ``budget``: steps, or minutes, over which the learning rate falls."""
     plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
-    numbers = (STEP_TOKENS, RATES, BETA2, rank, learning_rate)
+    numbers = (STEP_TOKENS, RATES, BETA2, rank, learning_rate, budget)
     return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, lessons, versions())
 
 

@@ -39,7 +39,7 @@ def read_table(source: str, sheet: str = "") -> list[Row]:
             help="name a file, or write captions",
         )
     if not path.exists() and is_data_set(source):
-        return _dictionaries(list(read_rows(source)), source)
+        return _dictionaries(list(read_rows(source, whole=True)), source)
     readers: dict[str, Callable[[Path], list[Row]]] = {
         ".csv": lambda path: _separated(path, ","),
         ".tsv": lambda path: _separated(path, "\t"),
@@ -81,7 +81,8 @@ def _separated(path: Path, separator: str) -> list[Row]:
                 raise _bad(
                     path, f"line {reader.line_num}: another number of cells than names", f"{len(names)} cells in row {number}"
                 )
-            rows.append({name.strip(): cell for name, cell in row.items()})
+            if any(cell.strip() for cell in row.values()):  # Excel leaves blank rows behind
+                rows.append({name.strip(): cell for name, cell in row.items()})
         return rows
     except csv.Error as error:
         raise _bad(
@@ -123,7 +124,12 @@ def _sheet(path: Path, wanted: str) -> list[Row]:
     if any(cell is None for row in rows[1:] for cell in row):
         _require_values(path, rows, opened(saved=False)[title])
     filled = [row for row in rows[1:] if any(cell is not None for cell in row)]
-    return [{name: "" if row[at] is None else str(row[at]) for at, name in names.items() if at < len(row)} for row in filled]
+    return [{name: _cell(row, at) for at, name in names.items()} for row in filled]
+
+
+def _cell(row: list[Any], at: int) -> str:
+    """A cell as text; rows may end with their last filled cell."""
+    return "" if at >= len(row) or row[at] is None else str(row[at])
 
 
 def _require_values(path: Path, rows: list[list[Any]], written: list[list[Any]]) -> None:

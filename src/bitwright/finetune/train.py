@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED
 from bitwright.host.heap import return_free_pages
 from bitwright.host.progress import Advance, Reporter
+from bitwright.host.texts import UnreadableError, read_object
 from bitwright.models.stacks import stacks_of
 
 TRAIN, LIKELIEST = "train", "likeliest"
@@ -94,6 +96,7 @@ class PartTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.rates, self.eight_bit = dict(rates or {}), eight_bit
         self.model_accepts_loss_kwargs = not alike  # our loss counts the labels of the whole step
+        self._loss_shifts_labels = False  # ours stand where they are predicted, the first one of a row too
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
         self.arena = Arena(offload)
 
@@ -178,7 +181,7 @@ def train(
     in this process, in every model of its class.
     """
     kernels = _liger(model, reporter) if liger else {}
-    settings = arguments(folder, use_cpu=next(model.parameters()).device.type == "cpu", **given, **kernels)
+    settings = arguments(folder, next(model.parameters()).device, **given, **kernels)
     if recomputed:
         recompute(model)
     with reporter.stage(TRAIN) as advance:
@@ -186,14 +189,28 @@ def train(
         ours: dict[str, Any] = {"rates": rates, "eight_bit": eight_bit, "alike": alike, "offload": offload}
         trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, **ours)
         left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        whole = [path for path in left if (path / TRAINED).exists() and (path / "trainer_state.json").exists()]
-        if whole:
-            reporter.say(f"goes on from step {whole[-1].name.rpartition('-')[2]}")
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-    losses = tuple((int(line["step"]), float(line["loss"])) for line in trainer.state.log_history if "loss" in line)
+        whole = [(path, state) for path in left if (state := _state_of(path))]
+        last, state = whole[-1] if whole else (None, {})
+        if last:
+            reporter.say(f"goes on from step {last.name.rpartition('-')[2]}")
+        if last and state["global_step"] >= state["max_steps"]:  # the Trainer would take one step more
+            trainer._load_from_checkpoint(str(last))
+        else:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            state = {"log_history": trainer.state.log_history}
+    losses = tuple((int(line["step"]), float(line["loss"])) for line in state["log_history"] if "loss" in line)
     if not losses:
         raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
     return losses
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    """How far the training was; nothing of one that was not written to its end: the state comes last, and a full disk or a
+    kill leaves it empty or cut."""
+    try:
+        return read_object(checkpoint / "trainer_state.json") if (checkpoint / TRAINED).exists() else {}
+    except UnreadableError:
+        return {}
 
 
 def _liger(model: Any, reporter: Reporter) -> dict[str, Any]:
@@ -227,10 +244,28 @@ def recompute(model: Any) -> None:
                 block.gradient_checkpointing = False  # nothing passes back through it
 
 
-def arguments(folder: Path, **given: Any) -> TrainingArguments:
-    """The Trainer's own settings, with the defaults that suit this loop."""
-    return TrainingArguments(
+@dataclass
+class OneDevice(TrainingArguments):
+    """Settings of transformers' Trainer for a model that lies on one device, whatever others there are."""
+
+    of_model: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        super()._setup_devices  # what the distributed state is, is found out there  # noqa: B018
+        device = torch.device(self.of_model)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            self._n_gpu = 1
+        return device
+
+
+def arguments(folder: Path, device: torch.device, **given: Any) -> TrainingArguments:
+    """The Trainer's own settings, with the defaults that suit this loop, for a model on ``device``."""
+    return OneDevice(
+        of_model=str(device),
         output_dir=str(folder),
+        use_cpu=device.type == "cpu",
         lr_scheduler_type="cosine",
         warmup_steps=WARMUP,
         weight_decay=0.0,

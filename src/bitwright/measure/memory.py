@@ -25,7 +25,7 @@ class Peak:
     block: int  # the resident block's weights
     boundaries: int  # hidden states and gradients of all sequences
     captured: int  # inputs and output gradients of the scoring folds, and one batch in flight
-    moments: int  # second moments of the block, plain, weighted and of output gradients, and the factor of the largest
+    moments: int  # second moments of the block: plain, whose place a factor takes, weighted, and of output gradients
     rounding: int  # the largest weight in all formats
     head: int  # embeddings and head, while no block is measured
 
@@ -57,7 +57,7 @@ def peak(spec: ModelSpec, method: Method, settings: Settings, precision: Precisi
 def _of_block(weights: list[Weight], n_tokens: int, method: Method, settings: Settings, precision: Precision) -> Peak:
     """What the measurement of one block takes whose samples have ``n_tokens`` tokens, or patches."""
     kept, work, n_sequences = precision.kept.itemsize, precision.work.itemsize, settings.sequences
-    widths, widest = sum(w.n_rows + w.n_cols for w in weights), max(w.n_cols for w in weights)
+    widths = sum(w.n_rows + w.n_cols for w in weights)
     sharing = [w for w in weights if rows_may_share(w.n_rows, w.n_cols)]
     scored = (int(n_sequences * sum(SHARES)) + 2) * n_tokens
     batch = min(max(method.batch_tokens, n_tokens), n_sequences * n_tokens)
@@ -65,7 +65,7 @@ def _of_block(weights: list[Weight], n_tokens: int, method: Method, settings: Se
         block=sum(w.n_rows * w.n_cols for w in weights) * work,
         boundaries=0,
         captured=(scored * kept + 2 * batch * work) * widths,
-        moments=4 * (2 * sum(w.n_cols**2 for w in weights) + sum(w.n_rows**2 for w in sharing) + widest**2),
+        moments=4 * (2 * sum(w.n_cols**2 for w in weights) + sum(w.n_rows**2 for w in sharing)),
         rounding=max(w.n_rows * w.n_cols for w in weights) * 4 * (4 + max(len(f) for f in method.formats.values())),
         head=0,
     )

@@ -53,8 +53,8 @@ class Moments:
     """Second moments of a weight over the rounding fold: of its inputs [K, K], plain and weighted by each token's squared
     gradient, and of its output gradients."""
 
-    plain: Tensor
-    weighted: Tensor | None  # None once ``feedback`` has used it up
+    plain: Tensor | None  # both None once ``feedback`` has used them up
+    weighted: Tensor | None
     outputs: Tensor | None  # [N, N] of the output gradients, weighted by each input's square; None where it is not used
     n_rows: int  # of the weight
     n_tokens: int  # that were summed over
@@ -62,12 +62,17 @@ class Moments:
     def feedback(self, plain_share: float, unseen: Unseen) -> tuple[Feedback, float]:
         """What error feedback needs, made in the place of the weighted moment; and the nats of one unit of its energy.
 
-        ``unseen``: tokens of another fold, which tell how much damping is right.
+        ``unseen``: tokens of another fold, which tell how much damping is right. Both moments of the inputs are let go, since
+        each is as large as the factor that is made meanwhile.
         """
-        weighted, self.weighted = self.weighted, None
+        plain, weighted = self.plain, self.weighted
+        self.plain = self.weighted = None
+        assert plain is not None
         assert weighted is not None
         unit = float(weighted.diagonal().mean()) / (2 * self.n_rows * self.n_tokens)
-        return Feedback.of(blend_into(weighted, self.plain, plain_share), unseen), unit
+        blended = blend_into(weighted, plain, plain_share)
+        del plain
+        return Feedback.of(blended, unseen), unit
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class Scored:
 
 
 def score(job: WeightJob) -> Scored:
-    """Round and score. The job's weighted moment is used up on the way, since it is among the largest things in memory.
+    """Round and score. The job's moments are used up on the way, since they are the largest things in memory.
 
     Where tokens are short, the codes that are kept are rounded once more with the tokens of the choosing fold too. The figures
     remain those of the first codes, which no scoring fold has shaped; what is kept is a little better than they say.

@@ -102,9 +102,11 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
     scale, ends = (0.0, ends) if spec.kind == Kind.HEAD else _of_rows(spec, value, ends, sweep.folds.all)
     n_rounding = sweep.n_rounding_tokens
     rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
-    moments = Moments(*_moments(spec, rounding, scale, device), None, spec.n_rows, n_rounding)
+    plain, weighted = _moments(spec, rounding, scale, device)
     n_choosing = sum(sample.n_tokens for sample in sweep.folds.choosing)
     unseen = _unseen(spec, scoring.part(slice(0, n_choosing)), scale, method.plain_share, device)
+    moments = Moments(plain, weighted, None, spec.n_rows, n_rounding)
+    del weighted
     feedback, unit = moments.feedback(method.plain_share, unseen)
     stock, formats = method.stock_of(spec), method.formats[spec.name]
     labels = [(f.name, Rounding.NEAREST) for f in stock] + [(f.name, Rounding.CALIBRATED) for f in formats]
@@ -121,7 +123,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         codes = in_order(made, formats)
         nearest = [rounder_of(f, method.rounders).nearest(matrix, f) for f in stock]
         changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
-        errors.add(matrix, changes, moments.plain, feedback.moment)
+        errors.add(matrix, changes, plain, feedback.moment)
         if exact:
             exact.add(changes, part.to(sweep.precision.work))
         elif spec.kind != Kind.EMBEDDING:
