@@ -22,6 +22,7 @@ from bitwright.measure.store import load_block, load_codes
 from bitwright.measure.subject import Subject
 from bitwright.measure.trace import Trace
 from bitwright.measure.vocabulary import Ends, _embedding_scores, _head_scores, _of_rows
+from bitwright.models.logits import LogitRule
 from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Rounding
@@ -32,6 +33,8 @@ from tests.measure.streamed import boundaries
 CASES = {
     "llama": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
+    "phi": {"tie_word_embeddings": False},  # with a bias
+    "granite": {"tie_word_embeddings": True, "logits_scaling": 4.0, "embedding_multiplier": 2.0},
     "gemma2": {"head_dim": 32, "query_pre_attn_scalar": 32, "final_logit_softcapping": 3.0},  # scaled, tied and capped
 }
 
@@ -81,7 +84,8 @@ def test_scores_are_those_of_autograd(build: Build, architecture: str) -> None:
         torch.cat(first),
         torch.cat(gradients),
         **joined,
-        softcap=CASES[architecture].get("final_logit_softcapping"),
+        rule=LogitRule.of(model.config),
+        bias=None if model.lm_head.bias is None else model.lm_head.bias.detach(),
     )
     for weight in skeleton.spec.vocabulary:
         scores = torch.zeros(1, 2, dtype=torch.float64)
@@ -107,7 +111,7 @@ def test_a_row_of_the_embedding_is_not_what_stands_in_an_images_place() -> None:
     first[8] = 1.5 * value[ids[8]]  # the direction of its row, but another factor
     seen = Sample({"input_ids": ids[:12]}, None, {"pixel_values": torch.zeros(1)})
     gradient, none = torch.randn(24, 16, generator=generator), torch.zeros(24)
-    ends = Ends(ids, torch.arange(24) // 12, first, gradient, first, none, ids, none, None)
+    ends = Ends(ids, torch.arange(24) // 12, first, gradient, first, none, ids, none, LogitRule())
     weight = Weight("embed.weight", BlockId("text", 1), 50, 16, 0, Kind.EMBEDDING)
     scale, found = _of_rows(weight, value, ends, [seen, Sample.of(ids[12:])])
     assert scale == pytest.approx(3)
@@ -117,26 +121,27 @@ def test_a_row_of_the_embedding_is_not_what_stands_in_an_images_place() -> None:
         _of_rows(weight, value, ends, [Sample.of(ids[:12]), Sample.of(ids[12:])])
 
 
-@pytest.mark.parametrize("softcap", [None, 5.0])
-def test_damage_of_a_head_is_the_divergence_itself(softcap: float | None) -> None:
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(cap=5.0), LogitRule(0.25), LogitRule(2.0, 5.0)])
+def test_damage_of_a_head_is_the_divergence_itself(rule: LogitRule) -> None:
     """Large changes too, for which the quadratic form has no ceiling; positions that do not count add nothing."""
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(30, 16, generator=generator), torch.randn(200, 16, generator=generator)
     changes = [size * torch.randn(200, 16, generator=generator) for size in (0.01, 0.3, 3.0)]
+    bias = torch.randn(200, generator=generator)
 
     def log_p(weight: torch.Tensor) -> torch.Tensor:
-        logits = states @ weight.t()
-        return (softcap * torch.tanh(logits / softcap) if softcap else logits).double().log_softmax(-1)
+        return rule.logits(states @ weight.t() + bias).double().log_softmax(-1)
 
     counts = torch.arange(30) % 4 != 0
     sample = torch.arange(3).repeat_interleave(10)
-    logits = states @ head.t()
-    normalizer = (softcap * torch.tanh(logits / softcap) if softcap else logits).logsumexp(-1)
+    normalizer = rule.logits(states @ head.t() + bias).logsumexp(-1)
     nothing = torch.empty(30, 0)
-    ends = Ends(sample, sample, nothing, nothing, states, normalizer, sample, counts.float(), softcap)
+    ends = Ends(sample, sample, nothing, nothing, states, normalizer, sample, counts.float(), rule, bias)
+    assert vocabulary._is_known(head, ends)
+    assert not vocabulary._is_known(head, replace(ends, rule=LogitRule(1.5 * rule.factor)))
     found = vocabulary._HeadDivergence(3, ends)
     for rows in torch.arange(200).split(70):
-        found.add([change[rows] for change in changes], head[rows])
+        found.add([change[rows] for change in changes], head[rows], int(rows[0]))
     p = log_p(head)
     for c, change in enumerate(changes):
         kl = (p.exp() * (p - log_p(head + change))).sum(-1) * counts

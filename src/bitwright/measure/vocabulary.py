@@ -27,12 +27,15 @@ from bitwright.measure.moments import SecondMoment
 from bitwright.measure.scores import Moments, WeightScores, blended, by_rounder, figures, in_order, rounder_of, spread
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
+from bitwright.models.logits import LogitRule
 from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Rounding
 from bitwright.rounding.kernels.damping import Unseen
 
 LOGITS_BYTES = 64 * 2**20  # of the chunk of rows at work, in float32
 LARGEST_CHANGE = 80.0  # of a logit, whose exponential float32 still holds
+PROBED, PROBED_ROWS = 16, 4096  # tokens and rows at a time that tell whether the head's logits are understood
+NORMALIZER_TOLERANCE = 0.1  # nats between two ways to a log of the sum of exponentials: 16-bit arithmetic
 SCALE_TOLERANCE = 0.05  # how far an embedding may be from a multiple of its row, relatively: 16-bit arithmetic
 
 
@@ -57,7 +60,8 @@ class Ends:
     normalizer: Tensor  # [M]
     label: Tensor  # [M]
     energy: Tensor  # [M]
-    softcap: float | None
+    rule: LogitRule
+    bias: Tensor | None = None  # [V] of the head
 
     @classmethod
     def load(cls, sweep: Sweep) -> Ends:
@@ -73,7 +77,8 @@ class Ends:
             head["normalizer"],
             head["label"],
             head["energy"],
-            getattr(sweep.skeleton.source.config, "final_logit_softcapping", None),
+            LogitRule.of(sweep.skeleton.source.config),
+            _bias(sweep),
         )
 
     def part(self, where: slice) -> Ends:
@@ -81,7 +86,14 @@ class Ends:
         names = ("ids", "sample", "first", "gradient", "states", "normalizer", "label", "energy")
         parts: dict[str, Any] = {name: getattr(self, name)[where] for name in names}
         parts["sample"] = parts["sample"] - parts["sample"][0]
-        return Ends(**parts, softcap=self.softcap)
+        return Ends(**parts, rule=self.rule, bias=self.bias)
+
+    def logits(self, states: Tensor, rows: Tensor, start: int) -> Tensor:
+        """Logits [M, R] of the head's ``rows`` [R, K] from ``start`` on, float32."""
+        products = (states.to(rows.dtype) @ rows.t()).float()
+        if self.bias is not None:
+            products += self.bias[start : start + len(rows)].to(products)
+        return self.rule.logits(products)
 
 
 def _bottom(sweep: Sweep, piece: str) -> Tensor:
@@ -99,6 +111,9 @@ def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:
 
 def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tuple[WeightScores, list[Packed]]:
     value, method, device = sweep.skeleton.source.read(spec.name), sweep.method, sweep.device
+    if spec.kind != Kind.EMBEDDING and not _is_known(value, ends):
+        reporter.say(f"note: {spec.name} stays in 16 bit: what {sweep.skeleton.source.config.model_type} makes of it is unknown")
+        return WeightScores(spec.name, 0.0, ()), []
     scale, ends = (0.0, ends) if spec.kind == Kind.HEAD else _of_rows(spec, value, ends, sweep.folds.all)
     n_rounding = sweep.n_rounding_tokens
     rounding, scoring = ends.part(slice(0, n_rounding)), ends.part(slice(n_rounding, None))
@@ -125,7 +140,7 @@ def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tupl
         changes = [one.decode().sub_(matrix) for one in (*nearest, *codes)]
         errors.add(matrix, changes, plain, feedback.moment)
         if exact:
-            exact.add(changes, part.to(sweep.precision.work))
+            exact.add(changes, part.to(sweep.precision.work), start)
         elif spec.kind != Kind.EMBEDDING:
             scores += _head_scores(changes, part.to(sweep.precision.work), start, scoring, scores.shape[1]).cpu()
         if spec.kind != Kind.HEAD:
@@ -174,7 +189,7 @@ def _moments(spec: Weight, ends: Ends, scale: float, device: torch.device) -> tu
         if spec.kind != Kind.EMBEDDING:
             states = ends.states[part].to(device)
             plain.add(states)
-            weighted.add(states, ends.energy[part].to(device))
+            weighted.add(states, ends.rule.factor**2 * ends.energy[part].to(device))
         if spec.kind != Kind.HEAD:
             weighted.add(scale * ends.gradient[part].to(device).float())
     of_inputs = torch.eye(spec.n_cols, device=device) if spec.kind == Kind.EMBEDDING else plain.take()
@@ -214,6 +229,25 @@ def _of_rows(spec: Weight, value: Tensor, ends: Ends, samples: Sequence[Sample])
     return scale, ends if fits.all() else replace(ends, gradient=ends.gradient * fits[:, None])
 
 
+def _bias(sweep: Sweep) -> Tensor | None:
+    """That of the output head, where it has one."""
+    head, model = sweep.skeleton.model.get_output_embeddings(), sweep.skeleton.model
+    if getattr(head, "bias", None) is None:
+        return None
+    path = next(path for path, module in model.named_modules() if module is head)
+    return sweep.skeleton.source.read(f"{path}.bias").float()
+
+
+def _is_known(value: Tensor, ends: Ends) -> bool:
+    """Whether the logits that are made again from the head's rows are those of the class: some tokens tell."""
+    at = spread(torch.arange(len(ends.ids))[ends.energy > 0])[:PROBED]
+    found = torch.full((len(at),), -torch.inf)
+    for start in range(0, len(value), PROBED_ROWS):
+        logits = ends.logits(ends.states[at].float(), value[start : start + PROBED_ROWS].float(), start)
+        found = torch.logaddexp(found, logits.logsumexp(1))
+    return bool((found - ends.normalizer[at].cpu()).abs().median() <= NORMALIZER_TOLERANCE)
+
+
 class _HeadDivergence:
     """KL(p || q) of every token and change of a head, summed up over chunks of its rows: nothing lies between a head and p, so
     no quadratic form is needed, and no label is drawn. KL = log sum_v p_v exp(d_v) - sum_v p_v d_v, d the change of the logits.
@@ -224,15 +258,16 @@ class _HeadDivergence:
         self.of_exponents = torch.zeros(n_changes, len(ends.ids), dtype=torch.float64)
         self.of_changes = torch.zeros_like(self.of_exponents)
 
-    def add(self, changes: list[Tensor], part: Tensor) -> None:
-        """``changes`` [R, K] of the rows ``part`` [R, K], which come in any order and each once."""
-        states = self.ends.states.to(part.device, part.dtype)
-        before = _capped((states @ part.t()).float(), self.ends.softcap)  # [M, R]
+    def add(self, changes: list[Tensor], part: Tensor, start: int) -> None:
+        """``changes`` [R, K] of the rows ``part`` [R, K] from ``start`` on, which come in any order and each once."""
+        states, rule = self.ends.states.to(part.device, part.dtype), self.ends.rule
+        before = self.ends.logits(states, part, start)  # [M, R]
         p = before.sub(self.ends.normalizer[:, None].to(part.device)).exp_()
         for c, change in enumerate(changes):
-            moved = (states @ change.to(part.dtype).t()).float()
-            if self.ends.softcap:
-                moved = _capped(states.float() @ (part.float() + change).t(), self.ends.softcap) - before
+            if rule.cap:
+                moved = self.ends.logits(states.float(), part.float() + change, start) - before
+            else:
+                moved = (states @ change.to(part.dtype).t()).float().mul_(rule.factor)
             self.of_changes[c] += (p * moved).sum(1, dtype=torch.float64).cpu()
             self.of_exponents[c] += moved.clamp_(max=LARGEST_CHANGE).exp_().mul_(p).sum(1, dtype=torch.float64).cpu()
 
@@ -244,25 +279,17 @@ class _HeadDivergence:
         return total.index_add_(1, self.ends.sample, 2 * kl).sqrt_()
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    return softcap * torch.tanh_(logits.div_(softcap)) if softcap else logits
-
-
 def _head_scores(changes: list[Tensor], part: Tensor, start: int, ends: Ends, n_samples: int) -> Tensor:
     """Scores [C, S] of changes of the head's rows from ``start`` on; ``part`` [R, K] are those rows."""
     device = part.device
     states = ends.states.to(device)
-    logits = (states.to(part.dtype) @ part.t()).float()  # [M, R]
-    slope = None
-    if ends.softcap:
-        logits = ends.softcap * torch.tanh_(logits.div_(ends.softcap))
-        slope = 1 - (logits / ends.softcap).square_()
+    logits = ends.logits(states, part, start)  # [M, R]
+    slope = ends.rule.slope(logits)
     gradient = logits.sub_(ends.normalizer[:, None].to(device)).exp_()
     label = ends.label.to(device) - start
     hit = ((label >= 0) & (label < len(part))).nonzero(as_tuple=True)[0]
     gradient[hit, label[hit]] -= 1
-    if slope is not None:
-        gradient *= slope
+    gradient *= slope
     silent = (ends.energy == 0).nonzero(as_tuple=True)[0].to(device)  # positions that do not count have no gradient
     gradient[silent] = 0
     return fisher_scores(changes, Traffic(states, gradient.to(states.dtype), ends.sample), n_samples)
