@@ -29,7 +29,7 @@ from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.inputs import Layout, packed, padded
 from bitwright.finetune.merge import merge
-from bitwright.finetune.model import adapt, load
+from bitwright.finetune.model import adapt, load, require_known_head
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, put_adapter
@@ -69,7 +69,8 @@ def random_examples(count: int) -> list[Example]:
     return found
 
 
-TOGETHER = ("llama", "qwen3", "gemma3_text", "gpt2")
+TOGETHER = ("llama", "qwen3", "gemma3_text", "gpt2", "phi", "granite")
+SHAPES: dict[str, dict[str, Any]] = {"phi": {"tie_word_embeddings": False}, "granite": {"logits_scaling": 4.0}}
 APART: dict[str, dict[str, Any]] = {
     "qwen3_next": {},  # states
     "lfm2": {"layer_types": ["conv", "full_attention"]},  # convolutions
@@ -80,9 +81,12 @@ APART: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("architecture", [*TOGETHER, *APART])
 def test_texts_of_a_batch_lose_what_they_lose_alone(build: Build, architecture: str) -> None:
-    model = load(build(architecture, **APART.get(architecture, {})), torch.device("cpu"), torch.float32)
+    model = load(
+        build(architecture, **SHAPES.get(architecture, APART.get(architecture, {}))), torch.device("cpu"), torch.float32
+    )
     adapt(model, ("*",), 4, 8.0, False)
     texts = random_examples(4)
+    require_known_head(model)
     layout = Layout.of(model, torch.float32)
     assert layout.shared == (architecture in TOGETHER)
     with torch.no_grad():

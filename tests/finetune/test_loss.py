@@ -8,11 +8,12 @@ from torch.nn.functional import cross_entropy
 
 from bitwright.evaluate.reference import condense
 from bitwright.finetune import loss
-from bitwright.finetune.loss import Kept, Labels, summed_loss
+from bitwright.finetune.loss import Head, Kept, Labels, summed_loss
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
 from bitwright.formats.families import unpacked
+from bitwright.models.logits import LogitRule
 from bitwright.rounding.bnb4 import BNB4
 
 VOCABULARY, WIDTH, TOKENS = 300, 64, 37
@@ -27,18 +28,23 @@ def head(kind: str) -> tuple[FrozenWeight, torch.Tensor]:
     return PackedWeight(packed), unpacked(packed).decode()
 
 
+def capped(rule: LogitRule, products: torch.Tensor) -> torch.Tensor:
+    logits = rule.factor * products
+    return rule.cap * torch.tanh(logits / rule.cap) if rule.cap else logits
+
+
 @pytest.mark.parametrize("kind", ["plain", "packed"])
-@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 0.0), (1.0, 5.0), (2.0, 30.0)])
-def test_the_loss_and_its_gradient(kind: str, scale: float, cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25), LogitRule(cap=5.0), LogitRule(2.0, 30.0)])
+def test_the_loss_and_its_gradient(kind: str, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks that do not divide the tokens
     weight, value = head(kind)
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     labels = torch.randint(0, VOCABULARY, (TOKENS,))
-    logits = scale * states @ value.t()
-    logits = cap * torch.tanh(logits / cap) if cap else logits
+    bias = torch.randn(VOCABULARY)
+    logits = capped(rule, states @ value.t() + bias)
     wanted = cross_entropy(logits, labels, reduction="sum") / 10
     (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, weight, Labels(labels), scale, cap) / 10
+    found = summed_loss(states, Head(weight, bias, rule), Labels(labels)) / 10
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert (gradient - wanted_gradient).norm() <= 2e-6 * wanted_gradient.norm()
@@ -47,27 +53,26 @@ def test_the_loss_and_its_gradient(kind: str, scale: float, cap: float, monkeypa
 def test_without_a_gradient_none_is_made() -> None:
     weight, value = head("plain")
     states, labels = torch.randn(TOKENS, WIDTH), torch.randint(0, VOCABULARY, (TOKENS,))
-    found = summed_loss(states, weight, Labels(labels))
+    found = summed_loss(states, Head(weight), Labels(labels))
     assert not found.requires_grad
     assert found.item() == pytest.approx(cross_entropy(states @ value.t(), labels, reduction="sum").item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (0.25, 5.0)])
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25, 5.0)])
 @pytest.mark.parametrize("kept", [20, VOCABULARY])
-def test_the_divergence_from_kept_distributions(kept: int, scale: float, cap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_divergence_from_kept_distributions(kept: int, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)
     weight, value = head("plain")
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     told = condense(2 * torch.randn(TOKENS, VOCABULARY), torch.zeros(TOKENS, dtype=torch.long), kept, samples=0)
-    logits = scale * states @ value.t()
-    q = (cap * torch.tanh(logits / cap) if cap else logits).softmax(1)
+    q = capped(rule, states @ value.t()).softmax(1)
     at, p = told.likeliest.long(), told.log_p.exp()
     wanted = (p * (told.log_p - q.gather(1, at).log())).sum()
     if kept < VOCABULARY:
         rest = 1 - q.gather(1, at).sum(1)
         wanted = wanted + (told.log_tail.exp() * (told.log_tail - rest.log())).sum()
     (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, weight, Kept(told.likeliest, told.log_p, told.log_tail), scale, cap)
+    found = summed_loss(states, Head(weight, None, rule), Kept(told.likeliest, told.log_p, told.log_tail))
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert (gradient - wanted_gradient).norm() <= 1e-5 * wanted_gradient.norm()

@@ -14,9 +14,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bitwright.finetune.weights import FrozenWeight
+from bitwright.models.logits import LogitRule
 
 CHUNK_ENTRIES = 1 << 23  # logits that exist at once: 32 MiB in float32
 LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head that is frozen: logits are what ``rule`` makes of h W^T + ``bias``."""
+
+    weight: FrozenWeight
+    bias: Tensor | None = None  # [V]
+    rule: LogitRule = LogitRule()
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [T, V] of ``states`` [T, K], float32."""
+        products = self.weight.times(states).float()
+        if self.bias is not None:
+            products += self.bias
+        return self.rule.logits(products)
 
 
 class Target(Protocol):
@@ -68,42 +85,36 @@ class Kept:
 
 
 class _Summed(torch.autograd.Function):
-    """Sum over tokens of what a target finds in cap(scale h W^T), and its gradient by h."""
+    """Sum over tokens of what a target finds in their logits, and its gradient by h."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: FrozenWeight, target: Target, scale: float, cap: float) -> Tensor:
-        rows = max(1, CHUNK_ENTRIES // head.n_rows)
+    def forward(ctx: Any, states: Tensor, head: Head, target: Target) -> Tensor:
+        rows = max(1, CHUNK_ENTRIES // head.weight.n_rows)
         gradient = torch.empty_like(states) if states.requires_grad else None
         total = torch.zeros((), dtype=torch.float64, device=states.device)
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
-            logits = head.times(states[part]).float().mul_(scale)
-            slope = None
-            if cap:
-                logits = logits.div_(cap).tanh_()
-                slope = 1 - logits.square() if gradient is not None else None
-                logits = logits.mul_(cap)
+            logits = head.logits(states[part])
+            slope = head.rule.slope(logits) if gradient is not None else 1.0
             apart, by_logits = target.apart(logits, part)
             total += apart
             if gradient is not None:
-                if slope is not None:
-                    by_logits *= slope
-                gradient[part] = head.back(by_logits.mul_(scale).to(states.dtype))
+                gradient[part] = head.weight.back(by_logits.mul_(slope).to(states.dtype))
         ctx.gradient = gradient
         return total.float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None]:
         gradient = None if ctx.gradient is None else ctx.gradient.mul_(g.to(ctx.gradient.dtype))
-        return gradient, None, None, None, None
+        return gradient, None, None
 
 
-def summed_loss(states: Tensor, head: FrozenWeight, target: Target, scale: float = 1.0, cap: float = 0.0) -> Tensor:
+def summed_loss(states: Tensor, head: Head, target: Target) -> Tensor:
     """Sum of what ``target`` finds after ``states`` [T, K], float32.
 
-    ``scale``: factor of the logits (Granite, Cohere); ``cap``: logits become cap tanh(logits / cap) (Gemma 2). Tokens that do
-    not count are left out before, so that they never reach the head. The gradient by ``states`` may be asked for once.
+    Tokens that do not count are left out before, so that they never reach the head. The gradient by ``states`` may be asked for
+    once.
     """
-    loss: Tensor = _Summed.apply(states, head, target, scale, cap)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Summed.apply(states, head, target)  # type: ignore[no-untyped-call]
     return loss

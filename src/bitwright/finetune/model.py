@@ -14,14 +14,17 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 from bitwright.errors import fail
+from bitwright.finetune.loss import Head
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
+from bitwright.models.logits import LogitRule
 from bitwright.models.open import auto_class
 from bitwright.models.spec import PROJECTOR, TEXT, Stack
 from bitwright.models.stacks import stacks_of
 
+HEAD_TOLERANCE = 0.05  # relative, between two ways to the same logits: 16-bit arithmetic
 LINEAR = (nn.Linear, Linear4bit, Conv1D, QuantLinear)
 
 
@@ -131,13 +134,29 @@ def frozen(module: Any) -> FrozenWeight:
     return PackedWeight(Packed(BLOCK_FORMATS[name], tuple(state.shape), tensors))
 
 
-def head_of(model: Any) -> tuple[FrozenWeight, float, float]:
-    """The output head, the factor of its logits, and their cap; 1 and 0 where the class has none."""
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1.0)
+def head_of(model: Any) -> Head:
+    """The output head, with what the class makes of its products."""
     head = model.get_output_embeddings()
-    weight = head.weight if isinstance(head, QuantLinear) else frozen(head)
-    return weight, float(scale), float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    return Head(frozen(head), getattr(head, "bias", None), LogitRule.of(model.config))
+
+
+@torch.no_grad()
+def require_known_head(model: Any) -> None:
+    """Raise BitwrightError unless the logits that our loss makes are those of the class, on two tokens."""
+    ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    wanted = model(input_ids=ids, use_cache=False).logits[0].float()
+    found = head_of(model).logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    model.train(was_training)
+    if not bool((found - wanted).norm() <= HEAD_TOLERANCE * wanted.norm()):
+        raise fail(
+            "finetune/head",
+            model.config.model_type,
+            saw="logits that are more than a product, a factor and a cap",
+            wanted="an output head whose logits can be made some tokens at a time",
+            help="this class cannot be trained here yet",
+        )
 
 
 def ends_of(path: Path, tokenizer: Any) -> set[int]:

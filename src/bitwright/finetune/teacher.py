@@ -51,15 +51,14 @@ def _asked(
     model = load(directory, device, work)
     adapt(model, ("*",), 0, 0.0, False)
     model.eval()
-    head, scale, cap = head_of(model)
+    head = head_of(model)
     found = []
     for sample in reporter.track(samples, ASK, len(samples)):
         given = {name: tensor.to(device) for name, tensor in sample.alone(work).items()}
         states = model.base_model(**given, use_cache=False).last_hidden_state[0, sample.positions.to(device)]
         ids, parts = given[IDS][0], []
-        for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.n_rows)):
-            logits = head.times(states[start : start + rows]).float().mul_(scale)
-            logits = cap * torch.tanh(logits / cap) if cap else logits
+        for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.weight.n_rows)):
+            logits = head.logits(states[start : start + rows])
             following = ids[: len(logits)]  # nothing is asked of the likelihood
             parts.append(condense(logits, following, LIKELIEST_TOKENS, samples=0))
         found.append(Reference.join(parts))

@@ -22,7 +22,7 @@ from bitwright.errors import fail, in_one_line
 from bitwright.finetune.arena import Arena
 from bitwright.finetune.inputs import LABELS, OURS, ROWS
 from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
-from bitwright.finetune.model import head_of
+from bitwright.finetune.model import head_of, require_known_head
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED
 from bitwright.host.heap import return_free_pages
@@ -62,8 +62,7 @@ def loss_of(
     learnt = labels != IGNORED
     return_free_pages(in_heap)
     learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
-    head, scale, cap = head_of(model)
-    total = summed_loss(learnt_states, head, target or _target(inputs, learnt), scale, cap)
+    total = summed_loss(learnt_states, head_of(model), target or _target(inputs, learnt))
     return total / (int(learnt.sum()) if n_labels is None else n_labels)
 
 
@@ -180,6 +179,7 @@ def train(
     lies in the processor's memory. ``liger``: Liger's kernels (arXiv 2410.10989), which take the place of the class's own parts
     in this process, in every model of its class.
     """
+    require_known_head(model)
     kernels = _liger(model, reporter) if liger else {}
     settings = arguments(folder, next(model.parameters()).device, **given, **kernels)
     if recomputed:

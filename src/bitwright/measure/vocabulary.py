@@ -112,7 +112,9 @@ def _rows(parts: list[Tensor], batches: list[Batch]) -> Tensor:
 def _measure(spec: Weight, sweep: Sweep, ends: Ends, reporter: Reporter) -> tuple[WeightScores, list[Packed]]:
     value, method, device = sweep.skeleton.source.read(spec.name), sweep.method, sweep.device
     if spec.kind != Kind.EMBEDDING and not _is_known(value, ends):
-        reporter.say(f"note: {spec.name} stays in 16 bit: what {sweep.skeleton.source.config.model_type} makes of it is unknown")
+        reporter.say(
+            f"note: {spec.name} stays in 16 bit: what {sweep.skeleton.source.config.model_type} makes of it is unknown"
+        )
         return WeightScores(spec.name, 0.0, ()), []
     scale, ends = (0.0, ends) if spec.kind == Kind.HEAD else _of_rows(spec, value, ends, sweep.folds.all)
     n_rounding = sweep.n_rounding_tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon H1
@@ -17,6 +16,7 @@ MULTIPLIES_BY_ALL = ("hyperclovax",)  # classes that multiply with what others d
 class LogitRule:
     """logits = cap tanh(factor z / cap), z = W x + b being what the output head returns; a cap of 0 is none.
 
+    >>> import torch
     >>> LogitRule(factor=0.5).logits(torch.tensor([4.0]))
     tensor([2.])
     """
