@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bitwright.finetune.weights import FrozenWeight
-from bitwright.models.logits import LogitRule
+from bitwright.models.logits import PLAIN, LogitRule
 
 CHUNK_ENTRIES = 1 << 23  # logits that exist at once: 32 MiB in float32
 LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
@@ -26,7 +26,7 @@ class Head:
 
     weight: FrozenWeight
     bias: Tensor | None = None  # [V]
-    rule: LogitRule = LogitRule()
+    rule: LogitRule = PLAIN
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [T, V] of ``states`` [T, K], float32."""

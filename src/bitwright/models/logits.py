@@ -42,3 +42,6 @@ class LogitRule:
     def slope(self, logits: Tensor) -> Tensor | float:
         """d logits / d z where they are ``logits``."""
         return self.factor * (1 - (logits / self.cap).square_()) if self.cap else self.factor
+
+
+PLAIN = LogitRule()  # logits are what the head returns
