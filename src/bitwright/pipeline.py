@@ -51,6 +51,7 @@ from bitwright.report.card import card, picture_files
 from bitwright.report.page import KNOWN_BY as PAGE
 from bitwright.report.page import page
 from bitwright.report.report import Report
+from bitwright.runtimes.llama_cpp import mmproj_of
 from bitwright.sensitivity import Sensitivity
 from bitwright.settings import Settings
 
@@ -178,8 +179,7 @@ def forecast(
     asked = _Asked.of(budget, max_damage, pins, plan, settings.fused_groups)
     subject = Subject.open(source, settings, asked.formats, to_write=True)
     _preflight(subject)
-    path = Path(workdir) / "sensitivity.json" if workdir else None
-    table = Sensitivity.load(path) if path and path.exists() else None
+    table = _finished_table(Path(workdir), subject) if workdir else None
     chosen = asked.choice(table or subject.blank_table())
     found = forecast_of(subject, Speed.of(subject), chosen)
     if table:
@@ -188,6 +188,15 @@ def forecast(
         return found
     most = chosen.budget_nbytes or subject.blank_table().sixteen_bit_nbytes()  # without damages the choice is the smallest
     return replace(found, nbytes=most)
+
+
+def _finished_table(work_root: Path, subject: Subject) -> Sensitivity | None:
+    """The measurement that lies in ``work_root``, where it is one of ``subject`` in its container."""
+    path = work_root / "sensitivity.json"
+    table = Sensitivity.load(path) if path.exists() else None
+    if table is None or table.container != subject.container.name:
+        return None
+    return table if table.provenance.get("fingerprint") == subject.source.checkpoint.fingerprint else None
 
 
 @dataclass(frozen=True)
@@ -329,9 +338,9 @@ def measure(
         if not reporter.quiet:
             reporter.plan(measuring_seconds(subject, Speed.of(subject)), seconds=True)
         measured = measure_subject(subject, root, reporter)
+        write_text(output, measured.sensitivity.to_json())
         if imatrix_output:
             measured.write_imatrix(Path(imatrix_output))
-        write_text(output, measured.sensitivity.to_json())
         if not workdir:
             shutil.rmtree(root, ignore_errors=True)
     return measured.sensitivity
@@ -429,4 +438,8 @@ def _candidate(path: str) -> Path:
 
 
 def _stored_nbytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(ref.nbytes for ref in read_headers(path).values())
+    """Of all tensors; of a .gguf file its size, with that of the tower beside it."""
+    if not path.is_file():
+        return sum(ref.nbytes for ref in read_headers(path).values())
+    tower = mmproj_of(path)
+    return path.stat().st_size + (tower.stat().st_size if tower.exists() else 0)

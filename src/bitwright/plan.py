@@ -62,8 +62,8 @@ class Plan:
     damage_nats: float  # predicted on the choosing fold
     check_nats: float  # predicted on a fold that no choice saw
     check_stderr: float
-    gap: float  # relative distance from the solver's bound
-    price_nats_per_mb: float  # damage that one more megabyte saves
+    gap: float | None  # relative distance from the solver's bound; None of a plan that was given, as is
+    price_nats_per_mb: float | None  # damage that one more megabyte saves
     choices: tuple[Choice, ...]
     frontier: tuple[FrontierPoint, ...] = ()
     fused_groups: bool = True  # whether weights that a runtime fuses had to share what it asks of them

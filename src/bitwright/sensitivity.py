@@ -106,11 +106,6 @@ class Sensitivity:
         """Bytes of all tensors of the 16-bit model."""
         return self.kept_nbytes + sum(w.row(SIXTEEN, Rounding.NONE).nbytes for w in self.weights)
 
-    def least_nbytes(self) -> int:
-        """Bytes of all tensors in the smallest calibrated formats."""
-        smallest = (min(row.nbytes for row in w.rows if row.rounding != Rounding.NEAREST) for w in self.weights)
-        return self.kept_nbytes + sum(smallest)
-
     def _require_whole(self) -> None:
         """Raise ValueError unless every weight has its 16-bit and its stock row, and figures for all kinds of text or none."""
         kinds = self.provenance.get("kinds", [])

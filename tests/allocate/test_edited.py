@@ -63,6 +63,10 @@ def test_an_edited_plan_is_written_from_what_was_measured(measured: tuple[Path, 
     assert report.plan.choice(DOWN).format == "16bit"
     assert report.plan.nbytes == sum(c.nbytes for c in report.plan.choices) + report.plan.kept_nbytes
     assert report.result.nbytes == report.plan.nbytes
+    told = report.plan.choice(DOWN).reason
+    assert "saves" in told, told  # its figures are those of the table, and nobody says how near it is to the best
+    assert (report.plan.gap, report.plan.price_nats_per_mb) == (None, None)
+    assert "best possible" not in (out / "report.html").read_text()
     assert DOWN not in {c.weight for c in report.plan.choices if c.format != "16bit"}
     weights = list(BITSANDBYTES.read(out, _weights(source)))
     assert DOWN not in weights

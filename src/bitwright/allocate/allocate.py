@@ -93,6 +93,16 @@ def allocate(
     return replace(plan, frontier=_frontier(problem.options, sensitivity.kept_nbytes), fused_cost_nats=cost)
 
 
+def least_nbytes(sensitivity: Sensitivity, allowed: Allowed = calibrated, fused_groups: bool = True) -> int:
+    """Bytes of the smallest model that ``allocate`` can choose."""
+    free = _problem(sensitivity, (), allowed)
+    return _least(sensitivity, (free.fused(sensitivity) if fused_groups else free).options)
+
+
+def _least(sensitivity: Sensitivity, groups: list[list[Option]]) -> int:
+    return sensitivity.kept_nbytes + sum(min(o.nbytes for o in group) for group in groups)
+
+
 def _require_one_budget(budget: str, max_damage: float | None) -> None:
     if max_damage is not None and budget != BUDGET:
         raise fail(
@@ -133,11 +143,14 @@ def stock_but(sensitivity: Sensitivity, name: str, wide: Callable[[WeightRows], 
 
 
 def given(sensitivity: Sensitivity, rows: Sequence[Row], name: str, fused_groups: bool = True) -> Plan:
-    """The plan that takes ``rows``, one of each weight."""
-    problem = Problem(tuple((row,) for row in rows), tuple(False for _ in rows))
+    """The plan that takes ``rows``, one of each weight. How far it is from the best one is not known."""
+    pairs = zip(sensitivity.weights, rows, strict=True)
+    options = tuple((row, *(other for other in weight.rows if calibrated(other) and other != row)) for weight, row in pairs)
+    problem = Problem(options, tuple(False for _ in rows))
     total, damage = sum(row.nbytes for row in rows), sum(row.damage_nats for row in rows)
     solution = Solution(tuple(0 for _ in rows), total, damage, damage)
-    return _plan(sensitivity, problem, solution, name, None, fused_groups)
+    plan = _plan(sensitivity, problem, solution, name, None, fused_groups)
+    return replace(plan, gap=None, price_nats_per_mb=None)
 
 
 def _problem(sensitivity: Sensitivity, pins: tuple[str, ...], allowed: Allowed) -> Problem:
@@ -178,7 +191,7 @@ def _bad_pin(pin: str, saw: str, wanted: str) -> BitwrightError:
 
 
 def _require_reachable(sensitivity: Sensitivity, groups: list[list[Option]], limit: int, budget: str) -> None:
-    least = sensitivity.kept_nbytes + sum(min(o.nbytes for o in group) for group in groups)
+    least = _least(sensitivity, groups)
     most = sensitivity.sixteen_bit_nbytes()
     if limit < least:
         raise fail(

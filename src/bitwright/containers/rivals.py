@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.allocate.allocate import allocate, stock, stock_but, stock_or_16bit, uniform
+from bitwright.allocate.allocate import allocate, least_nbytes, stock, stock_but, stock_or_16bit, uniform
 from bitwright.formats.base import SIXTEEN_BIT
 from bitwright.plan import NOISE_FLOOR, Plan, Rounding
 from bitwright.sensitivity import Sensitivity, WeightRows
@@ -35,13 +35,19 @@ OnLoad = Callable[[Plan], dict[str, Any] | None]
 def rivals(table: Sensitivity, plan: Plan, on_load: OnLoad, ablations: bool, fused_groups: bool) -> list[Rival]:
     """The rivals of ``plan``. ``on_load``: the configuration with which a runtime makes a plan itself, or None.
 
-    ``ablations``: also our rounding and choice at the bytes of stock, and the best skip list under stock rounding.
+    ``ablations``: also our rounding and choice at the bytes of stock, and the best skip list under stock rounding. None that
+    stores a pinned weight otherwise takes the place of the result.
     """
     plain = stock(table)
     by_runtime = on_load(plain)
     sixteen = uniform(table, SIXTEEN_BIT.name, Rounding.NONE)
+    pinned = {choice.weight: choice.format for choice in plan.choices if choice.pinned}
+
+    def keeps_pins(other: Plan) -> bool:
+        return all(pinned.get(choice.weight, choice.format) == choice.format for choice in other.choices)
+
     found = [
-        Rival(table.stock, plain, gated=True, from_source=by_runtime is not None, quantization=by_runtime),
+        Rival(table.stock, plain, gated=keeps_pins(plain), from_source=by_runtime is not None, quantization=by_runtime),
         Rival(NOISE_FLOOR, sixteen, from_source=by_runtime is not None),
     ]
     formats = {row.format for w in table.weights for row in w.rows if row.rounding == Rounding.CALIBRATED}
@@ -49,11 +55,12 @@ def rivals(table: Sensitivity, plan: Plan, on_load: OnLoad, ablations: bool, fus
     choices = [choice for choice in choices if choice.nbytes <= plan.nbytes]
     if choices:
         best = min(choices, key=lambda choice: choice.damage_nats)
-        found.append(Rival(f"uniform {best.default_format}", best, gated=True))
-    if ablations and plan.nbytes > plain.nbytes >= table.least_nbytes():
+        found.append(Rival(f"uniform {best.default_format}", best, gated=keeps_pins(best)))
+    if ablations and plan.nbytes > plain.nbytes >= least_nbytes(table, fused_groups=fused_groups):
         same = allocate(table, f"{plain.nbytes}B", frontier=False, fused_groups=fused_groups)
         found.append(Rival(SAME_BYTES, same))
-    if ablations and by_runtime is not None and plan.nbytes >= plain.nbytes:
+    of_skips = least_nbytes(table, stock_or_16bit, fused_groups)
+    if ablations and by_runtime is not None and plan.nbytes >= max(plain.nbytes, of_skips):
         skips = allocate(table, f"{plan.nbytes}B", allowed=stock_or_16bit, frontier=False, fused_groups=fused_groups)
         found.append(Rival(SKIPS_ONLY, skips, from_source=True, quantization=on_load(skips)))
     if ablations and by_runtime is not None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from bitwright.checkpoint.workdir import WorkDir
+from bitwright.checkpoint.workdir import WorkDir, content_hash
 from bitwright.data.documentation import DOCUMENTATION, documentation
 from bitwright.data.folds import MIN_SAMPLES, Folds, fold
 from bitwright.data.image_rows import is_folder, pictures_in
 from bitwright.data.installed_pictures import installed_pictures
 from bitwright.data.library_code import CODE, library_code
-from bitwright.data.pictures import drawn
+from bitwright.data.pictures import Picture, drawn
 from bitwright.data.rows import read_texts
 from bitwright.data.samples import Sample, cut, samples_in, tensors_of
 from bitwright.data.self_written import write_itself
@@ -50,7 +52,6 @@ TOKENS_PER_COLUMN = 3
 EFFORT = {Effort.QUICK: 0.25, Effort.NORMAL: 1.0, Effort.THOROUGH: 3.0}
 INSTALLED_SHARE = 4  # one picture in so many is of an installed package, the others are drawn
 PIECE = "calibration.safetensors"
-SHOWN_PIECE = "pictures.safetensors"
 RESIDENT_SHARE = 1.3  # memory of a model that writes text, over its weights
 
 
@@ -140,12 +141,13 @@ def _pictures(
         )
     if kind == PICTURES and calibration == INSTALLED:
         return viewer.told(pictures)
-    if not work.has(SHOWN_PIECE):
+    piece = f"pictures-{_digest(pictures)}.safetensors"  # a folder may have changed since
+    if not work.has(piece):
         told = viewer.told([picture for picture in pictures if picture.answer]) if kind != PICTURES else []
         open_ones = [picture for picture in pictures if kind == PICTURES or not picture.answer]
         asked = viewer.asked(resident.model, open_ones, settings.seed, reporter) if open_ones else []
-        work.save_tensors(SHOWN_PIECE, tensors_of(told + asked))
-    found = samples_in(work.load_tensors(SHOWN_PIECE))
+        work.save_tensors(piece, tensors_of(told + asked))
+    found = samples_in(work.load_tensors(piece))
     if len(found) < MIN_SAMPLES:
         raise fail(
             "calibration/images",
@@ -155,6 +157,17 @@ def _pictures(
             help="name more images",
         )
     return found
+
+
+def _digest(pictures: Sequence[Picture]) -> str:
+    """Hash of what the pictures show, are asked and are answered."""
+    shown = [hashlib.sha256(image.tobytes()).hexdigest() for picture in pictures for image in picture.images]
+    return content_hash(shown, [(p.question, p.answer, len(p.images), p.image.size) for p in pictures])
+
+
+def shows_pictures(calibration: str, seeing: bool) -> bool:
+    """Whether samples of ``calibration`` may have images. ``seeing``: whether the model can be shown any."""
+    return seeing and any(kind not in (SELF, DOCUMENTATION, CODE) for kind in counts_of(calibration, SEQUENCES, seeing))
 
 
 def counts_of(calibration: str, sequences: int, seeing: bool = False) -> dict[str, int]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+from bitwright.checkpoint.workdir import content_hash
 from bitwright.errors import fail, in_one_line
+
+WORDS = (  # names of such files
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*"),
+    *("generation_config.json", "*processor_config.json"),
+)
 
 
 def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
@@ -22,6 +29,13 @@ def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
             wanted="a tokenizer beside the weights",
             help="copy tokenizer.json and tokenizer_config.json into the directory",
         ) from error
+
+
+def words_digest(directory: Path) -> str:
+    """Hash of everything in ``directory`` that decides what a model is asked and where it ends: tokenizer, chat template,
+    tokens that end a text, processors. A checkpoint's own hash knows its weights and their shapes alone."""
+    found = sorted(path for pattern in WORDS for path in directory.glob(pattern) if path.is_file())
+    return content_hash([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in dict.fromkeys(found)])
 
 
 def token_ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:

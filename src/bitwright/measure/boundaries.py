@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitwright.checkpoint.workdir import WorkDir
-from bitwright.data.samples import Batch
+from bitwright.data.samples import IDS, Batch
 from bitwright.errors import fail
 from bitwright.host.device import Precision
 from bitwright.host.progress import Reporter
@@ -65,9 +65,23 @@ class Boundaries:
                 with self.skeleton.filled(called, self.device, self.precision.work) as module:
                     self.trace.learn(called, module, batch, self.at_work(given))
         found = [self.aside(self.trace.record(stack, batch, self.outputs(i))) for i, batch in enumerate(self.batches)]
+        if stack == self.skeleton.spec.text.name:
+            self._require_rows(bottom, found)
         if not self.work.has(store.hidden_piece(bottom)):
             store.save_batches(self.work, store.hidden_piece(bottom), found)
         return found
+
+    def _require_rows(self, bottom: BlockId, found: Sequence[Tensor | None]) -> None:
+        """Raise BitwrightError unless the blocks of the text pass one row of states for each token."""
+        for batch, states in zip(self.batches, found, strict=True):
+            if states is not None and states.shape[:-1] != batch.inputs[IDS].shape:
+                raise fail(
+                    "model/blocks",
+                    self.skeleton.path(bottom),
+                    saw=f"states {list(states.shape)} for tokens {list(batch.inputs[IDS].shape)}",
+                    wanted="one row of states for each token",
+                    help="this class cannot be quantized with calibration yet",
+                )
 
     def blocks_of(self, stack: str) -> list[BlockId]:
         return [block for block in self.skeleton.spec.blocks() if block.stack == stack]

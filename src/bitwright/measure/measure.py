@@ -14,6 +14,7 @@ from bitwright.checkpoint.workdir import WorkDir, content_hash
 from bitwright.containers.gguf.imatrix import write_imatrix
 from bitwright.data.calibration import calibration_folds, calibration_of
 from bitwright.data.folds import Folds
+from bitwright.data.tokenizer import words_digest
 from bitwright.data.viewer import BACKEND
 from bitwright.formats.base import Packed
 from bitwright.host.places import without_place
@@ -59,7 +60,8 @@ class Measurement:
     def write_imatrix(self, path: Path) -> None:
         """Write the mean squared inputs of all linears as llama.cpp's importance matrix."""
         source, folds = self.subject.source, self.folds
-        means = {w.name: store.load_mean_square(self.work, w) for w in source.spec.weights if w.kind == Kind.LINEAR}
+        known = {w.name: store.load_mean_square(self.work, w) for w in source.spec.weights if w.kind == Kind.LINEAR}
+        means = {name: mean for name, mean in known.items() if mean is not None}
         n_tokens = sum(sample.n_tokens for sample in folds.rounding)
         write_imatrix(path, source, means, n_tokens, folds.longest, folds.source)
 
@@ -119,8 +121,9 @@ def _folds(subject: Subject, work_root: Path, reporter: Reporter) -> tuple[Folds
     calibration, why = calibration_of(settings, subject.skeleton)
     fingerprint = subject.source.checkpoint.fingerprint
     pixels = subject.viewer.key() if subject.viewer else None
+    spoken = words_digest(subject.source.checkpoint.directory)
     text = content_hash(
-        fingerprint, calibration, settings.sequences, settings.length, settings.seed, device.type, versions(), pixels
+        fingerprint, spoken, calibration, settings.sequences, settings.length, settings.seed, device.type, versions(), pixels
     )
     work = WorkDir(work_root, text)
     folds = calibration_folds(

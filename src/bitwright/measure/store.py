@@ -66,9 +66,9 @@ def load_alone(work: WorkDir) -> list[Alone]:
     return [Alone(**{**one, "rounding": Rounding(one["rounding"])}) for one in known]
 
 
-def load_mean_square(work: WorkDir, weight: Weight) -> Tensor:
-    """Mean squared inputs [K] of a linear over the rounding fold."""
-    return work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{MEAN_SQUARE}")[""]
+def load_mean_square(work: WorkDir, weight: Weight) -> Tensor | None:
+    """Mean squared inputs [K] of a linear over the rounding fold; None of one that no sample passed."""
+    return work.load_tensors(codes_piece(weight.at), prefix=f"{weight.name}|{MEAN_SQUARE}").get("")
 
 
 def save_batches(work: WorkDir, piece: str, values: Sequence[Tensor | None]) -> None:

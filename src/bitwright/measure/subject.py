@@ -12,7 +12,7 @@ from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.base import Container
 from bitwright.containers.gguf.imatrix import read_imatrix
 from bitwright.containers.registry import container_of
-from bitwright.data.calibration import sequences_of
+from bitwright.data.calibration import calibration_of, sequences_of, shows_pictures
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer, viewer_of
 from bitwright.doctor.doctor import examine
@@ -21,10 +21,13 @@ from bitwright.host.device import Precision, device_of, precision_of
 from bitwright.host.heap import return_large_blocks
 from bitwright.measure.memory import fit
 from bitwright.measure.method import Method
+from bitwright.measure.scores import WeightScores
 from bitwright.measure.table import table_of
 from bitwright.models.open import open_model
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.source import Source
+from bitwright.models.spec import PROJECTOR, Weight
+from bitwright.models.stacks import VISION
 from bitwright.sensitivity import Sensitivity
 from bitwright.settings import Settings
 
@@ -79,8 +82,18 @@ class Subject:
 
     def blank_table(self) -> Sensitivity:
         """The table with all bytes and no damage, so that a budget can be refused before anything slow."""
-        blank = [self.method.unmeasured(weight) for weight in self.skeleton.spec.weights]
+        calibration, _ = calibration_of(self.settings, self.skeleton)
+        sees = shows_pictures(calibration, self.viewer is not None)
+        blank = [
+            self.method.unmeasured(weight) if sees or not of_pictures(weight) else WeightScores(weight.name, 0.0, ())
+            for weight in self.skeleton.spec.weights
+        ]
         return table_of(self.name, self.container, self.method, self.source, blank, {})
+
+
+def of_pictures(weight: Weight) -> bool:
+    """Whether nothing but pictures passes ``weight``."""
+    return weight.group.partition("-")[0] in (VISION, PROJECTOR)
 
 
 def _require_own_class(config: dict[str, Any], container: Container) -> None:

@@ -186,7 +186,10 @@ def _coverage(report: Report) -> str:
 def _provenance(report: Report) -> str:
     known, plan = report.provenance, report.plan
     text = f"{known['calibration']}, {known['sequences']} sequences of {known['length']} tokens, seed {known['seed']}"
-    gap = f"within {100 * plan.gap:.3f} % of the best possible; one more megabyte would save {plan.price_nats_per_mb:.2g} nats"
+    gap = "given"
+    if plan.gap is not None:
+        gap = f"within {100 * plan.gap:.3f} % of the best possible; "
+        gap += f"one more megabyte would save {plan.price_nats_per_mb:.2g} nats"
     costs = [
         f"{name} {s.seconds:.0f} s by the clock, {s.processor_seconds:.0f} s of processors, {s.peak_nbytes / 1e9:.2f} GB"
         for name, s in report.stages.items()

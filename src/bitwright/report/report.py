@@ -149,8 +149,10 @@ def sentences(report: Report) -> tuple[str, str, str]:
     gained = f"{same}{size}Its KL divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}."
     formats = Counter(choice.format for choice in plan.choices)
     shares = ", ".join(f"{n} in {f}" for f, n in formats.most_common())
-    done = f"Of {len(plan.choices)} weights, {shares}. The choice is within {100 * plan.gap:.2f} % of the best possible. "
-    done += f"One more megabyte would save {plan.price_nats_per_mb:.1g} nats."
+    done = f"Of {len(plan.choices)} weights, {shares}."
+    if plan.gap is not None:
+        done += f" The choice is within {100 * plan.gap:.2f} % of the best possible."
+        done += f" One more megabyte would save {plan.price_nats_per_mb:.1g} nats."
     trust = f"Predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f} on calibration text that no choice saw"
     trust += f"{_by_kind(report)}. Measured on held-out text: "
     trust += f"{result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}). "
