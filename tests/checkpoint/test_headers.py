@@ -34,6 +34,15 @@ def rule_of(action: object, *args: object) -> str:
     return finding.rule
 
 
+def test_one_file_comes_before_shards_as_in_transformers(tmp_path: Path) -> None:
+    """A model saved twice into one folder; the shards of the index may be gone."""
+    save_file({"a": torch.ones(2)}, tmp_path / SINGLE_NAME)
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00001.safetensors"}}))
+    assert read_headers(tmp_path)["a"].file.name == SINGLE_NAME
+    save_file({"a": torch.zeros(2)}, tmp_path / "model-00001-of-00001.safetensors")
+    assert bool(read_tensor(read_headers(tmp_path)["a"]).all())
+
+
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     tensors = {
         "a": torch.randn(3, 5).bfloat16(),

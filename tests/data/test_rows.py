@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bitwright.data import self_written
 from bitwright.data.calibration import counts_of
+from bitwright.data.chat_template import Conversation, render
 from bitwright.data.documentation import documentation, passages
 from bitwright.data.folds import MIN_SAMPLES, fold
 from bitwright.data.held_out import held_out
@@ -34,6 +35,15 @@ def test_text_jsonl_and_parquet_files(tmp_path: Path, tokenizer: PreTrainedToken
     assert read_texts(str(tmp_path / "a.txt"), tokenizer) == [TEXT]
     assert read_texts(str(tmp_path / "a.jsonl"), tokenizer) == ["one", "<s>user: two</s>"]
     assert read_texts(str(tmp_path / "a.parquet"), tokenizer) == ["one", "two"]
+
+
+def test_a_template_that_goes_over_parts_is_given_the_words_as_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    """As those of SmolVLM, Idefics 3 and LLaVA do: words that are no part would be left out, silently."""
+    over_parts = "{% for m in messages %}[{{ m['role'] }}]{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    talk = [{"role": "user", "content": "two & two?"}, {"role": "assistant", "content": "four"}]
+    assert render(over_parts, {}, [Conversation(talk)]) == ["[user]two & two?[assistant]four"]
+    escaped = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"  # words that come out otherwise
+    assert render(escaped, {}, [Conversation(talk)]) == ["TWO & TWO?FOUR"]
 
 
 def test_domains_share_the_sequences(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

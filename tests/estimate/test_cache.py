@@ -32,6 +32,21 @@ def of_directory(directory: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
 
 
+@pytest.mark.parametrize("shared", [0, 2])
+def test_layers_that_see_all_tokens_have_heads_of_their_own(shared: int) -> None:
+    """Gemma 4, whose last layers may read what earlier ones keep; published files name such heads, transformers 5.24 layers."""
+    kinds = ["sliding_attention", "full_attention", *["sliding_attention"] * 3, "full_attention"]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 6, "vocab_size": 64, "sliding_window": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "global_head_dim": 32}
+    more = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "num_kv_shared_layers": shared}
+    fewer = {} if shared else {"num_global_key_value_heads": 1, "attention_k_eq_v": True}
+    config = transformers.Gemma4TextConfig(**sizes, **heads, **more, **fewer, layer_types=kinds)
+    model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
+    published = {"model_type": "gemma4_text", "layer_types": kinds, **sizes, **heads, **more, **fewer}
+    for stated in (config.to_dict(), published):
+        assert cache_nbytes(stated, 40) == kept(model, 40)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
 @pytest.mark.parametrize("n_tokens", [1, 40])
 def test_full_attention_keeps_every_token(build: Build, architecture: str, n_tokens: int) -> None:

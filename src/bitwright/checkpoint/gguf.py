@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from bitwright.checkpoint.cached import kept_folder, sha256
-from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.checkpoint.gguf_header import read_gguf_header, require_whole
 from bitwright.errors import BitwrightError, fail, in_one_line
 
 LONGEST_STEM = 100  # characters of a file's name that go into that of its folder
@@ -18,7 +18,7 @@ def convert_gguf(path: Path, cache: Path) -> Path:
     The name carries the file's SHA-256, so that an edited file is converted anew. Raises BitwrightError for a file that is
     not sound or of an architecture that transformers does not read.
     """
-    read_gguf_header(path)
+    require_whole(read_gguf_header(path), path)
     target = cache / "gguf" / f"{path.stem[:LONGEST_STEM]}-{sha256(path)[:16]}"
     try:
         return kept_folder(target, partial(_convert, path.resolve()))
@@ -38,8 +38,20 @@ def _convert(path: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    model, found = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        output_loading_info=True,
     )
+    if missing := sorted(found["missing_keys"]):  # they would be random numbers
+        raise fail(
+            "source/gguf-tensors",
+            path,
+            saw=f"no tensor for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            wanted="every tensor of the architecture",
+            help="bitwright doctor FILE, or name the 16-bit model directory that the file was made from",
+        )
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(out)

@@ -59,6 +59,24 @@ def read_gguf_header(path: Path) -> GgufHeader:
         return _Reader(path, data).header()
 
 
+def parts_of(header: GgufHeader) -> int:
+    """Of how many files the model is made; 1 where it is not split."""
+    count = header.metadata.get("split.count")
+    return count if isinstance(count, int) and count > 1 else 1
+
+
+def require_whole(header: GgufHeader, path: Path) -> None:
+    """Raise BitwrightError where ``path`` is a part of a model that was split over several files."""
+    if (count := parts_of(header)) > 1:
+        raise fail(
+            "source/gguf-part",
+            path,
+            saw=f"one of {count} files over which a model was split",
+            wanted="a file that holds the whole model",
+            help="llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
+        )
+
+
 def _unsound(path: Path, where: str, saw: str, wanted: str) -> BitwrightError:
     return fail("source/gguf", f"{path}: {where}", saw=saw, wanted=wanted, help=f"download {path.name} again")
 

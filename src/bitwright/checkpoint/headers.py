@@ -40,15 +40,16 @@ class TensorRef:
 
 
 def read_headers(directory: Path) -> dict[str, TensorRef]:
-    """Every tensor of a checkpoint directory, one file or sharded with an index.
+    """Every tensor of a checkpoint directory, one file or sharded with an index; where both are there, the one file, as
+    transformers loads it.
 
     Raises BitwrightError when a shard is missing, truncated or malformed, when the index points outside the directory, or
     when index and shards disagree.
     """
+    if (directory / SINGLE_NAME).exists():
+        return read_header(directory / SINGLE_NAME)
     index = directory / INDEX_NAME
     if not index.exists():
-        if (directory / SINGLE_NAME).exists():
-            return read_header(directory / SINGLE_NAME)
         pickles = sorted(p.name for p in directory.glob("*.bin"))
         saw = f"only pickle files ({pickles[0]} ...), which can run code when read" if pickles else "no such file"
         raise fail(

@@ -19,7 +19,7 @@ def run(
     source: Annotated[str, typer.Option(help="Where its tokenizer is, for a .gguf file whose plan does not tell.")] = "",
     tokens: Annotated[int, typer.Option(min=1, max=4000, help="Tokens of an answer at most.")] = 400,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0: always the likeliest word.")] = 0.7,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same answers.")] = 0,
     device: common.Device = "auto",
 ) -> None:
     """Talk with OUT. An empty line or Ctrl-D ends it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -116,6 +117,9 @@ def _said_by_the_system(run: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
     """Run; what the system refuses, such as a name that is too long or a file that may not be read, is an error in words."""
     try:
         return run(*args, **kwargs)
+    except BrokenPipeError:  # who read has had enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        raise typer.Exit(0) from None
     except OSError as error:
         raise fail(
             "system/refused",

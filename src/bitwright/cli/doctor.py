@@ -44,10 +44,11 @@ def run(
     else:
         from bitwright.doctor.fix import fixed_copy
 
-        changes = fixed_copy(place_of(model), Path(fix))
+        place = Path(fix).expanduser()
+        changes = fixed_copy(place_of(model), place)
         for name, value in changes.items():
             print(f"{fix}/{name}: {'left out' if value is None else 'corrected'}", file=sys.stderr)
-        findings = examine(Path(fix), weights, Reporter(quiet=json_))
+        findings = examine(place, weights, Reporter(quiet=json_))
     if json_:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:

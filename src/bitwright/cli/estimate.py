@@ -140,7 +140,7 @@ def _table_of(console: Console, found: Estimate, memory: str) -> None:
     for note in found.notes:
         print_plain(console, f"note: {note}")
     if best := found.best:
-        console.print(f"best choice within {memory}: {best.format}")
+        print_plain(console, f"best choice within {memory}: {best.format}")
 
 
 def _advice(console: Console, found: Estimate) -> None:

@@ -115,7 +115,9 @@ def run(
     reporter = Reporter(quiet=json_, verbose=verbose)
     found = finetune(model, data, out, training=training, workdir=workdir or None, overwrite=overwrite, reporter=reporter)
     if json_:
-        print(json.dumps(asdict(found), indent=1))
+        from bitwright.checkpoint.workdir import finite
+
+        print(json.dumps(finite(asdict(found)), indent=1))
         return
     console = wide_console()
     print_plain(console, f"loss while training: {curve(found.losses)}")

@@ -89,18 +89,37 @@ def _rendered(template_text: str, tokens: dict[str, str], conversations: list[di
 
     try:
         template = _environment().from_string(template_text)
-        texts = [
-            str(
-                template.render(
-                    messages=one["messages"], add_generation_prompt=one["prompt"], tools=None, documents=None, **tokens
-                )
-            )
-            for one in conversations
-        ]
-        return {"texts": texts}
+        return {"texts": [_text_of(template, one, tokens) for one in conversations]}
     except (TemplateError, *RAISED) as error:
         words = str(error).strip().splitlines()
         return {"error": f"{type(error).__name__}: {words[0][:200] if words else ''}"}
+
+
+def _text_of(template: Any, one: dict[str, Any], tokens: dict[str, str]) -> str:
+    """One conversation as text. Templates of models that see may go over the parts of a message and leave plain words out:
+    where what is said is not there, it is said as a part."""
+
+    def rendered(messages: list[dict[str, Any]]) -> str:
+        return str(
+            template.render(messages=messages, add_generation_prompt=one["prompt"], tools=None, documents=None, **tokens)
+        )
+
+    messages = one["messages"]
+    words = [m["content"].strip() for m in messages if isinstance(m.get("content"), str) and m["content"].strip()]
+    text = rendered(messages)
+    if not words or any(said in text for said in words):
+        return text
+    try:
+        other = rendered([_parted(message) for message in messages])
+    except Exception:  # noqa: BLE001 - a template that knows no parts
+        return text
+    return other if all(said in other for said in words) and "'type': 'text'" not in other else text
+
+
+def _parted(message: dict[str, Any]) -> dict[str, Any]:
+    """``message`` with its words as a part."""
+    content = message.get("content")
+    return message | {"content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def _environment() -> Any:

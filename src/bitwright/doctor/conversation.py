@@ -33,4 +33,6 @@ def render(model: Model) -> Rendered | str:
         opened, asked, answered = render_all(model.template or "", tokens, CONVERSATIONS)
     except TemplateFailedError as error:
         return str(error)
+    if ANSWER not in answered:
+        return "it leaves out what is said"
     return Rendered(opened, asked, answered.rpartition(ANSWER)[2])

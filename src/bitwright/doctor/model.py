@@ -46,7 +46,7 @@ class Model:
     def files(self) -> list[str]:
         """Names of the model's files."""
         if self._remote is not None:
-            return sorted(self._remote[1])
+            return sorted(name for name in self._remote[1] if "/" not in name)  # as a directory is listed
         return sorted(path.name for path in self.directory.iterdir()) if self.directory.is_dir() else []
 
     def json(self, name: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Model:
                 return path.read_text(encoding="utf-8", errors="replace")
             except OSError as error:
                 self.unreadable.append(_closed(error))
-        inline = self.tokenizer_config.get("chat_template")
+        inline = self.tokenizer_config.get("chat_template") or self.json("chat_template.json").get("chat_template")
         if isinstance(inline, list):  # several, by name
             inline = next((part.get("template") for part in dicts_of(inline) if part.get("name") == "default"), None)
         return inline if isinstance(inline, str) else None

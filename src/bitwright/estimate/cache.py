@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitwright.estimate.attention import kept_numbers
 from bitwright.estimate.families import FAMILIES
-from bitwright.models.settings import BOTH, CONVOLUTION, FULL, RECURRENT, SLIDING, Config, layer_kinds, text_config
+from bitwright.models.settings import BOTH, CONVOLUTION, FULL, RECURRENT, SLIDING, Config, layer_kinds, of_layer, text_config
 
 
 def cache_nbytes(config: Config, n_tokens: int, batch: int = 1, bits: float = 16) -> int:
@@ -12,13 +12,16 @@ def cache_nbytes(config: Config, n_tokens: int, batch: int = 1, bits: float = 16
 
     A layer with full attention keeps keys and values of all tokens for each key-value head, a sliding layer those of its
     window, latent attention (DeepSeek-V2, arXiv 2405.04434) one compressed vector and the rotary part of the key. A recurrent
-    layer keeps its state, in which no context counts. Layers that attend to a picture keep nothing of a text.
+    layer keeps its state, in which no context counts. Layers that attend to a picture keep nothing of a text, nor do the last
+    layers where they read what earlier ones have kept (Gemma 3n and 4).
     """
     text = text_config(config)
     crossed = set(text.get("cross_attention_layers") or ())
-    kinds = [kind for layer, kind in enumerate(layer_kinds(text)) if layer not in crossed]
-    numbers = sum(kept_numbers(text, kind, n_tokens) for kind in kinds if kind in (FULL, SLIDING, BOTH))
-    return round(batch * (numbers * bits / 8 + _states(text, kinds)))
+    kinds = {layer: kind for layer, kind in enumerate(layer_kinds(text)) if layer not in crossed}
+    own = list(kinds.items())[: len(kinds) - int(text.get("num_kv_shared_layers") or 0)]
+    keep = [(layer, kind) for layer, kind in own if kind in (FULL, SLIDING, BOTH)]
+    numbers = sum(kept_numbers(of_layer(text, layer, kind), kind, n_tokens) for layer, kind in keep)
+    return round(batch * (numbers * bits / 8 + _states(text, list(kinds.values()))))
 
 
 def _states(text: Config, kinds: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bitwright.checkpoint import hub
 from bitwright.checkpoint.demo import demo_gguf
-from bitwright.checkpoint.gguf_header import read_gguf_header
+from bitwright.checkpoint.gguf_header import read_gguf_header, require_whole
 from bitwright.checkpoint.headers import INDEX_NAME, SINGLE_NAME, TensorRef, read_headers
 from bitwright.errors import BitwrightError, fail
 from bitwright.estimate.families import FAMILIES, parts
@@ -86,6 +86,7 @@ def _of_tensors(config: Config, refs: dict[str, TensorRef]) -> Source:
 
 def _of_gguf(path: Path) -> Source:
     header = read_gguf_header(path)
+    require_whole(header, path)
     config = gguf_config(header)
     found = of_gguf(config, header)
     kind = config["model_type"]

@@ -51,6 +51,7 @@ OLD_NAMES = {  # of families that have no defaults here
     "n_positions": "max_position_embeddings",
     "max_seq_len": "max_position_embeddings",
 }
+OF_FULL = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}  # of layers that see all tokens
 LETTERS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}  # of Nemotron-H's pattern
 
 
@@ -104,6 +105,15 @@ def _stated_types(text: Config) -> list[str] | None:
         return [LETTERS.get(letter, "mlp") for letter in pattern]
     stated = text.get("layer_types") or text.get("layers_block_type")
     return [str(kind) for kind in stated] if isinstance(stated, list) and stated else None
+
+
+def of_layer(text: Config, layer: int, kind: str) -> Config:
+    """Settings of one layer of ``kind``, where some differ from the others: in Gemma 4 those that see all tokens have fewer and
+    wider heads."""
+    by_layer = text.get("per_layer_config")
+    own = by_layer.get(str(layer)) if isinstance(by_layer, dict) else None
+    of_kind = {name: text[wide] for name, wide in OF_FULL.items() if kind == FULL and text.get(wide)}
+    return {**text, **of_kind, **(own if isinstance(own, dict) else {})}
 
 
 def head_dim(text: Config) -> int:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from bitwright.doctor.model import Model
 from bitwright.errors import Finding
 
-SEES = re.compile("vision|visual")  # in the names of towers, whose heads are others
+OTHERS = re.compile("vision|visual|audio|resampler|connector")  # in the names of towers, whose heads are others
+BY_LAYER = ("global_head_dim", "num_global_key_value_heads", "per_layer_config")  # layers differ where these are stated
 
 
 def check(model: Model) -> Iterator[Finding]:
@@ -48,9 +49,9 @@ def check(model: Model) -> Iterator[Finding]:
             return
         width = hidden // heads
     assert isinstance(width, int)
-    if "kv_lora_rank" in config or model.quantization is not None:
+    if "kv_lora_rank" in config or model.quantization is not None or any(config.get(name) for name in BY_LAYER):
         return  # latent attention and packed weights have other shapes
-    of_text = {name: ref for name, ref in model.refs.items() if not SEES.search(name)}
+    of_text = {name: ref for name, ref in model.refs.items() if not OTHERS.search(name)}
     for role, count in (("k_proj", shared), ("v_proj", shared)):
         for name, ref in of_text.items():
             if name.endswith(f"self_attn.{role}.weight") and ref.shape and ref.shape[0] != count * width:

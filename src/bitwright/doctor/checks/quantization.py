@@ -9,6 +9,7 @@ Source: the layout that bitsandbytes writes through transformers (weights in uin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 from bitwright.doctor.model import Model, bare
 from bitwright.errors import Finding, Severity
@@ -24,7 +25,7 @@ def check(model: Model) -> Iterator[Finding]:
         n for n, ref in model.refs.items() if n.endswith((".weight", ".qweight", ".weight_packed")) and ref.dtype in PACKED
     ]
     if config is None:
-        if packed:
+        if packed and not isinstance(model.config.get("quantization"), dict):  # as MLX calls it
             yield Finding(
                 "quantization/no-config",
                 packed[0],
@@ -38,7 +39,8 @@ def check(model: Model) -> Iterator[Finding]:
     skipped = config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert") or []
     for name in [name for name in skipped if isinstance(name, str)] if isinstance(skipped, list) else []:
         known = (
-            name in parts
+            ("*" in name and any(fnmatchcase(module, pattern) for module in modules for pattern in (name, f"{name}.*")))
+            or name in parts
             or bare(name) in parts
             or any(module.endswith(f".{name}") or module.startswith(f"{name}.") for module in modules)
         )

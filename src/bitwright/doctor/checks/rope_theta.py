@@ -1,7 +1,8 @@
 """The base of rotary positions: lost in a conversion, or stated twice.
 
 Where `rope_theta` is missing, loaders take 10,000. Llama 3 was trained with 500,000, Qwen 2 and 3 and Code Llama with
-1,000,000; with the wrong base a model is fluent for some hundred tokens and incoherent after that. Files of
+1,000,000 (but Qwen 2.5 Math, and what was distilled from DeepSeek R1 into it, state 10,000 and mean it); with the wrong
+base a model is fluent for some hundred tokens and incoherent after that. Files of
 transformers 4 have the base at the top, files of 5 in `rope_parameters`; where both are there and differ, each loader
 takes its own.
 
@@ -26,6 +27,8 @@ TRAINED = {  # family, vocabulary -> the base of the original
     ("qwen3", 151_936): 1_000_000,
 }
 
+STATED = ("qwen2",)  # families some of whose models were trained with the default
+
 
 def check(model: Model) -> Iterator[Finding]:
     config = model.text_config
@@ -42,7 +45,8 @@ def check(model: Model) -> Iterator[Finding]:
     base = inner if _number(inner) else top if _number(top) else DEFAULT
     vocabulary = config.get("vocab_size")
     trained = TRAINED.get((str(model.config.get("model_type")), vocabulary if isinstance(vocabulary, int) else 0))
-    if trained and base == DEFAULT:
+    means_it = (_number(inner) or _number(top)) and model.config.get("model_type") in STATED
+    if trained and base == DEFAULT and not means_it:
         yield Finding(
             "family/rope-theta",
             "config.json",

@@ -1,7 +1,8 @@
 """Tokenizer, embedding and configuration that disagree on the number of tokens.
 
 A token id beyond the last row of the embedding stops a model in the middle of a text, or reads foreign memory on some
-accelerators. More rows than tokens are usual (rows are padded to a multiple of 64 or 128) and no finding.
+accelerators. More rows than tokens are usual (rows are padded to a multiple of 64 or 128) and no finding. A special token
+that no text and no template produces is a note: Gemma 3 without eyes has that of an image.
 
 Source: https://huggingface.co/docs/transformers, `resize_token_embeddings`, which a fine-tune that adds tokens must call.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.doctor.model import Model
-from bitwright.errors import Finding
+from bitwright.errors import Finding, Severity
 
 ROWS_FOR_IMAGES = {"mllama_text_model": 8}  # of the embedding, beyond vocab_size
 
@@ -30,12 +31,15 @@ def check(model: Model) -> Iterator[Finding]:
             f'set "vocab_size": {rows}',
         )
     if model.token_ids and (last := max(model.token_ids.items(), key=lambda item: item[1]))[1] >= rows:
+        special = {token["id"] for token in model.added_tokens if token.get("special")}
+        spoken = [id for id in model.token_ids.values() if id >= rows and id not in special]
         yield Finding(
             "vocabulary/tokenizer",
             "tokenizer.json",
             f"token {last[0]!r} has id {last[1]}, {embedding.name} has {rows} rows",
             "every token has a row",
             "model.resize_token_embeddings(len(tokenizer)) and save again",
+            Severity.ERROR if spoken or last[0] in (model.template or "") else Severity.NOTE,  # no text produces it
         )
     head = model.head
     if head is not None and len(head.shape) == 2 and head.shape[0] not in (rows, stated):

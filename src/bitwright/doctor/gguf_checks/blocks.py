@@ -1,7 +1,8 @@
 """A GGUF file whose settings and tensors count different blocks.
 
 `ARCHITECTURE.block_count` says how many blocks there are; their tensors are called `blk.0` and so on. llama.cpp stops
-where one is missing, and leaves out what is beyond the count.
+where one is missing, and leaves out what is beyond the count. A part of a model that was split over several files
+(`split.count`) is none of that.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -12,8 +13,8 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from bitwright.checkpoint.gguf_header import GgufHeader
-from bitwright.errors import Finding
+from bitwright.checkpoint.gguf_header import GgufHeader, parts_of
+from bitwright.errors import Finding, Severity
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -27,6 +28,16 @@ def check(header: GgufHeader) -> Iterator[Finding]:
             repr(architecture),
             "the name of the architecture",
             "convert the model again",
+        )
+        return
+    if (count := parts_of(header)) > 1:
+        yield Finding(
+            "gguf/part",
+            "split.count",
+            f"one of {count} files over which a model was split",
+            "the whole model, in which blocks can be counted",
+            "llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf",
+            Severity.NOTE,
         )
         return
     stated = header.metadata.get(f"{architecture}.block_count")

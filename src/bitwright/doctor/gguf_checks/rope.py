@@ -19,6 +19,7 @@ DEFAULT = 10_000
 TRAINED = {("llama", 128_256): 500_000} | {
     (kind, vocabulary): 1_000_000 for kind in ("qwen2", "qwen3", "qwen3moe") for vocabulary in (151_936, 152_064)
 }
+STATED = ("qwen2",)  # families some of whose models were trained with the default: Qwen 2.5 Math, R1's distillations
 LONG = 131_072
 
 
@@ -28,7 +29,7 @@ def check(header: GgufHeader) -> Iterator[Finding]:
     if trained is None:
         return
     base = header.metadata.get(f"{kind}.rope.freq_base")
-    if base is None or base == DEFAULT:
+    if base is None or (base == DEFAULT and kind not in STATED):
         yield Finding(
             "gguf/rope-base",
             f"{kind}.rope.freq_base",
