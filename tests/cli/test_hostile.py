@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,16 @@ def setting(file: str = "config.json", **values: Any) -> Change:
 
 def content(file: str, data: bytes) -> Change:
     return lambda folder: (folder / file).write_bytes(data) and None
+
+
+def index(shard: str) -> Change:
+    """An index in place of the one file."""
+
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+
+    return change
 
 
 def pipe(file: str) -> Change:
@@ -78,9 +90,9 @@ CASES: dict[str, Change] = {
     "weights cut short": lambda folder: os.truncate(folder / "model.safetensors", 2000),
     "weights a pipe": pipe("model.safetensors"),
     "weights text": content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-    "an index of nothing": content("model.safetensors.index.json", b'{"weight_map": {"a": "b"}}'),
-    "an index that leads out": content("model.safetensors.index.json", b'{"weight_map": {"a": "../../etc/passwd"}}'),
-    "an index of long names": content("model.safetensors.index.json", json.dumps({"weight_map": {"a": "x" * 5000}}).encode()),
+    "an index of nothing": index("b"),
+    "an index that leads out": index("../../etc/passwd"),
+    "an index of long names": index("x" * 5000),
     "quantized already": setting(quantization_config={"quant_method": "bitsandbytes"}),
     "quantized in words": setting(quantization_config="nf4"),
 }
@@ -149,3 +161,41 @@ def test_a_model_that_may_not_be_read_is_one_finding(build: Build, tmp_path: Pat
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may read anything
     result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
     assert [finding["rule"] for finding in json.loads(result.stdout)] == ["files/closed"]
+
+
+def test_words_of_a_stranger_are_shown_as_text(build: Build, tmp_path: Path) -> None:
+    """A name in config.json is no markup of ours, and moves no terminal."""
+    source = tmp_path / "model"
+    shutil.copytree(build("llama"), source)
+    config = json.loads((source / "config.json").read_text())
+    for method in ("[/x]", "\x1b[31m"):
+        stated = {"quant_method": method, "bits": 4}
+        (source / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+        result = CliRunner().invoke(app, ["estimate", str(source), "--memory", "1GB"])
+        assert result.exit_code == 0, result.output
+        assert "\x1b[31m" not in result.output
+
+
+def test_a_corrected_copy_in_the_home_directory(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands ~ behind --fix=."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["doctor", str(build("llama")), "--fix=~/fixed"])
+    assert "no such file" not in result.output
+    assert (tmp_path / "fixed" / "config.json").exists()
+
+
+def test_a_seed_beyond_every_generator_is_refused() -> None:
+    result = CliRunner().invoke(app, ["chat", ".", "--seed", str(10**20)])
+    assert result.exit_code == 2
+    assert "'--seed'" in result.stderr
+
+
+def test_who_has_read_enough_is_told_nothing(build: Build) -> None:
+    words = [sys.executable, "-m", "bitwright", "doctor", "--explain"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.read(10)
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait() == 0
