@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import bitwright
 from bitwright import Settings
 from bitwright.data.calibration import INSTALLED, MIXED, calibration_of, sequences_of
+from bitwright.host import device
 from bitwright.host.device import Precision, precision_of
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ROUND
@@ -105,10 +107,29 @@ def test_effort_and_width_decide_how_much_text_is_read(build: Build) -> None:
 @pytest.mark.parametrize(("tiles", "work"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_type_at_work_follows_from_the_processor(monkeypatch: pytest.MonkeyPatch, tiles: bool, work: torch.dtype) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    device._is_quick_at_16_bit.cache_clear()
     cpu = torch.device("cpu")
     assert precision_of("auto", cpu) == Precision(work, torch.bfloat16)
     assert precision_of("float32", cpu) == Precision(torch.float32, torch.float32)
     assert precision_of("auto", torch.device("cuda")) == Precision(torch.bfloat16, torch.bfloat16)
+    device._is_quick_at_16_bit.cache_clear()
+
+
+@pytest.mark.parametrize("slower", [torch.float32, torch.bfloat16])
+def test_a_processor_whose_flags_do_not_tell_is_tried(monkeypatch: pytest.MonkeyPatch, slower: torch.dtype) -> None:
+    product = torch.mm
+
+    def slowed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02 if a.dtype is slower else 0)
+        return product(a[:8], b)
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch, "mm", slowed)
+    device._is_quick_at_16_bit.cache_clear()
+    assert device.quick_dtype(torch.device("cpu")) is (torch.bfloat16 if slower is torch.float32 else torch.float32)
+    device._is_quick_at_16_bit.cache_clear()
 
 
 def test_a_model_with_code_of_its_own_writes_its_calibration_text(build: Build, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from bitwright.errors import fail
+
+TRIALS, TRIAL_SIZE = 7, 768  # of a product of two square matrices: a tenth of a second in all
+QUICKER = 1.4  # times as fast as float32, and no less: what is nearly alike would be decided by chance
 
 
 def device_of(name: str) -> torch.device:
@@ -36,10 +41,7 @@ class Precision:
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
-    """Both types as ``name`` says; ``auto``: bfloat16, but float32 at work where that is faster.
-
-    A processor without tiles for 16-bit numbers multiplies bfloat16 at half the speed of float32 or slower (docs/LOG.md).
-    """
+    """Both types as ``name`` says; ``auto``: bfloat16, but float32 at work where that is faster (docs/LOG.md)."""
     if name not in ("auto", "float32", "bfloat16"):
         raise fail(
             "dtype/unknown",
@@ -55,9 +57,25 @@ def precision_of(name: str, device: torch.device) -> Precision:
 
 
 def quick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, or float32 on a processor without tiles for 16-bit numbers."""
-    narrow = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if narrow else torch.float32
+    """bfloat16, or float32 on a processor that is slow at 16-bit numbers."""
+    return torch.bfloat16 if device.type != "cpu" or _is_quick_at_16_bit() else torch.float32
+
+
+@cache
+def _is_quick_at_16_bit() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32: those with tiles do. Of those with AVX512-BF16 alone some
+    take half the time and some twice as much, so these are tried."""
+    if torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx512_bf16_supported():
+        return torch.cpu._is_amx_tile_supported()
+    wide = torch.ones(TRIAL_SIZE, TRIAL_SIZE)
+    seconds = {wide.dtype: float("inf"), torch.bfloat16: float("inf")}
+    for _ in range(TRIALS):
+        for dtype in seconds:
+            matrix = wide.to(dtype)
+            begin = time.perf_counter()
+            torch.mm(matrix, matrix)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - begin)
+    return QUICKER * seconds[torch.bfloat16] < seconds[wide.dtype]
 
 
 def reference_dtype(device: torch.device) -> str:
