@@ -15,6 +15,7 @@ from bitwright.checkpoint.headers import read_headers
 from bitwright.containers.bitsandbytes import BITSANDBYTES
 from bitwright.formats.base import SIXTEEN_BIT, Packed
 from bitwright.measure.subject import Subject
+from bitwright.measure.table import table_of
 from bitwright.models.spec import Weight
 from bitwright.settings import Settings
 from tests.conftest import byte_tokenizer
@@ -33,7 +34,8 @@ def test_a_written_checkpoint_loads_in_both_spellings(tmp_path: Path, name: str)
     built(name).bfloat16().save_pretrained(source)
     byte_tokenizer().save_pretrained(source)
     subject = Subject.open(source, Settings(), to_write=True)
-    table = subject.blank_table()
+    every = [subject.method.unmeasured(weight) for weight in subject.source.spec.weights]  # as if pictures had passed
+    table = table_of(subject.name, subject.container, subject.method, subject.source, every, {})
     half = (stock(table).nbytes + table.sixteen_bit_nbytes()) // 2
     plan = allocate(
         table, f"{half / 1e6:.4f}MB", pins=("vision=nf4-b32-dq", f"{subject.source.spec.text.path}.1.*.o_proj=16bit")
