@@ -35,6 +35,7 @@ from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, put_adapter
 from bitwright.finetune.training import Training
 from bitwright.host.progress import Reporter
+from bitwright.models.logits import LogitRule
 from tests.conftest import Build, byte_tokenizer
 
 QUIET = Reporter(quiet=True)
@@ -99,6 +100,14 @@ def test_texts_of_a_batch_lose_what_they_lose_alone(build: Build, architecture: 
     assert (in_one_row == pytest.approx(alone, rel=1e-5)) == layout.shared
     own = torch.nn.functional.cross_entropy(logits, texts[0].labels, reduction="sum")
     assert float(loss_of(model, layout(texts[:1]), 1)) == pytest.approx(float(own), rel=1e-5)
+
+
+def test_a_head_whose_logits_are_not_understood_is_not_trained(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(build("llama"), torch.device("cpu"), torch.float32)
+    adapt(model, ("*",), 4, 8.0, False)
+    monkeypatch.setattr(LogitRule, "of", lambda config: LogitRule(factor=2.0))
+    with pytest.raises(BitwrightError, match="more than a product"):
+        require_known_head(model)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

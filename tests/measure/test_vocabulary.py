@@ -27,7 +27,7 @@ from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Kind, Weight
 from bitwright.plan import Rounding
 from bitwright.settings import Settings
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 from tests.measure.streamed import boundaries
 
 CASES = {
@@ -147,6 +147,17 @@ def test_damage_of_a_head_is_the_divergence_itself(rule: LogitRule) -> None:
         kl = (p.exp() * (p - log_p(head + change))).sum(-1) * counts
         expected = torch.stack([kl[sample == s].sum() for s in range(3)])
         assert torch.allclose(found.as_scores(3)[c].square() / 2, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_head_whose_logits_are_not_understood_stays_in_16_bit(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LogitRule, "of", lambda config: LogitRule(factor=2.0))
+    subject = Subject.open(build("llama"), replace(TINY, container="bitsandbytes"))
+    table = measuring.measure(subject, tmp_path, Reporter()).sensitivity
+    (head,) = (weight for weight in table.weights if weight.role == "lm_head")
+    assert [row.format for row in head.rows] == ["16bit"]
+    assert "lm_head.weight stays in 16 bit" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.errors import fail, in_one_line
 
-WORDS = (  # names of such files
+SPOKEN = (  # names of files that decide what a model is told and where it ends
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*"),
     *("generation_config.json", "*processor_config.json"),
 )
@@ -33,8 +33,8 @@ def tokenizer_of(directory: Path, trust_remote_code: bool = False) -> Any:
 
 def words_digest(directory: Path) -> str:
     """Hash of everything in ``directory`` that decides what a model is asked and where it ends: tokenizer, chat template,
-    tokens that end a text, processors. A checkpoint's own hash knows its weights and their shapes alone."""
-    found = sorted(path for pattern in WORDS for path in directory.glob(pattern) if path.is_file())
+    tokens that end a text, processors. A checkpoint's own hash knows its configuration and weights alone."""
+    found = sorted(path for pattern in SPOKEN for path in directory.glob(pattern) if path.is_file())
     return content_hash([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in dict.fromkeys(found)])
 
 

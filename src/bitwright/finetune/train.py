@@ -248,12 +248,12 @@ def recompute(model: Any) -> None:
 class OneDevice(TrainingArguments):
     """Settings of transformers' Trainer for a model that lies on one device, whatever others there are."""
 
-    of_model: str = "cpu"
+    model_device: str = "cpu"
 
     @cached_property
     def _setup_devices(self) -> torch.device:
         super()._setup_devices  # what the distributed state is, is found out there  # noqa: B018
-        device = torch.device(self.of_model)
+        device = torch.device(self.model_device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
             self._n_gpu = 1
@@ -263,7 +263,7 @@ class OneDevice(TrainingArguments):
 def arguments(folder: Path, device: torch.device, **given: Any) -> TrainingArguments:
     """The Trainer's own settings, with the defaults that suit this loop, for a model on ``device``."""
     return OneDevice(
-        of_model=str(device),
+        model_device=str(device),
         output_dir=str(folder),
         use_cpu=device.type == "cpu",
         lr_scheduler_type="cosine",

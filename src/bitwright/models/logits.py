@@ -9,7 +9,7 @@ from torch import Tensor
 
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon H1
 DIVISORS = ("logits_scaling",)  # Granite
-MULTIPLIES_BY_ALL = ("hyperclovax",)  # classes that multiply with what others divide by
+MULTIPLIES = ("hyperclovax",)  # classes that multiply with what others divide by
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LogitRule:
         text, factor = config.get_text_config(), 1.0
         for name in (*FACTORS, *DIVISORS):
             value = float(getattr(text, name, None) or 1.0)
-            divides = name in DIVISORS and text.model_type not in MULTIPLIES_BY_ALL
+            divides = name in DIVISORS and text.model_type not in MULTIPLIES
             factor *= 1 / value if divides else value
         return cls(factor, float(getattr(text, "final_logit_softcapping", None) or 0.0))
 

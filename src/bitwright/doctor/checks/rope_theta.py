@@ -45,8 +45,8 @@ def check(model: Model) -> Iterator[Finding]:
     base = inner if _number(inner) else top if _number(top) else DEFAULT
     vocabulary = config.get("vocab_size")
     trained = TRAINED.get((str(model.config.get("model_type")), vocabulary if isinstance(vocabulary, int) else 0))
-    means_it = (_number(inner) or _number(top)) and model.config.get("model_type") in STATED
-    if trained and base == DEFAULT and not means_it:
+    is_stated = (_number(inner) or _number(top)) and model.config.get("model_type") in STATED
+    if trained and base == DEFAULT and not is_stated:
         yield Finding(
             "family/rope-theta",
             "config.json",
