@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.models import off_grid, reference
-from benchmarks.peers.rows import OWN, ROWS, Row
+from benchmarks.peers.rows import OWN, QUICK, ROWS, Row
 from bitwright.checkpoint.headers import read_header
 from bitwright.checkpoint.open import open_checkpoint
 from bitwright.containers.registry import container_of
@@ -39,6 +39,7 @@ from bitwright.data.probe import Probe
 from bitwright.data.samples import Sample, cut
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.evaluate.evaluate import Candidate, compare
+from bitwright.host.device import quick_dtype
 from bitwright.models.open import open_model
 from bitwright.plan import NOISE_FLOOR
 
@@ -49,6 +50,7 @@ TORCH = "torch==2.13.0"
 MEASURED_WITH = "jaxtyping"  # of the pure functions of our evaluation, which runs in the environment of the peer
 LENGTH = 256  # tokens of a calibration sequence
 HEAD = "lm_head.weight"
+IS_QUICK = quick_dtype(torch.device("cpu")) == torch.bfloat16
 console = Console()
 
 
@@ -103,7 +105,7 @@ class Setting:
         out = self.work / row.label.replace(" ", "-").replace(",", "")
         job = {
             "adapter": row.adapter,
-            "options": row.options,
+            "options": given(row),
             "model": str(self.source),
             "calibration": self.calibration.tolist(),
             "ids": self.ids.tolist(),
@@ -187,7 +189,7 @@ class Setting:
         """Append a row to the data file and show it."""
         how = {
             "environment": row.environment,
-            "options": row.options,
+            "options": given(row),
             "gguf": bool(container_of(row.ours).suffix),
             "container": row.ours,
         }
@@ -197,6 +199,11 @@ class Setting:
         with open(self.options.output, "a", encoding="utf-8") as file:
             file.write(json.dumps(whole) + "\n")
         console.print(whole)
+
+
+def given(row: Row) -> dict[str, Any]:
+    """The options of a row, with what this machine says of them."""
+    return {name: IS_QUICK if value == QUICK else value for name, value in row.options.items()}
 
 
 def brief(divergence: dict[str, Any]) -> dict[str, Any]:
