@@ -24,6 +24,7 @@ from bitwright.data.viewer import Viewer
 from bitwright.errors import fail
 from bitwright.host.device import precision_of
 from bitwright.host.memory import total_nbytes
+from bitwright.host.packages import pip_install
 from bitwright.host.progress import Reporter
 from bitwright.models.open import auto_class
 from bitwright.models.skeleton import Skeleton
@@ -137,7 +138,7 @@ def _pictures(
             f"--calibration {kind}",
             saw="images, and a model that cannot be shown any",
             wanted="a model that sees, with its processor and the packages that it imports",
-            help="name texts, or pip install pillow torchvision",
+            help=f"name texts, or {pip_install('pillow', 'torchvision')}",
         )
     if kind == PICTURES and calibration == INSTALLED:
         return viewer.told(pictures)

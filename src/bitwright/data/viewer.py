@@ -20,6 +20,7 @@ from bitwright.data.chat_template import Conversation, TemplateFailedError, rend
 from bitwright.data.pictures import Picture, drawn
 from bitwright.data.samples import IDS, Sample
 from bitwright.errors import BitwrightError, fail, in_one_line
+from bitwright.host.packages import pip_install
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ANSWER as ASKED
 
@@ -70,7 +71,7 @@ class Viewer:
                 directory,
                 saw=in_one_line(error),
                 wanted="the model's processor beside its weights, and the packages that it imports",
-                help=f"pip install {missing}" if missing else "copy preprocessor_config.json and processor_config.json",
+                help=pip_install(missing) if missing else "copy preprocessor_config.json and processor_config.json",
             ) from error
         return cls(processor, tokenizer)
 

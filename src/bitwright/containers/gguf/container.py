@@ -44,6 +44,7 @@ from bitwright.containers.gguf.rotary import Heads, rotated_as_halves, rotated_h
 from bitwright.containers.gguf.towers import require_tower
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format, Packed
+from bitwright.host.packages import pip_install
 from bitwright.models.source import Source
 from bitwright.models.spec import Kind, ModelSpec, Weight
 from bitwright.plan import Plan
@@ -152,7 +153,7 @@ printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama 
     def notes(self) -> tuple[str, ...]:
         if llama_cpp.available():
             return ()
-        return ("llama.cpp is missing (pip install xllamacpp): the file is measured as transformers decodes it",)
+        return (f"llama.cpp is missing ({pip_install('xllamacpp')}): the file is measured as transformers decodes it",)
 
     def writer(self, out: Path, source: Source, plan: Plan) -> GgufFile:
         return GgufFile(out, source, plan, self.formats)
