@@ -353,7 +353,7 @@ def evaluate(
     held_out: str = DOCUMENTATION,
     sequences: int = 8,
     length: int = 512,
-    greedy: int = 0,
+    greedy: int = 32,
     tasks: tuple[str, ...] = (),
     task_limit: int | None = None,
     device: str = "auto",
