@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "f.csv").write_text(texts["a.csv"], encoding="utf-8-sig")
     (tmp_path / "g.csv").write_text(texts["a.csv"], encoding="utf-16")
+    (tmp_path / "i.jsonl").write_text(texts["d.jsonl"], encoding="utf-16")
+    (tmp_path / "J.CSV").write_text(texts["a.csv"], encoding="utf-8")
     write_xlsx(tmp_path / "h.xlsx", {"empty": [], "rows": table})
-    for name in (*texts, "f.csv", "g.csv", "h.xlsx"):
+    for name in (*texts, "f.csv", "g.csv", "h.xlsx", "i.jsonl", "J.CSV"):
         assert read_table(str(tmp_path / name)) == ROWS, name
 
 
@@ -64,6 +67,8 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         ("latin.csv", "a,b\nä,ö\n".encode("latin-1")),
         ("broken.xlsx", b"PK\x03\x04 not a zip"),
         ("row.jsonl", b"[1]\n"),
+        ("cut.jsonl", b'{"text": '),
+        ("odd.csv", "a,b\n1,2\n".encode("utf-16") + b"x"),
     ):
         (tmp_path / name).write_bytes(content)
         assert rule_of(lambda name=name: read_table(str(tmp_path / name))) == "data/table", name
@@ -89,6 +94,63 @@ def test_columns_are_found_by_their_names(row: dict[str, Any], words: str) -> No
     (talk,), told = conversations([row])
     assert [(turn["role"], turn["content"]) for turn in talk.messages] == [("user", "Q"), ("assistant", "A")]
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("row", "roles", "question", "unread"),
+    [
+        ({"instruction": "Q", "context": "C", "response": "A", "category": "x"}, "ua", "Q\n\nC", "'category'"),  # Dolly
+        ({"id": 1, "question": "Q", "context": "C", "answer": "A"}, "ua", "Q\n\nC", "'id'"),
+        ({"system_prompt": "S", "question": "Q", "response": "A"}, "sua", "Q", ""),  # Orca
+        ({"system": "S", "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, "sua", "Q", ""),
+        ({"system": "", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}, "ua", "Q", ""),
+        (
+            {
+                "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            "sua",
+            "Q",
+            "",
+        ),  # TRL
+    ],
+)
+def test_no_column_is_lost_in_silence(row: dict[str, Any], roles: str, question: str, unread: str) -> None:
+    (talk,), told = conversations([row])
+    assert "".join(turn["role"][0] for turn in talk.messages) == roles
+    assert next(turn["content"] for turn in talk.messages if turn["role"] == "user") == question
+    assert talk.messages[-1]["content"] == "A"
+    assert ("not read: " + unread in told) if unread else ("not read" not in told)
+
+
+def test_rows_are_called_by_their_numbers_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\nQ,A\n,\nQ2,B\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"question": "Q", "answer": "A"}\n\n{"question": "Q2", "answer": "B"}\n')
+    write_xlsx(tmp_path / "a.xlsx", {"rows": [["question", "answer"], ["Q", "A"], [None, None], ["Q2", "B"]]})
+    for name, numbers in (("a.csv", [2, 4]), ("a.jsonl", [1, 3]), ("a.xlsx", [2, 4])):
+        talks, _ = conversations(read_table(str(tmp_path / name)))
+        assert [talk.row for talk in talks] == numbers, name
+        assert [talk.at for talk in talks] == [0, 1]
+
+
+def test_several_sheets_are_read_together(tmp_path: Path) -> None:
+    path = tmp_path / "two.xlsx"
+    write_xlsx(path, {"one": [["a", "b"], ["x", 1]], "no, more": [["b", "a"], [2, "y"]], "empty": [["a"]]})
+    together = [{"a": "x", "b": "1"}, {"a": "y", "b": "2"}]
+    assert read_table(str(path), "*") == together
+    assert read_table(str(path), "no, more") == together[1:]
+    write_xlsx(path, {"one": [["a", "b"], ["x", 1]], "two": [["b", "a"], [2, "y"]]})
+    assert read_table(str(path), "one, two") == together
+    assert rule_of(lambda: read_table(str(path), "one,three")) == "data/table"
+
+
+def test_a_sheet_is_read_whole_whatever_it_says_of_its_size(tmp_path: Path) -> None:
+    write_xlsx(tmp_path / "whole.xlsx", {"rows": [["question", "answer"], ["Q", "A"], ["Q2", "B"]]})
+    with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(tmp_path / "stale.xlsx", "w") as stale:
+        for name in whole.namelist():
+            stale.writestr(name, whole.read(name).replace(b'ref="A1:B3"', b'ref="A1:A2"'))
+        assert b'ref="A1:B3"' in whole.read("xl/worksheets/sheet1.xml")
+    assert read_table(str(tmp_path / "stale.xlsx")) == read_table(str(tmp_path / "whole.xlsx"))
 
 
 def test_a_template_puts_columns_together_and_rows_may_make_one_conversation() -> None:

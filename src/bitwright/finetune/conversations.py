@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bitwright.errors import BitwrightError, fail
-from bitwright.finetune.tables import Row
+from bitwright.finetune.rows import number_of
 
-PROMPTS = ("prompt", "question", "instruction", "query", "input")
+PROMPTS = ("instruction", "prompt", "question", "query", "input")  # names of columns, in lower case, the first one counts
+MORE = ("input", "context")  # what a question is about
 ANSWERS = ("completion", "answer", "response", "output")
+SYSTEMS = ("system", "system_prompt")
+IMAGES = ("image", "images")  # which another reader takes
+MOST_NAMED = 8  # columns
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # of ShareGPT
 ROLES = ("system", "user", "assistant", "tool")
+Row = Mapping[str, Any]
 FIELD, OPTIONAL = re.compile(r"\{([^{}]+)\}"), re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 
 
@@ -23,64 +28,87 @@ class Talk:
 
     messages: tuple[dict[str, str], ...] = ()
     text: str = ""
-    row: int = 0  # in the file, from one
+    row: int = 0  # in the file, as spreadsheets and editors count
+    at: int = 0  # of the first row, among all
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """How rows are read: in words for people, and as a function that gives the turns of one row."""
+class Reading:
+    """How rows are read: in words for people, the columns that are, and a function that gives the turns of one row."""
 
     words: str
+    columns: tuple[str, ...]
     read: Callable[[Row], list[dict[str, str]] | str]
 
 
-def conversations(rows: list[Row], template: str = "", answer: str = "", together: int = 1) -> tuple[list[Talk], str]:
+def conversations(rows: Sequence[Row], template: str = "", answer: str = "", together: int = 1) -> tuple[list[Talk], str]:
     """A conversation for every ``together`` rows, and how the columns were read, in words.
 
     ``template``: the question, such as ``{instruction}[[ Context: {context}]]``; what stands in [[ ]] vanishes where one of its
     cells is empty. ``answer``: the column with the answer. Raises BitwrightError for columns that are not there and rows that
     are not of their kind.
     """
-    mapping = _by_template(rows, template, answer) if template or answer else _found(rows)
+    reading = _by_template(rows, template, answer) if template or answer else _found(rows)
     talks, n_silent = [], 0
-    numbered = list(enumerate(rows, 1))
-    for group in (numbered[start : start + together] for start in range(0, len(rows), together)):
+    placed = [(at, number_of(row, at + 1), row) for at, row in enumerate(rows)]
+    for group in (placed[start : start + together] for start in range(0, len(rows), together)):
         turns: list[dict[str, str]] = []
-        for number, row in group:
+        for at, number, row in group:
             try:
-                read = mapping.read(row)
+                read = reading.read(row)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise _bad_row(number, row, mapping, error) from None
+                raise _bad_row(number, row, reading, error) from None
             if isinstance(read, str):
-                talks.append(Talk(text=read, row=number))
+                talks.append(Talk(text=read, row=number, at=at))
             elif any(turn["role"] == "assistant" and not turn["content"].strip() for turn in read):
                 n_silent += 1  # it would be learnt to say nothing
             else:
                 turns += read
         if turns:
-            talks.append(Talk(tuple(turns), row=group[0][0]))
-    return talks, mapping.words + (f"; {n_silent} rows with an empty answer are left out" if n_silent else "")
+            talks.append(Talk(tuple(turns), row=group[0][1], at=group[0][0]))
+    return talks, "; ".join(filter(None, (reading.words, _unread(rows, reading), _silent(n_silent))))
 
 
-def _found(rows: list[Row]) -> Mapping:
-    """The mapping that the names of the columns suggest."""
+def _silent(count: int) -> str:
+    return f"{count} rows with an empty answer are left out" if count else ""
+
+
+def _unread(rows: Sequence[Row], reading: Reading) -> str:
+    """The columns of which nothing is learnt, in words."""
+    names = [repr(name) for name in _columns(rows) if name not in reading.columns and name.lower() not in IMAGES]
+    shown = names[:MOST_NAMED] + [f"{len(names) - MOST_NAMED} more"] * (len(names) > MOST_NAMED)
+    return f"not read: {', '.join(shown)}" if names else ""
+
+
+def _found(rows: Sequence[Row]) -> Reading:
+    """The reading that the names of the columns suggest."""
     names = {name.lower(): name for name in _columns(rows)}
+
+    def first(known: tuple[str, ...], but: str | None = None) -> str | None:
+        return next((names[name] for name in known if name in names and names[name] != but), None)
+
+    system, question, reply = first(SYSTEMS), first(PROMPTS), first(ANSWERS)
+    said = f"; system: {system!r}" if system else ""
     if "messages" in names:
-        return Mapping("messages, with role and content", lambda row: [_turn(turn) for turn in row[names["messages"]]])
+        return _of_turns("messages, with role and content" + said, names["messages"], system, _turn)
     if "conversations" in names:
-        turns = names["conversations"]
-        return Mapping("conversations, with from and value (ShareGPT)", lambda row: [_shared(turn) for turn in row[turns]])
-    prompt = next((names[name] for name in PROMPTS if name in names), None)
-    reply = next((names[name] for name in ANSWERS if name in names), None)
-    if "instruction" in names and reply:
-        question, more = names["instruction"], names.get("input")
-        words = f"{question!r}" + (f", and {more!r} where it is not empty" if more else "")
+        words = "conversations, with from and value (ShareGPT)"
+        return _of_turns(words + said, names["conversations"], system, _shared)
+    if question and reply:
+        more = first(MORE, but=question)
+        words = f"question: {question!r}" + (f", and {more!r} where it is not empty" if more else "") + f"; answer: {reply!r}"
         template = "{" + question + "}" + ("[[\n\n{" + more + "}]]" if more else "")
-        return Mapping(f"question: {words}; answer: {reply!r} (Alpaca)", lambda row: _pair(filled(template, row), row[reply]))
-    if prompt and reply:
-        return Mapping(f"question: {prompt!r}; answer: {reply!r}", lambda row: _pair(row[prompt], row[reply]))
+        kind = " (Alpaca)" if question.lower() == "instruction" else ""
+        used = tuple(filter(None, (question, more, reply, system)))
+
+        def pair(row: Row) -> list[dict[str, str]]:
+            asked = row[question] if isinstance(row[question], list) else filled(template, row)
+            return _led(row, system) + _pair(asked, row[reply])
+
+        return Reading(words + said + kind, used, pair)
     if "text" in names:
-        return Mapping(f"{names['text']!r}, as it stands", lambda row: _words(row[names["text"]]))
+        text = names["text"]
+        return Reading(f"{text!r}, as it stands", (text,), lambda row: _words(row[text]))
     raise fail(
         "data/columns",
         "the columns",
@@ -90,7 +118,13 @@ def _found(rows: list[Row]) -> Mapping:
     )
 
 
-def _by_template(rows: list[Row], template: str, answer: str) -> Mapping:
+def _of_turns(words: str, column: str, system: str | None, turn: Callable[[Any], dict[str, str]]) -> Reading:
+    """Of rows that hold whole conversations, each part of which ``turn`` reads."""
+    used = (column, system) if system else (column,)
+    return Reading(words, used, lambda row: _led(row, system) + [turn(one) for one in row[column]])
+
+
+def _by_template(rows: Sequence[Row], template: str, answer: str) -> Reading:
     if not template or not answer:
         raise fail(
             "data/template",
@@ -109,10 +143,11 @@ def _by_template(rows: list[Row], template: str, answer: str) -> Mapping:
             wanted=f"columns of the file: {', '.join(map(repr, columns))}",
             help="check the names; they are read as they are written",
         )
-    return Mapping(f"question: {template!r}; answer: {answer!r}", lambda row: _pair(filled(template, row), row[answer]))
+    words, used = f"question: {template!r}; answer: {answer!r}", (*FIELD.findall(template), answer)
+    return Reading(words, used, lambda row: _pair(filled(template, row), row[answer]))
 
 
-def _columns(rows: list[Row]) -> list[str]:
+def _columns(rows: Sequence[Row]) -> list[str]:
     """The names of all columns: a row of JSON may leave out what it has nothing for."""
     return list(dict.fromkeys(name for row in rows for name in row if isinstance(name, str)))
 
@@ -132,7 +167,18 @@ def filled(template: str, row: Row) -> str:
 
 
 def _pair(question: Any, answer: Any) -> list[dict[str, str]]:
-    return [{"role": "user", "content": _words(question)}, {"role": "assistant", "content": _words(answer)}]
+    """A question and its answer; either may be messages already, as TRL has them."""
+    return [*_said("user", question), *_said("assistant", answer)]
+
+
+def _said(role: str, cell: Any) -> list[dict[str, str]]:
+    return [_turn(turn) for turn in cell] if isinstance(cell, list) else [{"role": role, "content": _words(cell)}]
+
+
+def _led(row: Row, system: str | None) -> list[dict[str, str]]:
+    """What the column ``system`` says before the first turn, where it says something."""
+    words = _words(row.get(system)) if system else ""
+    return [{"role": "system", "content": words}] if words.strip() else []
 
 
 def _turn(turn: Any) -> dict[str, str]:
@@ -158,11 +204,11 @@ def _words(cell: Any) -> str:
     return str(cell)
 
 
-def _bad_row(number: int, row: Row, mapping: Mapping, error: Exception) -> BitwrightError:
+def _bad_row(number: int, row: Row, reading: Reading, error: Exception) -> BitwrightError:
     return fail(
         "data/row",
         f"row {number}",
         saw=f"{type(error).__name__}: {error}; {str(row)[:80]}",
-        wanted=f"a row with {mapping.words}",
+        wanted=f"a row with {reading.words}",
         help="repair the row or remove it",
     )

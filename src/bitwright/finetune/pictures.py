@@ -17,7 +17,7 @@ from bitwright.data.samples import IDS
 from bitwright.data.viewer import Viewer
 from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk
-from bitwright.finetune.tables import Row
+from bitwright.finetune.rows import Row
 from bitwright.finetune.tokens import IGNORED, Example
 
 

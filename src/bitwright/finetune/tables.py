@@ -5,32 +5,33 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from bitwright.data.image_rows import captioned, is_folder
 from bitwright.data.rows import is_data_set, read_rows
-from bitwright.errors import BitwrightError, fail
-from bitwright.host.packages import not_installed
+from bitwright.errors import fail
+from bitwright.finetune.rows import Row, bad_table
+from bitwright.finetune.sheets import read_sheets
 from bitwright.host.texts import UnreadableError, parse_json, read_text
 
-Row = dict[str, Any]
 MOST_BYTES = 2**31  # of a file
 MOST_CELL = 10**7  # characters of one cell of a table
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how Excel begins what it saves as Unicode text
 
 
 def read_table(source: str, sheet: str = "") -> list[Row]:
     """The rows of ``source`` as dictionaries; a line of a .txt file is a row with a ``text``, a picture of a folder with its
     caption a question and an answer.
 
-    ``sheet``: of an .xlsx file; without it the first one, and it is an error where several hold rows. Raises BitwrightError for
-    a file that is empty, damaged, or of a kind that is not read.
+    ``sheet``: of an .xlsx file, as ``read_sheets`` takes it. Raises BitwrightError for a file that is empty, damaged, or of a
+    kind that is not read.
     """
     path = Path(os.path.expanduser(source))
     if is_folder(str(path)):
-        if rows := captioned(str(path)):
-            return rows
+        if pictures := captioned(str(path)):
+            return _numbered(pictures, source)
         raise fail(
             "data/file",
             source,
@@ -39,17 +40,18 @@ def read_table(source: str, sheet: str = "") -> list[Row]:
             help="name a file, or write captions",
         )
     if not path.exists() and is_data_set(source):
-        return _dictionaries(list(read_rows(source, whole=True)), source)
+        return _numbered(read_rows(source, whole=True), source)
     readers: dict[str, Callable[[Path], list[Row]]] = {
         ".csv": lambda path: _separated(path, ","),
         ".tsv": lambda path: _separated(path, "\t"),
-        ".txt": lambda path: [{"text": line} for line in _text(path).splitlines() if line.strip()],
+        ".txt": lambda path: [Row({"text": line}, number) for number, line in _lines(path)],
         ".json": _json,
-        ".jsonl": lambda path: _dictionaries(list(read_rows(str(path))), str(path)),
-        ".parquet": lambda path: _dictionaries(list(read_rows(str(path))), str(path)),
-        ".xlsx": lambda path: _sheet(path, sheet),
+        ".jsonl": _json_lines,
+        ".parquet": lambda path: _numbered(read_rows(str(path)), str(path)),
+        ".xlsx": lambda path: read_sheets(path, sheet),
     }
-    if not path.is_file() or path.suffix not in readers:
+    kind = path.suffix.lower()
+    if not path.is_file() or kind not in readers:
         raise fail(
             "data/file",
             source,
@@ -57,9 +59,9 @@ def read_table(source: str, sheet: str = "") -> list[Row]:
             wanted=f"a {', '.join(readers)} file, a folder of pictures, or a data set of the hub (owner/name)",
             help="name another file",
         )
-    rows = readers[path.suffix](path)
+    rows = readers[kind](path)
     if not rows:
-        raise _bad(path, "no rows", "at least two rows, below a line of column names")
+        raise bad_table(path, "no rows", "at least two rows, below a line of column names")
     return rows
 
 
@@ -74,91 +76,53 @@ def _separated(path: Path, separator: str) -> list[Row]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         names = [name.strip() for name in reader.fieldnames or ()]
         if len(set(names)) < len(names) or not all(names):
-            raise _bad(path, f"column names {names}", "a first line with a name of its own for each column")
+            raise bad_table(path, f"column names {names}", "a first line with a name of its own for each column")
         rows = []
         for number, row in enumerate(reader, 2):
             if None in row or None in row.values():
-                raise _bad(
-                    path, f"line {reader.line_num}: another number of cells than names", f"{len(names)} cells in row {number}"
-                )
+                saw = f"line {reader.line_num}: another number of cells than names"
+                raise bad_table(path, saw, f"{len(names)} cells in row {number}")
             if any(cell.strip() for cell in row.values()):  # Excel leaves blank rows behind
-                rows.append({name.strip(): cell for name, cell in row.items()})
+                rows.append(Row({name.strip(): cell for name, cell in row.items()}, number))
         return rows
     except csv.Error as error:
-        raise _bad(
-            path, f"line {reader.line_num}: {error}", "a table in text, with cells in quotes where they hold separators"
-        ) from error
-
-
-def _sheet(path: Path, wanted: str) -> list[Row]:
-    """Rows of one sheet; the first line names the columns. A formula counts with the value that Excel saved for it."""
-    try:
-        from openpyxl import load_workbook
-    except ImportError:
-        raise not_installed("data/package", path, "openpyxl", "it reads .xlsx files") from None
-
-    def opened(saved: bool) -> dict[str, list[list[Any]]]:
-        try:
-            book = load_workbook(path, read_only=True, data_only=saved)
-            return {sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets}
-        except Exception as error:  # noqa: BLE001 - whatever a broken archive raises in that library
-            raise _bad(path, f"{type(error).__name__}: {str(error)[:100]}", "an .xlsx file that Excel opens") from None
-
-    tables = opened(saved=True)
-    held = [name for name, rows in tables.items() if len(rows) > 1]
-    if wanted and wanted not in tables:
-        raise _bad(path, f"no sheet {wanted!r}", f"one of {', '.join(map(repr, tables))}")
-    if not wanted and len(held) > 1:
-        raise fail(
-            "data/sheets",
-            path,
-            saw=f"rows in {len(held)} sheets: {', '.join(map(repr, held))}",
-            wanted="the sheet that holds the examples",
-            help=f"--sheet {held[0]!r}",
-        )
-    title = wanted or (held or list(tables))[0]
-    rows = tables[title]
-    names = {at: str(name).strip() for at, name in enumerate(rows[0]) if name is not None} if rows else {}
-    if len(set(names.values())) < len(names):
-        raise _bad(path, f"column names {list(names.values())}", "a first line with a name of its own for each column")
-    if any(cell is None for row in rows[1:] for cell in row):
-        _require_values(path, rows, opened(saved=False)[title])
-    filled = [row for row in rows[1:] if any(cell is not None for cell in row)]
-    return [{name: _cell(row, at) for at, name in names.items()} for row in filled]
-
-
-def _cell(row: list[Any], at: int) -> str:
-    """A cell as text; rows may end with their last filled cell."""
-    return "" if at >= len(row) or row[at] is None else str(row[at])
-
-
-def _require_values(path: Path, rows: list[list[Any]], written: list[list[Any]]) -> None:
-    """Raise for a formula without a saved value, as programs write them that do not compute: it would read as an empty cell."""
-    for number, (row, formulas) in enumerate(zip(rows, written, strict=False), 1):
-        for cell, formula in zip(row, formulas, strict=False):
-            if cell is None and str(formula or "").startswith("="):
-                raise fail(
-                    "data/formula",
-                    path,
-                    saw=f"row {number}: the formula {str(formula)[:40]} has no saved value",
-                    wanted="the values of formulas, which Excel and LibreOffice save beside them",
-                    help="open the file there and save it again",
-                )
+        saw = f"line {reader.line_num}: {error}"
+        raise bad_table(path, saw, "a table in text, with cells in quotes where they hold separators") from error
 
 
 def _json(path: Path) -> list[Row]:
     try:
         found = parse_json(_text(path))
     except UnreadableError as error:
-        raise _bad(path, str(error), "a list of objects in JSON") from None
-    return _dictionaries(found if isinstance(found, list) else [found], str(path))
+        raise bad_table(path, str(error), "a list of objects in JSON") from None
+    return _numbered(found if isinstance(found, list) else [found], str(path))
 
 
-def _dictionaries(rows: list[Any], source: str) -> list[Row]:
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise _bad(Path(source), f"row {number} is no object", "an object a row")
+def _json_lines(path: Path) -> list[Row]:
+    rows = []
+    for number, line in _lines(path):
+        try:
+            row = parse_json(line)
+        except UnreadableError as error:
+            raise bad_table(path, f"line {number}: {error}", "an object in JSON a line") from None
+        rows.append(_row(row, number, path))
     return rows
+
+
+def _numbered(rows: Iterable[Any], source: str) -> list[Row]:
+    return [_row(row, number, Path(source)) for number, row in enumerate(rows, 1)]
+
+
+def _row(cells: Any, number: int, path: Path) -> Row:
+    if not isinstance(cells, dict):
+        raise bad_table(path, f"row {number} is no object", "an object a row")
+    return Row(cells, number)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text that are not blank, with their numbers."""
+    lines = _text(path).split("\n")  # and nowhere else: JSON may hold other ends of lines
+    return [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _text(path: Path) -> str:
@@ -166,12 +130,12 @@ def _text(path: Path) -> str:
     try:
         return read_text(path, MOST_BYTES).removeprefix("\ufeff")
     except UnreadableError as error:
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start in (b"\xff\xfe", b"\xfe\xff"):
-            return path.read_bytes().decode("utf-16", errors="strict")
-        raise _bad(path, str(error), "a text file in UTF-8") from None
-
-
-def _bad(path: Path, saw: str, wanted: str) -> BitwrightError:
-    return fail("data/table", path, saw=saw, wanted=wanted, help="repair the file, or save it again as .csv in UTF-8")
+        saw = str(error)
+    with open(path, "rb") as file:
+        is_wide = file.read(2) in UTF_16
+    try:
+        if is_wide and path.stat().st_size <= MOST_BYTES:
+            return path.read_bytes().decode("utf-16")
+    except UnicodeDecodeError as error:
+        saw = f"UTF-16 that breaks off: {error.reason}"
+    raise bad_table(path, saw, "a text file in UTF-8")

@@ -19,9 +19,12 @@ from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
 from bitwright.finetune.pictures import example_of
 from bitwright.finetune.preview import require_no_mistake, summary
-from bitwright.finetune.tables import Row, read_table
+from bitwright.finetune.rows import Row
+from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
 from bitwright.finetune.training import Training
+
+MOST_NAMED = 12  # rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Texts:
     learnt: list[Example]
     kept: list[Example]
     words: str
-    n_doubles: int  # rows of the kept texts that were among the others, and were left out there
+    doubles: tuple[int, ...]  # rows of texts that are equal to kept ones, and are not learnt from
 
     def key(self) -> str:
         """Hash of what is learnt."""
@@ -58,13 +61,13 @@ def texts_of(data: str, path: Path, tokenizer: Any, training: Training) -> Texts
     known = {example.key for example in kept}
     rest = [found[i] for i in order[n_kept:]]
     learnt = [example for example in rest if example.n_labels and example.key not in known]
-    doubles = sum(example.key in known for example in rest)
+    doubles = tuple(sorted(example.row for example in rest if example.key in known))
     return Texts(found, learnt, kept, words, doubles)
 
 
 def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokenizer: Any, training: Training) -> list[Example]:
     """An example for each talk, in their order; those whose rows have images are shown by the model's own processor."""
-    pictured = [talk for talk in talks if has_image(rows[talk.row - 1])]
+    pictured = [talk for talk in talks if has_image(rows[talk.at])]
     if not pictured:
         return examples(talks, tokenizer, training.length)
     if training.rows_together > 1:
@@ -81,11 +84,9 @@ def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokeniz
     place = Path(os.path.expanduser(data))
     known, folder = sorted(ends_of(path, tokenizer)), place if place.is_dir() else place.parent
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in known or not known else known[0]
-    texts = iter(examples([talk for talk in talks if not has_image(rows[talk.row - 1])], tokenizer, training.length))
+    texts = iter(examples([talk for talk in talks if not has_image(rows[talk.at])], tokenizer, training.length))
     return [
-        example_of(talk, rows[talk.row - 1], folder, viewer, end, training.length)
-        if has_image(rows[talk.row - 1])
-        else next(texts)
+        example_of(talk, rows[talk.at], folder, viewer, end, training.length) if has_image(rows[talk.at]) else next(texts)
         for talk in talks
     ]
 
@@ -97,7 +98,7 @@ def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None
         raise fail(
             "finetune/all-kept",
             "the examples",
-            saw=f"none is left to learn from: {texts.n_doubles} are equal to texts that are kept apart",
+            saw=f"none is left to learn from: {_rows(texts.doubles)} are equal to texts that are kept apart",
             wanted="different texts",
             help="--held-out 0, or more rows",
         )
@@ -106,6 +107,11 @@ def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None
 def told_of(texts: Texts, training: Training) -> list[str]:
     """What a person should know of the examples before they are learnt."""
     lines = [f"read as {texts.words}", *summary(texts.every, training.length)]
-    if texts.n_doubles:
-        lines.append(f"{texts.n_doubles} texts are equal to kept ones and are not learnt from")
+    if texts.doubles:
+        lines.append(f"{len(texts.doubles)} texts are equal to kept ones and are not learnt from: {_rows(texts.doubles)}")
     return lines
+
+
+def _rows(numbers: tuple[int, ...]) -> str:
+    shown = [str(number) for number in numbers[:MOST_NAMED]]
+    return "rows " + ", ".join(shown) + (f" and {len(numbers) - MOST_NAMED} more" if len(numbers) > MOST_NAMED else "")

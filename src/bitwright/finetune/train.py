@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.optim import AdamW8bit
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bitwright.checkpoint.output import write_failed
-from bitwright.errors import fail, in_one_line
+from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.finetune.arena import Arena
 from bitwright.finetune.inputs import LABELS, OURS, ROWS
 from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
@@ -98,19 +98,40 @@ class PartTrainer(Trainer):
         self._loss_shifts_labels = False  # ours stand where they are predicted, the first one of a row too
         self.remove_callback(PrinterCallback)  # prints every step to standard output, where --json belongs
         self.arena = Arena(offload)
+        self._rows: list[int] = []  # of the step at hand
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         loss = loss_of(model, inputs, num_items_in_batch, self.arena if model.training else None)
+        rows = inputs[ROWS].tolist() if ROWS in inputs else []
         if not bool(torch.isfinite(loss)):
-            rows = sorted(inputs[ROWS].tolist()) if ROWS in inputs else []
-            raise fail(
-                "finetune/not-finite",
-                f"step {self.state.global_step + 1}" + (f", rows {', '.join(map(str, rows))}" if rows else ""),
-                saw=f"the loss is {float(loss)}",
-                wanted="a number",
-                help="a smaller --learning-rate, or look at these rows; the last good checkpoint is kept",
-            )
+            raise self._not_finite(f"the loss is {loss.item()}", self._at_fault(model, rows) or rows)
+        self._rows += rows
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def require_finite_gradients(self) -> None:
+        """Raise BitwrightError before an update that would leave nothing but NaN, and a checkpoint of that."""
+        rows, self._rows = self._rows, []
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None] if self.model is not None else []
+        if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            raise self._not_finite("the gradient is no number", rows)
+
+    def _at_fault(self, model: Any, rows: Sequence[int]) -> list[int]:
+        """Those of ``rows`` whose loss is no number when they are alone."""
+        examples = [example for example in cast(Any, self.train_dataset) if example.row in rows]
+        with torch.no_grad():
+            losses = [loss_of(model, self._prepare_inputs(self.data_collator([example]))) for example in examples]
+        return [example.row for example, loss in zip(examples, losses, strict=True) if not bool(torch.isfinite(loss))]
+
+    def _not_finite(self, saw: str, rows: Sequence[int]) -> BitwrightError:
+        kept = max((step_of(path) for path in Path(self.args.output_dir or ".").glob("checkpoint-*")), default=0)
+        stays = f"; the checkpoint of step {kept} stays" if kept else ""
+        return fail(
+            "finetune/not-finite",
+            f"step {self.state.global_step + 1}" + (f", rows {', '.join(map(str, sorted(rows)))}" if rows else ""),
+            saw=saw,
+            wanted="a number",
+            help=f"a smaller --learning-rate, or look at these rows{stays}",
+        )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self.optimizer is None:
@@ -188,11 +209,12 @@ def train(
         watch = [Told(advance)]
         ours: dict[str, Any] = {"rates": rates, "eight_bit": eight_bit, "alike": alike, "offload": offload}
         trainer = PartTrainer(model, settings, data_collator=collate, train_dataset=lessons, callbacks=watch, **ours)
-        left = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        trainer.add_callback(Careful(trainer))
+        left = sorted(folder.glob("checkpoint-*"), key=step_of)
         whole = [(path, state) for path in left if (state := _state_of(path))]
         last, state = whole[-1] if whole else (None, {})
         if last:
-            reporter.say(f"goes on from step {last.name.rpartition('-')[2]}")
+            reporter.say(f"goes on from step {step_of(last)}")
         if last and state["global_step"] >= state["max_steps"]:  # the Trainer would take one step more
             trainer._load_from_checkpoint(str(last))
         else:
@@ -202,6 +224,11 @@ def train(
     if not losses:
         raise fail("finetune/no-steps", "the training", saw="no step", wanted="one or more", help="--max-steps 10")
     return losses
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which ``checkpoint`` was written, by its name."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
@@ -233,6 +260,16 @@ class Told(TrainerCallback):
         self.advance(state.global_step, state.max_steps)
 
 
+class Careful(TrainerCallback):
+    """Stops before an update by gradients that are no numbers."""
+
+    def __init__(self, trainer: PartTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.require_finite_gradients()
+
+
 def recompute(model: Any) -> None:
     """Keep of each block only what it was given, and run it again in the backward pass."""
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
@@ -258,6 +295,10 @@ class OneDevice(TrainingArguments):
             torch.cuda.set_device(device)
             self._n_gpu = 1
         return device
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Rounded down: the first step of a rise learns nothing, and a short training has none to lose."""
+        return int(self.warmup_steps * num_training_steps)
 
 
 def arguments(folder: Path, device: torch.device, **given: Any) -> TrainingArguments:
