@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from openpyxl import Workbook
+from transformers import LlamaConfig
 
 from bitwright.data.rows import MOST_ROWS, read_rows
 from bitwright.errors import BitwrightError
 from bitwright.finetune.conversations import Talk, conversations, filled
-from bitwright.finetune.preview import coloured, require_no_mistake, summary
+from bitwright.finetune.preview import coloured, require_no_mistake, require_room, summary
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import IGNORED, examples
 from tests.conftest import byte_tokenizer
@@ -252,3 +253,15 @@ def test_formulas_and_columns_without_names(tmp_path: Path) -> None:
     write_xlsx(tmp_path / "gap.xlsx", {"s": [["question", None, "answer"], ["q", "note", "a"], ["r", None, None]]})
     rows = read_table(str(tmp_path / "gap.xlsx"))
     assert rows == [{"question": "q", "answer": "a"}, {"question": "r", "answer": ""}]
+
+
+def test_tokens_and_positions_that_the_model_does_not_have_are_refused() -> None:
+    talks, _ = conversations(ROWS)
+    found = examples(talks, byte_tokenizer(), 500)
+    longest, most = max(len(e.ids) for e in found), max(int(e.ids.max()) for e in found)
+    require_room(found, LlamaConfig(vocab_size=most + 1, max_position_embeddings=longest))
+    for config, rule in (
+        (LlamaConfig(vocab_size=most, max_position_embeddings=longest), "unknown-token"),
+        (LlamaConfig(vocab_size=most + 1, max_position_embeddings=longest - 1), "too-long"),
+    ):
+        assert rule_of(lambda config=config: require_room(found, config)) == f"finetune/{rule}"

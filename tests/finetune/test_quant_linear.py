@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from bitwright.finetune import weights
+from bitwright.finetune.model import frozen
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.weights import PackedWeight, PlainWeight
 from bitwright.formats.base import Format, Packed
@@ -108,3 +111,19 @@ def test_rslora_scales_by_the_root_of_the_rank() -> None:
     weight = PlainWeight(torch.zeros(4, 4))
     assert QuantLinear(weight, rank=16, alpha=32.0).scale == 2.0
     assert QuantLinear(weight, rank=16, alpha=32.0, rslora=True).scale == 8.0
+
+
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_codes_of_other_makers_are_read_as_their_library_reads_them(
+    storage: torch.dtype, quant_type: str, nested: bool
+) -> None:
+    """Checkpoints for FSDP keep their codes as numbers of 16 or 32 bit."""
+    torch.manual_seed(0)
+    layer = Linear4bit(128, 96, bias=False, quant_type=quant_type, compress_statistics=nested, quant_storage=storage)
+    layer.weight.data = torch.randn(96, 128)
+    layer = layer.to("cpu")
+    wanted = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    (_, found), *_ = frozen(layer).tiles(torch.float32)
+    assert torch.equal(found, wanted.float())

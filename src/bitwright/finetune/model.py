@@ -125,7 +125,8 @@ def frozen(module: Any) -> FrozenWeight:
         return PlainWeight(module.weight.data)
     state = module.weight.quant_state
     name = f"{state.quant_type}-b{state.blocksize}" + ("-dq" if state.nested else "")
-    tensors: dict[str, Tensor] = {"code": module.weight.data.reshape(-1)}
+    codes = module.weight.data.reshape(-1).view(torch.uint8)  # whatever type a checkpoint keeps them as (FSDP: bfloat16)
+    tensors: dict[str, Tensor] = {"code": codes}
     if state.nested:
         offset = torch.tensor([float(state.offset)], dtype=torch.float64)
         tensors |= {"scale_code": state.absmax, "nested_scale": state.state2.absmax, "offset": offset}

@@ -84,5 +84,18 @@ def require_no_mistake(examples: Sequence[Example], tokenizer: Any, ends: set[in
         )
 
 
+def require_room(examples: Sequence[Example], config: Any) -> None:
+    """Raise BitwrightError for tokens, and positions, that the model of ``config`` has no numbers for."""
+    most, positions = config.vocab_size, getattr(config, "max_position_embeddings", None)
+    strange = next((e for e in examples if len(e.ids) and int(e.ids.max()) >= most), None)
+    if strange is not None:
+        saw = f"row {strange.row}: token {int(strange.ids.max())}, where the model has {most} tokens"
+        raise _mistake("unknown-token", saw, "the tokenizer that belongs to the model", "bitwright doctor MODEL")
+    longest = max(len(e.ids) for e in examples)
+    if positions and longest > positions:
+        saw = f"texts of {longest} tokens, where the model has {positions} positions"
+        raise _mistake("too-long", saw, "texts that fit", f"--length {positions}")
+
+
 def _mistake(name: str, saw: str, wanted: str, help: str) -> Exception:
     return fail(f"finetune/{name}", "the examples", saw=saw, wanted=wanted, help=help)

@@ -18,7 +18,7 @@ from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
 from bitwright.finetune.pictures import example_of
-from bitwright.finetune.preview import require_no_mistake, summary
+from bitwright.finetune.preview import require_no_mistake, require_room, summary
 from bitwright.finetune.rows import Row
 from bitwright.finetune.tables import read_table
 from bitwright.finetune.tokens import Example, examples
@@ -94,6 +94,7 @@ def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokeniz
 def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None:
     """Raise BitwrightError for examples that nothing can be learnt from by the model at ``path``."""
     require_no_mistake(texts.every, tokenizer, ends_of(path, tokenizer), length)
+    require_room(texts.every, AutoConfig.from_pretrained(path).get_text_config())
     if not texts.learnt:
         raise fail(
             "finetune/all-kept",
