@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import resource
 import shutil
@@ -24,13 +25,17 @@ from typer.testing import CliRunner
 
 import bitwright
 from bitwright import Settings
+from bitwright.checkpoint.output import beside
+from bitwright.checkpoint.result import plan_of
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import finetune
+from bitwright.finetune.finished import Finished
 from bitwright.finetune.inputs import Layout, packed, padded
 from bitwright.finetune.merge import merge
 from bitwright.finetune.model import adapt, load, require_known_head
+from bitwright.finetune.survival import changes_in, survived
 from bitwright.finetune.texts import texts_of
 from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, put_adapter
@@ -332,20 +337,60 @@ def test_what_cannot_be_trained_is_refused_before_anything_slow(
     assert len(adapter_of(model)) == 8
 
 
-def test_merged_into_a_quantized_file_the_gain_survives(build: Build, data: str, tmp_path: Path) -> None:
-    source = build("llama", **MODEL)
+TO_MERGE = Settings(
+    sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
+)
+
+
+@pytest.mark.parametrize(("container", "budget"), [("bitsandbytes", "+20%"), ("gguf", "+40%")])
+def test_merged_into_a_quantized_file_the_gain_survives(
+    container: str, budget: str, build: Build, data: str, tmp_path: Path
+) -> None:
+    source, suffix = build("llama", **MODEL), ".gguf" if container == "gguf" else ""
+    out, whole = tmp_path / f"merged{suffix}", tmp_path / "whole"
     training = replace(TRAINING, max_steps=30, rank=8)
     trained = finetune(source, data, tmp_path / "adapter", training=training, reporter=QUIET)
-    settings = Settings(
-        sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
-    )
-    found = merge(tmp_path / "adapter", source, data, tmp_path / "merged", "+40%", settings=settings, reporter=QUIET)
+    settings = replace(TO_MERGE, container=container)
+    found = merge(tmp_path / "adapter", source, data, out, budget, whole=whole, settings=settings, reporter=QUIET)
     assert found.adapter == trained.after
     assert found.kept >= 0.9
-    assert json.loads((tmp_path / "merged" / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    assert 0.8 < found.survived < 1.2
+    assert math.isnan(found.moved)  # it was trained beside 16 bit
+    card = beside(out, "README.md").read_text()
+    assert "sums.csv" in card
+    assert "with the adapter" in card
+    again = bitwright.repair(  # the merged 16-bit model is what the file is held against
+        out, str(whole), steps=1, settings=replace(TO_MERGE, calibration="documentation", sequences=6), reporter=QUIET
+    )
+    assert again.before.kl < 1.0
+    if container == "bitsandbytes":
+        assert json.loads((out / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+        with pytest.raises(BitwrightError) as caught:
+            merge(out, source, data, tmp_path / "again", reporter=QUIET)
+        assert caught.value.finding.rule == "finetune/adapter"
+
+
+def test_a_merge_keeps_the_formats_that_it_was_trained_beside(build: Build, quantized: Path, data: str, tmp_path: Path) -> None:
+    training = replace(TRAINING, max_steps=30, rank=8)
+    finetune(quantized, data, tmp_path / "adapter", training=training, reporter=QUIET)
+    source = build("llama", **MODEL)
+    found = merge(tmp_path / "adapter", source, data, tmp_path / "merged", settings=TO_MERGE, reporter=QUIET)
+    old, new = (plan_of(path) for path in (quantized, tmp_path / "merged"))
+    assert [(c.weight, c.format) for c in old.choices] == [(c.weight, c.format) for c in new.choices]
+    assert 0.0 < found.moved < 1.0
+    assert found.survived > 0.7
+    (tmp_path / "other.csv").write_text(Path(data).read_text() + "\nWhat is 9 + 9?,It is 18.")
     with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "merged", source, data, tmp_path / "again", reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/adapter"
+        merge(tmp_path / "adapter", source, str(tmp_path / "other.csv"), tmp_path / "again", reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/other-data"
+
+
+def test_a_change_that_rounding_erases_has_not_survived(build: Build, quantized: Path, data: str, tmp_path: Path) -> None:
+    finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
+    changes = changes_in(tmp_path / "adapter")
+    finished = Finished.open(quantized, str(build("llama", **MODEL)), TO_MERGE)
+    assert len(changes) == 14
+    assert abs(survived(changes, finished, finished.subject.source)) < 0.3  # the codes of before: nothing of it is there
 
 
 def test_a_merge_that_loses_the_gain_is_refused(build: Build, data: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bitwright
-from bitwright import Settings
+from bitwright.checkpoint.output import beside
 from bitwright.containers.registry import container_of
 from bitwright.errors import BitwrightError
 from bitwright.finetune import qat
@@ -41,26 +41,26 @@ def test_what_was_learnt_is_what_is_written(
     settings = replace(SETTINGS, container=container, formats=formats)
     bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
     in_memory: list[Answers] = []
-    real = qat.trained_codes
+    real = qat.held
 
-    def codes(trained: object) -> object:
-        finished = Finished.open(model, str(source), Settings(device="cpu", dtype="float32"))
-        kept = texts_of(data, finished.directory, finished.subject.tokenizer, TRAINING).kept
-        in_memory.append(held(trained, kept, 4, Layout.of(trained, torch.float32), QUIET, "now"))
-        return real(trained)
+    def noted(*args: Any) -> Answers:
+        in_memory.append(real(*args))
+        return in_memory[-1]
 
-    monkeypatch.setattr(qat, "trained_codes", codes)
+    monkeypatch.setattr(qat, "held", noted)
     for path in (model, out):
         path.with_name(f"{path.stem}.notes.txt").write_text(f"of {path.stem}")
     found = finetune(model, data, out, training=replace(TRAINING, source=str(source)), reporter=QUIET)
     assert out.with_name(f"{out.stem}.notes.txt").read_text() == f"of {out.stem}"  # no file of somebody else is touched
-    assert in_memory[0].loss < found.before.loss - 0.5
-    assert found.after.loss == pytest.approx(in_memory[0].loss, abs=0.03)  # runtimes compute in 16 bit
+    assert in_memory[1].loss < found.before.loss - 0.5
+    assert found.after.loss == pytest.approx(in_memory[1].loss, abs=0.03)  # runtimes compute in 16 bit
     weights = Finished.open(out, str(source), SETTINGS).subject.source.spec.weights
     old, new = (container_of(container).read(path, weights) for path in (model, out))
     assert {name: packed.format for name, packed in old.items()} == {name: packed.format for name, packed in new.items()}
-    moved = [float((unpacked(new[n]).code != unpacked(old[n]).code).float().mean()) for n in old]  # type: ignore[attr-defined]
-    assert max(moved) > 0.01
+    changed = [(unpacked(new[n]).chosen != unpacked(old[n]).chosen).reshape(-1) for n in old if "_proj" in n]
+    assert found.moved == pytest.approx(float(torch.cat(changed).float().mean()))
+    assert found.moved > 0.01
+    assert "of the trained codes are others" in beside(out, "README.md").read_text()
     assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
     monkeypatch.undo()
     scaled = tmp_path / f"scaled{suffix}"
@@ -72,7 +72,8 @@ def test_what_was_learnt_is_what_is_written(
     named = {name.rpartition(".")[2] for name, layer in some.named_modules() if isinstance(layer, SnappedLinear)}
     assert named == {"q_proj", "k_proj"}
     same = container_of(container).read(scaled, weights)
-    assert all(torch.equal(unpacked(same[n]).code, unpacked(old[n]).code) for n in old)  # type: ignore[attr-defined]
+    assert all(torch.equal(unpacked(same[n]).chosen, unpacked(old[n]).chosen) for n in old)
+    assert of_scales.moved == 0.0
 
 
 def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, tmp_path: Path) -> None:

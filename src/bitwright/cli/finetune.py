@@ -127,6 +127,8 @@ def run(
         print_plain(
             console, f"answers right to the last token: {100 * before.right:.0f} % before, {100 * after.right:.0f} % after"
         )
+    if found.moved:
+        print_plain(console, f"codes that moved: {100 * found.moved:.1f} %")
     print_plain(console, f"{out}: {found.n_trained:,} trained numbers, {found.steps} steps\n")
     if method in IN_FORMAT:
         print_plain(console, f"{out} is a checkpoint like {model}: the same formats, the same size")

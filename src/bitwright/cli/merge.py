@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,19 @@ def run(
     container: Annotated[
         str, typer.Option(help="bitsandbytes, compressed-tensors or gguf; by the name of OUT where it is left out.")
     ] = "",
-    budget: Annotated[str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw.")] = "+10%",
+    budget: Annotated[
+        str, typer.Option(help="+10% (over stock), 0.5GB, 500MB, or 4.6bpw. Default: the formats of --plan, or +10%.")
+    ] = "",
+    plan: Annotated[
+        str,
+        typer.Option(
+            help="A checkpoint of ours or a plan.json whose formats are kept. Default: what ADAPTER was trained beside, where "
+            "that is of the same container."
+        ),
+    ] = "",
+    whole: Annotated[
+        str, typer.Option(help="Keep the merged 16-bit model there: repair, more training and other containers need it.")
+    ] = "",
     effort: common.EffortOption = Effort.NORMAL,
     sequences: common.Sequences = None,
     length: common.Length = 256,
@@ -54,11 +67,21 @@ def run(
         dtype=dtype,
     )
     reporter = Reporter(quiet=json_, verbose=verbose)
-    found = merge(adapter, source, data, out, budget, settings=settings, overwrite=overwrite, reporter=reporter)
+    found = merge(
+        adapter, source, data, out, budget, plan=plan, whole=whole, settings=settings, overwrite=overwrite, reporter=reporter
+    )
     if json_:
-        print(json.dumps(asdict(found) | {"kept": found.kept}, indent=1))
+        from bitwright.checkpoint.workdir import finite
+
+        print(json.dumps(finite(asdict(found) | {"kept": found.kept}), indent=1))
         return
     console = wide_console()
+    if not math.isnan(found.survived):
+        print_plain(console, f"of the change {100 * found.survived:.0f} % is in the written weights")
+    if not math.isnan(found.moved):
+        print_plain(console, f"codes that are others than before: {100 * found.moved:.1f} %")
+    if math.isnan(found.merged.loss):
+        return
     three = {"before": found.before, "with the adapter": found.adapter, "merged": found.merged}
     losses = ", ".join(f"{name} {one.loss:.3f}" for name, one in three.items())
     rights = ", ".join(f"{name} {100 * one.right:.0f} %" for name, one in three.items())

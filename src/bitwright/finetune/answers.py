@@ -20,6 +20,7 @@ from bitwright.finetune.train import loss_of
 from bitwright.host.device import reference_dtype
 from bitwright.host.progress import Reporter
 
+LEAST_KEPT = 0.9  # share of what training gained that a written file has to keep
 COUNTS = 0.05  # share of the texts, from which on right answers are told from chance
 
 

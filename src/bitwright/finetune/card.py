@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from bitwright.errors import printable
 from bitwright.finetune.training import SCALES, Outcome, Training
 from bitwright.host.places import without_place
+
+if TYPE_CHECKING:
+    from bitwright.finetune.merge import Merged
 
 BARS = "▁▂▃▄▅▆▇█"
 COLUMNS = 40  # of the curve
@@ -27,6 +31,21 @@ def trained_section(data: str, training: Training, outcome: Outcome) -> str:
     return f"\n## Trained\n\nThe figures above are of the checkpoint before. {told(data, training, outcome)}"
 
 
+def merged_section(source: str, data: str, training: Training, found: Merged) -> str:
+    """What is added to the card of a checkpoint that an adapter was merged into."""
+    whole = f"{without_place(source)} with an adapter in its weights that had learnt from `{printable(without_place(data))}`"
+    lines = [f"\n## Trained\n\nQuantized was {whole} ({training.method}, rank {training.rank}, seed {training.seed})."]
+    if not math.isnan(found.survived):
+        lines.append(f"{found.survived:.0%} of the change is in the written weights.")
+    if math.isnan(found.merged.loss):
+        return "\n".join(lines) + "\n"
+    answers = (found.before, found.adapter, found.merged)
+    lines.append("\n| on texts that were kept apart | before | with the adapter | this file |\n|---|---|---|---|")
+    lines.append(f"| loss, nats per answer token | {' | '.join(f'{one.loss:.3f}' for one in answers)} |")
+    lines.append(f"| answers right to the last token | {' | '.join(f'{one.right:.0%}' for one in answers)} |\n")
+    return "\n".join(lines)
+
+
 def told(data: str, training: Training, outcome: Outcome) -> str:
     """What was learnt from, with which settings, and what it changed."""
     name = printable(without_place(data))
@@ -37,6 +56,8 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
         f"{training.batch * training.accumulate} texts a step, seed {training.seed}).\n",
         f"Loss while training: {curve(outcome.losses)} nats.\n",
     ]
+    if outcome.moved:
+        lines.append(f"{outcome.moved:.1%} of the trained codes are others than before.\n")
     if not math.isnan(outcome.after.loss):
         lines.append("| on texts that were kept apart | before | after |\n|---|---|---|")
         lines.append(f"| loss, nats per answer token | {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |")

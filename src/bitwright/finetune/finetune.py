@@ -21,7 +21,7 @@ from bitwright.finetune.model import adapt
 from bitwright.finetune.qat import finetune_in_format
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train, write_adapter
-from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, LORA, METHODS, OPTIMIZERS, Outcome, Training
+from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, LORA, METHODS, OPTIMIZERS, TEXTS, Outcome, Training
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
@@ -122,7 +122,7 @@ def _adapter(
         with claim.made() as place:
             write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
             auto = auto_class(ready.config).__name__
-            told = {"training": training.told(), "outcome": asdict(outcome)}
+            told = {"training": training.told(), TEXTS: texts.key(), "outcome": asdict(outcome)}
             proof = {ADAPTER_OF: without_place(base.name), "class": auto} | told
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))

@@ -15,14 +15,15 @@ import torch
 from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
-from bitwright.finetune.answers import held, of_files
+from bitwright.finetune.answers import LEAST_KEPT, held, of_files
 from bitwright.finetune.card import trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.inputs import Layout
 from bitwright.finetune.snapped import RATES
+from bitwright.finetune.survival import moved
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
-from bitwright.finetune.training import BEFORE, QAT, Outcome, Training
+from bitwright.finetune.training import AFTER, BEFORE, QAT, Outcome, Training
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
@@ -54,7 +55,8 @@ def finetune_in_format(
         levels = training.method == QAT
         ready = finished.model(work, training.rank, training.strength, levels, training.targets, training.train)
         reporter.kept = work_root
-        reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), WRITTEN: 2 * len(texts.kept)})
+        count = len(texts.kept)
+        reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * count})
         layout = Layout.of(ready, work)
         before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
         key = content_hash(finished.digest(), texts.key(), replace(training, source="").told(), versions())
@@ -70,13 +72,18 @@ def finetune_in_format(
             **training.of_trainer(texts.pictured),
         )
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
+        trained = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
         codes = trained_codes(ready)
         del ready
         with claim.made() as place:
             finished.write(place, codes)
             (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
             seconds = round(time.monotonic() - started, 1)
-            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
+            if after.share_of(before, trained) < LEAST_KEPT:
+                figures = f"{trained.loss:.3f} nats in training, {after.loss:.3f} as its program runs the file"
+                reporter.say(f"note: the codes are the trained ones, and yet the file answers otherwise: {figures}")
+            share = moved(finished.packed, codes)
+            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share)
             proof = beside(place, PROOF)
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
             card = beside(place, "README.md")

@@ -13,6 +13,7 @@ LORA, QAT, SCALES = METHODS = ("lora", "qat", "scales")
 IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
 ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 BEFORE, AFTER = "answers before", "answers after"
+TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,4 @@ class Outcome:
     n_trained: int  # parameters
     n_texts: int
     seconds: float
+    moved: float = 0.0  # share of the codes that are others than before, where codes are trained

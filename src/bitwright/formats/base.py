@@ -65,6 +65,11 @@ class Codes(ABC):
     def decode(self, dtype: torch.dtype = ...) -> Tensor:
         """The weights [*shape]: computed in float32, then rounded once to ``dtype``."""
 
+    @property
+    @abstractmethod
+    def chosen(self) -> Tensor:
+        """The code of every weight, or of as many together as share one; scales are no part of it."""
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Codes and scales as small as in a checkpoint, for the work directory and for the writers."""

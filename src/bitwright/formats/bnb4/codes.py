@@ -98,6 +98,10 @@ class BlockCodes(Codes):
         values = pairs.reshape(-1)[: prod(shape)].reshape(len(scales), -1)
         return values.mul_(scales[:, None]).to(dtype).reshape(shape)
 
+    @property
+    def chosen(self) -> Tensor:
+        return self.code
+
     def tensors(self) -> dict[str, Tensor]:
         return {"code": pack_nibbles(self.code)} | self.scales.tensors()
 

@@ -51,6 +51,10 @@ class GgmlCodes(Codes):
             values += minima[:, None]
         return values.to(dtype).reshape(self.shape)
 
+    @property
+    def chosen(self) -> Tensor:
+        return self.code
+
     def tensors(self) -> dict[str, Tensor]:
         return {"records": records_of(self)}
 

@@ -30,6 +30,10 @@ class GroupCodes(Codes):
         values = (self.code.to(torch.float32) + self.format.lowest).reshape(*self.scale.shape, self.format.group_size)
         return values.mul_(self.scale.float()[:, :, None]).reshape(self.shape).to(dtype)
 
+    @property
+    def chosen(self) -> Tensor:
+        return self.code
+
     def tensors(self) -> dict[str, Tensor]:
         return {"packed": pack_words(self.code, self.format.bits), "scale": self.scale}
 

@@ -50,6 +50,10 @@ class CodebookCodes(Codes):
             values = scales * values * torch.where(self.sign, -1.0, 1.0)
         return values.to(dtype).reshape(self.shape)
 
+    @property
+    def chosen(self) -> Tensor:
+        return self.entry
+
     def tensors(self) -> dict[str, Tensor]:
         return {"records": records_of(self)}
 
