@@ -26,7 +26,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=float, default=0.02)
     options = parser.parse_args()
     training = Training(
-        length=512, batch=4, max_steps=options.steps, learning_rate=options.learning_rate, held_out=options.held_out
+        method="lora",
+        length=512,
+        batch=4,
+        max_steps=options.steps,
+        learning_rate=options.learning_rate,
+        held_out=options.held_out,
     )
     source = reference("smollm2")
     with tempfile.TemporaryDirectory() as name:

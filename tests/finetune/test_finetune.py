@@ -45,7 +45,9 @@ from bitwright.models.logits import LogitRule
 from tests.conftest import Build, byte_tokenizer
 
 QUIET = Reporter(quiet=True)
-TRAINING = Training(rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25)
+TRAINING = Training(
+    method="lora", rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25
+)
 MODEL = {"hidden_size": 64, "intermediate_size": 128}
 
 
@@ -314,6 +316,25 @@ def test_a_training_of_one_step_learns(quantized: Path, data: str, tmp_path: Pat
     assert any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name)
 
 
+def test_a_model_in_16_bit_is_quantized_before_it_is_trained_beside(build: Build, data: str, tmp_path: Path) -> None:
+    source, training = build("llama", **MODEL), replace(TRAINING, method="qlora", budget="+15%", max_steps=2)
+    finetune(source, data, tmp_path / "adapter", training=training, reporter=QUIET)
+    base = tmp_path / "adapter-base"
+    assert plan_of(base).budget == "+15%"
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    made = (base / "model.safetensors").stat().st_mtime_ns
+    finetune(source, data, tmp_path / "adapter", training=training, overwrite=True, reporter=QUIET)
+    assert (base / "model.safetensors").stat().st_mtime_ns == made  # it is there, and taken
+    for model, other, rule in (
+        (build("llama", hidden_size=32, intermediate_size=64), training, "other-base"),
+        (base, training, "unused"),
+        (source, replace(training, method="lora"), "unused"),
+    ):
+        with pytest.raises(BitwrightError) as caught:
+            finetune(model, data, tmp_path / "adapter", training=other, overwrite=True, reporter=QUIET)
+        assert caught.value.finding.rule == f"finetune/{rule}"
+
+
 def test_rows_are_kept_apart_and_doubles_are_not_learnt(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {i % 10}", "completion": f"answer {i % 10}"} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -416,7 +437,19 @@ def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_pa
     assert "question: 'question'; answer: 'answer'" in preview.output
     assert "30 texts" in preview.output
     assert "--- row 2:" in preview.output  # below the names of the columns
-    words = ["finetune", source, data, str(tmp_path / "adapter"), "--max-steps", "2", "--rank", "2", "--json"]
+    words = [
+        "finetune",
+        source,
+        data,
+        str(tmp_path / "adapter"),
+        "--method",
+        "lora",
+        "--max-steps",
+        "2",
+        "--rank",
+        "2",
+        "--json",
+    ]
     done = CliRunner().invoke(app, [*words, "--length", "64", "--dtype", "float32", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["steps"] == 2

@@ -24,7 +24,7 @@ from tests.conftest import VOCAB, Build
 
 QUIET = Reporter(quiet=True)
 MODEL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
-TRAINING = Training(rank=4, length=64, batch=4, max_steps=12, learning_rate=5e-3, device="cuda", held_out=0.25)
+TRAINING = Training(method="lora", rank=4, length=64, batch=4, max_steps=12, learning_rate=5e-3, device="cuda", held_out=0.25)
 pytestmark = pytest.mark.gpu
 
 

@@ -43,7 +43,16 @@ LOW = "compressed-tensors"  # which stores less than four bits
 SHOWN = replace(TINY, compare=False, calibration="", sequences=24, held_out_sequences=1)  # pictures among the calibration
 CPU, EVERY = torch.device("cpu"), ("text", "vision", "projector")
 TRAINING = Training(
-    rank=8, length=512, batch=4, max_steps=6, learning_rate=1e-2, device="cpu", dtype="float32", held_out=0.25, train=EVERY
+    method="lora",
+    rank=8,
+    length=512,
+    batch=4,
+    max_steps=6,
+    learning_rate=1e-2,
+    device="cpu",
+    dtype="float32",
+    held_out=0.25,
+    train=EVERY,
 )
 
 

@@ -22,7 +22,8 @@ def run(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="What quantize wrote, another 4-bit checkpoint of bitsandbytes, a 16-bit model, or demo."
+            metavar="MODEL",
+            help="What quantize wrote, another 4-bit checkpoint of bitsandbytes, or a 16-bit model, which is quantized first.",
         ),
     ],
     data: Annotated[
@@ -37,9 +38,13 @@ def run(
     method: Annotated[
         str,
         typer.Option(
-            help="lora: an adapter beside MODEL. qat: the codes of MODEL, which quantize wrote. scales: only their scales."
+            help="qlora: an adapter beside MODEL in four bits. lora: beside MODEL as it is. qat: the codes of MODEL, which "
+            "quantize wrote. scales: only their scales."
         ),
-    ] = "lora",
+    ] = "qlora",
+    budget: Annotated[str, typer.Option(help="qlora of a 16-bit MODEL: its size in four bits, as quantize has it.")] = "+10%",
+    plan: Annotated[str, typer.Option(help="qlora of a 16-bit MODEL: a plan.json instead of a budget.")] = "",
+    base: Annotated[str, typer.Option(help="qlora of a 16-bit MODEL: where it is kept in four bits. Default: OUT-base.")] = "",
     source: Annotated[
         str, typer.Option(help="The 16-bit model of a MODEL that quantize wrote, where its plan does not tell.")
     ] = "",
@@ -86,6 +91,9 @@ def run(
     training = Training(
         method=method,
         source=source,
+        budget=budget,
+        plan=plan,
+        base=base,
         train=tuple(name.strip() for name in train.split(",") if name.strip()),
         targets=tuple(name.strip() for name in targets.split(",") if name.strip()),
         rank=rank,

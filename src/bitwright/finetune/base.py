@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from bitwright.checkpoint.demo import DEMO_MODEL
 from bitwright.checkpoint.open import local_directory
@@ -64,6 +65,14 @@ def directory_of(model: str | Path, source: str = "") -> Path:
     """Where the tokenizer of ``model`` lies, and its processor."""
     path = Path(os.path.expanduser(model))
     return original_of(path, source) if _is_for_another_program(path) else local_directory(model)
+
+
+def is_packed(model: str | Path) -> bool:
+    """Whether the weights of ``model`` are quantized in its files. A .gguf file counts as it is."""
+    path = Path(os.path.expanduser(model))
+    if path.suffix == ".gguf" or _is_for_another_program(path):
+        return True
+    return getattr(AutoConfig.from_pretrained(local_directory(model)), "quantization_config", None) is not None
 
 
 def _is_for_another_program(path: Path) -> bool:

@@ -18,10 +18,11 @@ from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card
 from bitwright.finetune.inputs import Layout
 from bitwright.finetune.model import adapt
+from bitwright.finetune.packed import packed
 from bitwright.finetune.qat import finetune_in_format
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train, write_adapter
-from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, LORA, METHODS, OPTIMIZERS, TEXTS, Outcome, Training
+from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, METHODS, OPTIMIZERS, QLORA, TEXTS, Outcome, Training
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
@@ -43,11 +44,12 @@ def finetune(
     """Train ``model`` on ``data`` and write to ``out`` what was learnt.
 
     Args:
-        model: With ``training.method`` "lora" a 16-bit model, a bitsandbytes checkpoint in 4 bits, or what ``quantize`` wrote
-            for other programs; weights stay packed. With "qat" and "scales" any checkpoint that ``quantize`` wrote.
+        model: With ``training.method`` "qlora" a bitsandbytes checkpoint in 4 bits, or what ``quantize`` wrote for other
+            programs, whose weights stay packed; a 16-bit model is quantized first. With "lora" a model is trained beside as it
+            is, in 16 bit too. With "qat" and "scales" any checkpoint that ``quantize`` wrote.
         data: A .csv, .xlsx, .jsonl, .json, .parquet or .txt file, a folder of pictures with captions, or a datasets id.
-        out: With "lora" the directory of a low-rank adapter, as stock PEFT reads it. With the others a checkpoint of the same
-            formats and size as ``model`` that has learnt.
+        out: With "qlora" and "lora" the directory of a low-rank adapter, as stock PEFT reads it. With the others a checkpoint
+            of the same formats and size as ``model`` that has learnt.
         training: Method, rank, steps, learning rate and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
         overwrite: Replace what Bitwright wrote at ``out``.
@@ -78,11 +80,13 @@ def finetune(
         require_package("finetune/package", "--liger", "liger_kernel", "its kernels are what it is for")
     if training.method in IN_FORMAT:
         return finetune_in_format(Path(model), data, out, training, Path(workdir) if workdir else None, overwrite, reporter)
-    if training.method != LORA:
-        raise fail("finetune/method", "--method", saw=training.method, wanted=", ".join(METHODS), help=f"--method {LORA}")
+    if training.method not in METHODS:
+        raise fail("finetune/method", "--method", saw=training.method, wanted=", ".join(METHODS), help=f"--method {QLORA}")
     if training.rank < 1:
         raise fail("finetune/rank", "--rank", saw=str(training.rank), wanted="1 or more for an adapter", help="--rank 16")
     require_package("finetune/package", "the adapter", "peft", "it writes and loads adapters")
+    if training.method == QLORA:
+        model = packed(model, data, out, training, reporter)
     return _adapter(model, data, out, training, workdir, overwrite, reporter)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from bitwright.finetune.answers import Answers
 from bitwright.host.places import without_place
 
-LORA, QAT, SCALES = METHODS = ("lora", "qat", "scales")
+QLORA, LORA, QAT, SCALES = METHODS = ("qlora", "lora", "qat", "scales")
 IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
+OF_A_BASE = ("budget", "plan", "base")  # what is asked of a model that is quantized before it is trained beside
 ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 BEFORE, AFTER = "answers before", "answers after"
 TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
@@ -20,8 +21,11 @@ TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
 class Training:
     """What a fine-tuning is asked for. Names and defaults are those of the command line."""
 
-    method: str = LORA  # beside frozen weights, packed or not; qat: the codes themselves; scales: what they are multiplied with
+    method: str = QLORA  # an adapter beside packed weights; lora: beside MODEL as it is; qat: the codes; scales: their scales
     source: str = ""  # the 16-bit model of a checkpoint that quantize wrote, where its plan does not tell
+    budget: str = "+10%"  # qlora, of a 16-bit model, which is quantized first, as quantize takes it
+    plan: str = ""  # the same: a plan.json instead
+    base: str = ""  # the same: where the quantized model is kept; beside the adapter where it is left out
     train: tuple[str, ...] = ("text",)  # parts of a model that sees: text, vision, projector
     targets: tuple[str, ...] = ("*",)
     rank: int = 16
@@ -49,11 +53,15 @@ class Training:
         """What was asked for and has no meaning for the method, by its name on the command line."""
         of_rank = ("alpha", "rslora")
         without = {SCALES: ("rank", *of_rank), QAT: of_rank if self.rank == 0 else ()}.get(self.method, ())
-        return tuple(f"--{name}" for name in without if getattr(self, name) != getattr(Training, name))
+        return self.given(*without, *(OF_A_BASE if self.method != QLORA else ()))
+
+    def given(self, *names: str) -> tuple[str, ...]:
+        """Those of ``names`` that are not as they are left out, by their names on the command line."""
+        return tuple(f"--{name}" for name in names if getattr(self, name) != getattr(Training, name))
 
     def of_a_gpu(self) -> tuple[str, ...]:
         """What was asked for that needs a GPU, by its name on the command line."""
-        return tuple(f"--{name}" for name in ("offload", "liger") if getattr(self, name))
+        return self.given("offload", "liger")
 
     @property
     def strength(self) -> float:
@@ -76,7 +84,7 @@ class Training:
 
     def told(self) -> dict[str, Any]:
         """For a file that others may read."""
-        return asdict(self) | {"source": without_place(self.source)}
+        return asdict(self) | {name: without_place(getattr(self, name)) for name in ("source", "plan", "base")}
 
     def passes(self, n_texts: int) -> float:
         """What training on ``n_texts`` costs, in texts that are only read: forward, again, and backward."""
