@@ -75,3 +75,24 @@ def _with_adapter(model: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor
     adapters, strength = (pointer * 1)(held), (ctypes.c_float * 1)(1.0)
     assert library().llama_set_adapters_lora(loaded._context, adapters, 1, strength) == 0
     return torch.cat(list(loaded.logit_parts(ids)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_a_gguf_file_of_somebody_else_stays_packed(architecture: str, build: Build, data: str, tmp_path: Path) -> None:
+    """Its codes are those in the file, and not 16-bit numbers made of them."""
+    source, model, out = build(architecture, **MODEL), tmp_path / "model.gguf", tmp_path / "adapter"
+    settings = replace(TINY, compare=False, container="gguf", formats=("q4_0", "q8_0"))
+    bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
+    wanted = Base.of(model, replace(TRAINING, source=str(source))).load(CPU, torch.float32)
+    for file in tmp_path.glob("model.*"):
+        if file != model:
+            file.unlink()  # what tells that it is ours
+    found = finetune(model, data, out, training=TRAINING, reporter=QUIET)
+    assert found.after.loss < found.before.loss - 0.2
+    assert (out / "adapter.gguf").exists()
+    loaded = Base.of(model, TRAINING).load(CPU, torch.float32)
+    packed = [layer for layer in loaded.model.layers.modules() if isinstance(layer, QuantLinear)]
+    assert all(isinstance(layer.weight, PackedWeight) for layer in packed)
+    with torch.no_grad():
+        ids = torch.arange(5, 45)[None]
+        torch.testing.assert_close(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""What an adapter is trained beside: a model that stock transformers loads, or what ``quantize`` wrote for another program."""
+"""What an adapter is trained beside: a model that transformers loads, a .gguf file, or what ``quantize`` wrote for others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from bitwright.checkpoint.open import local_directory
 from bitwright.checkpoint.output import PROOF, beside
 from bitwright.checkpoint.result import original_of, plan_of
 from bitwright.containers.bitsandbytes import BITSANDBYTES
-from bitwright.finetune.finished import Finished
+from bitwright.containers.gguf.container import GGUF
+from bitwright.finetune.finished import Finished, Stored
 from bitwright.finetune.model import load, require_trainable
 from bitwright.finetune.train import changes_of
 from bitwright.finetune.training import Training
@@ -25,39 +26,41 @@ from bitwright.settings import Settings
 @dataclass(frozen=True)
 class Base:
     """``directory``: with weights or a configuration, tokenizer and processor. ``name``: under which PEFT loads the model.
-    ``finished``: the file whose codes are trained beside, where transformers does not hold them packed."""
+    ``stored``: the file whose codes are trained beside, where transformers does not hold them packed."""
 
     directory: Path
     name: str
-    finished: Finished | None = None
+    stored: Stored | None = None
 
     @classmethod
     def of(cls, model: str | Path, training: Training) -> Base:
         """Raises BitwrightError for a checkpoint that cannot be kept packed, and where its 16-bit model is not to be had."""
-        path = Path(os.path.expanduser(model))
+        path, settings = Path(os.path.expanduser(model)), Settings(device=training.device, dtype=training.dtype)
         if _is_for_another_program(path):
-            finished = Finished.open(path, training.source, Settings(device=training.device, dtype=training.dtype))
+            finished = Finished.open(path, training.source, settings)
             return cls(finished.directory, base_of(training.source or finished.plan.source), finished)
+        if path.suffix == GGUF.suffix and path.is_file() and (stored := Stored.of_gguf(path, settings)):
+            return cls(stored.directory, base_of(training.source or str(stored.directory)), stored)
         directory = local_directory(model)
         require_trainable(directory)
         return cls(directory, base_of(model))
 
     def load(self, device: torch.device, work: torch.dtype) -> Any:
         """The model, frozen."""
-        return self.finished.frozen(work) if self.finished else load(self.directory, device, work)
+        return self.stored.frozen(work) if self.stored else load(self.directory, device, work)
 
     def key(self) -> list[object]:
         """What is different where the weights are."""
-        if self.finished:
-            return [self.finished.digest()]
+        if self.stored:
+            return [self.stored.digest()]
         files = sorted(self.directory.glob("*.safetensors"))
         return [str(self.directory.resolve()), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
 
     def for_its_program(self, place: Path, model: Any, training: Training) -> str:
-        """Write to ``place`` what the program of ``finished`` loads instead of PEFT's files; how that is done, as Markdown."""
-        if self.finished is None:
+        """Write to ``place`` what the program of ``stored`` loads instead of PEFT's files; how that is done, as Markdown."""
+        if self.stored is None:
             return ""
-        subject, name = self.finished.subject, self.finished.path.name
+        subject, name = self.stored.subject, self.stored.path.name
         return subject.container.write_adapter(place, subject.source, changes_of(model), training.strength, name)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint that Bitwright wrote, opened to be trained on: its plan, its codes, and the 16-bit model that it came from."""
+"""A quantized file, opened to be trained on: its codes, the 16-bit model that it came from and, of one of ours, its plan."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.checkpoint.output import BESIDE, beside
 from bitwright.checkpoint.result import original_of, plan_of
+from bitwright.containers.gguf.container import GGUF
+from bitwright.containers.gguf.layout import known_family
 from bitwright.errors import fail
 from bitwright.estimate.training import KEPT, activation_nbytes
 from bitwright.finetune.model import as_it_is, load, matching, of_parts
@@ -32,24 +34,22 @@ MEMORY_SHARE = 0.3  # of the machine's
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The checkpoint at ``path``. ``packed``: the codes of every weight that is quantized in it."""
+class Stored:
+    """A quantized file at ``path``, whoever wrote it. ``packed``: the codes of every weight that is quantized in it."""
 
     path: Path
-    plan: Plan
     subject: Subject
     packed: Mapping[str, Packed]
 
     @classmethod
-    def open(cls, path: Path, source: str, settings: Settings) -> Finished:
-        """Open what ``quantize`` wrote at ``path`` from ``source``; the name that its plan knows where that is empty.
+    def of_gguf(cls, path: Path, settings: Settings) -> Self | None:
+        """The .gguf file at ``path``; what it does not quantize in a way that we know is taken in 16 bit.
 
-        Raises BitwrightError for another checkpoint, and a source that is not there or is another one.
-        """
-        plan = plan_of(path)
-        subject = Subject.open(original_of(path, source), replace(settings, container=plan.container))
-        _require_same_source(plan, subject, path)
-        return cls(path, plan, subject, subject.container.read(path, subject.source.spec.weights))
+        None of a family whose names we do not know."""
+        subject = Subject.open(path, replace(settings, container=GGUF.name))
+        if known_family(subject.source.spec) is None:
+            return None
+        return cls(path, subject, GGUF.read(path, subject.source.spec.weights))
 
     @property
     def directory(self) -> Path:
@@ -69,6 +69,39 @@ class Finished:
     def frozen(self, work: torch.dtype) -> Any:
         """The 16-bit model with the written codes in it, none of which is trained."""
         return self._with(work, lambda module, _, packed: QuantLinear(PackedWeight(packed), _bias(module)))
+
+    def _with(self, work: torch.dtype, layer: Callable[[Any, Weight, Packed], nn.Module]) -> Any:
+        """The 16-bit model with what ``layer`` makes of each linear that is quantized, and its vocabulary as written."""
+        model = load(self.directory, self.subject.device, work)
+        for weight in self.subject.source.spec.weights:
+            packed = self.packed[weight.name].to(self.subject.device) if weight.name in self.packed else None
+            if weight.kind is Kind.LINEAR:
+                module = model.get_submodule(weight.module)
+                _replace(model, weight, layer(module, weight, packed) if packed else as_it_is(module))
+            elif packed:
+                _put_vocabulary(model, weight, packed)
+        head = model.get_output_embeddings()
+        if not isinstance(head, QuantLinear):
+            model.set_output_embeddings(as_it_is(head))
+        return model
+
+
+@dataclass(frozen=True)
+class Finished(Stored):
+    """A checkpoint that ``quantize`` wrote, with its ``plan``."""
+
+    plan: Plan
+
+    @classmethod
+    def open(cls, path: Path, source: str, settings: Settings) -> Self:
+        """Open what ``quantize`` wrote at ``path`` from ``source``; the name that its plan knows where that is empty.
+
+        Raises BitwrightError for another checkpoint, and a source that is not there or is another one.
+        """
+        plan = plan_of(path)
+        subject = Subject.open(original_of(path, source), replace(settings, container=plan.container))
+        _require_same_source(plan, subject, path)
+        return cls(path, subject, subject.container.read(path, subject.source.spec.weights), plan)
 
     def model(
         self,
@@ -97,21 +130,6 @@ class Finished:
             return SnappedLinear(packed, rounder, value, _bias(module), rank, alpha).to(module.weight.device)
 
         return self._with(work, snapped)
-
-    def _with(self, work: torch.dtype, layer: Callable[[Any, Weight, Packed], nn.Module]) -> Any:
-        """The 16-bit model with what ``layer`` makes of each linear that is quantized, and its vocabulary as written."""
-        model = load(self.directory, self.subject.device, work)
-        for weight in self.subject.source.spec.weights:
-            packed = self.packed[weight.name].to(self.subject.device) if weight.name in self.packed else None
-            if weight.kind is Kind.LINEAR:
-                module = model.get_submodule(weight.module)
-                _replace(model, weight, layer(module, weight, packed) if packed else as_it_is(module))
-            elif packed:
-                _put_vocabulary(model, weight, packed)
-        head = model.get_output_embeddings()
-        if not isinstance(head, QuantLinear):
-            model.set_output_embeddings(as_it_is(head))
-        return model
 
     def write(self, place: Path, trained: Mapping[str, Packed]) -> None:
         """The same checkpoint at ``place`` with the codes of ``trained``, and the texts that go with it."""
