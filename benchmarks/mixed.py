@@ -52,7 +52,7 @@ def figures(model: str, options: argparse.Namespace) -> dict[str, object]:
         places = {Path(scratch) / label.replace(" ", "-"): plan for label, plan in plans.items()}
         for place in places:
             place.mkdir()
-        write(measured, places)
+        write(measured, places, Reporter())
         samples = list(held_out(measured.subject.tokenizer, options.held_out, 8, 512).samples)
         candidates = [Candidate(label, str(place)) for label, place in zip(plans, places, strict=True)]
         wide = Candidate("16 bit", str(source), dtype="float32")

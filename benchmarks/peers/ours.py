@@ -35,7 +35,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     plan = allocate(measured.sensitivity, f"{job['nbytes']}B", pins=tuple(job["pins"]), frontier=False)
     clock.lap("allocate")
     with atomic_output(out, bool(container_of(job["container"]).suffix)) as place:
-        write(measured, {place: plan})
+        write(measured, {place: plan}, Reporter())
     clock.lap("write")
     stages = {name: asdict(stage) for name, stage in clock.stages.items()}
     first = work / "first-measurement.json"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -492,6 +492,19 @@ def test_checkpoints_of_another_training_are_not_gone_on_from(build: Build, data
     assert again.losses == first.losses
     one, same = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "again"))
     assert one == same
+
+
+def test_a_token_of_the_template_that_was_never_trained_is_told(build: Build, data: str, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(build("llama", **MODEL), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.embed_tokens.weight"][byte_tokenizer().bos_token_id] = 0.0
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    shown = CliRunner().invoke(app, ["finetune", str(source), data, "--preview", "1"])
+    assert shown.exit_code == 0, shown.output
+    assert "tokens/untrained-in-template" in shown.output
+    healthy = CliRunner().invoke(app, ["finetune", str(build("llama", **MODEL)), data, "--preview", "1"])
+    assert "untrained" not in healthy.output
 
 
 def test_equal_texts_leave_nothing_to_learn_from(build: Build, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _preview(model: str, data: str, training: Training, count: int) -> None:
     tokenizer = tokenizer_of(path)
     texts = texts_of(data, path, tokenizer, training)
     console = wide_console()
-    for line in told_of(texts, training):
+    for line in told_of(texts, training, path):
         print_plain(console, line)
     for example in texts.every[:count]:
         print_plain(console, f"\n--- row {example.row}: {len(example.ids)} tokens, {example.n_labels} carry loss")

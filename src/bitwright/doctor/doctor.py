@@ -15,6 +15,7 @@ from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.doctor import checks, gguf_checks, weight_checks
 from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics, measure
+from bitwright.doctor.weight_checks import untrained_tokens
 from bitwright.errors import BitwrightError, Finding, Severity
 from bitwright.host.progress import Reporter
 
@@ -29,6 +30,22 @@ def examine(path: Path, weights: bool = False, reporter: Reporter | None = None)
     """
     found = _of_gguf(path) if path.is_file() else _of_directory(path, weights, reporter or Reporter(quiet=True))
     return _ordered(found)
+
+
+def examine_for_training(directory: Path) -> list[Finding]:
+    """All findings that need no weights, and what is wrong with the rows of tokens, for which embedding and head are read."""
+    model = Model(directory)
+    rows = [measure(ref, rows_too=True) for ref in (model.embedding, model.head) if ref is not None]
+    statistics = [found for found in rows if found is not None]
+    tokens = _carefully(untrained_tokens.__name__, partial(untrained_tokens.check, model, statistics))
+    return _ordered(_found(model) + tokens)
+
+
+def in_lines(findings: list[Finding], most: int = 3) -> tuple[str, ...]:
+    """The gravest of ``findings`` in a line each, notes left out, and the number of the others."""
+    grave = [finding for finding in findings if finding.severity != Severity.NOTE]
+    lines = tuple(f"{finding.where}: {finding.saw} ({finding.rule})" for finding in grave[:most])
+    return (*lines, f"{len(grave) - most} more findings: bitwright doctor prints all") if len(grave) > most else lines
 
 
 def examine_on_hub(repo: str) -> list[Finding]:

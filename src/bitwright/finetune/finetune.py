@@ -102,7 +102,7 @@ def _adapter(
         device = device_of(training.device)
         work = precision_of(training.dtype, device).work
         require_sound(texts, base.directory, tokenizer, training.length)
-        for line in told_of(texts, training):
+        for line in told_of(texts, training, base.directory):
             reporter.say(line)
         torch.manual_seed(training.seed)
         ready = base.load(device, work)

@@ -48,7 +48,7 @@ def finetune_in_format(
         subject, tokenizer = finished.subject, finished.subject.tokenizer
         texts = texts_of(data, finished.directory, tokenizer, training)
         require_sound(texts, finished.directory, tokenizer, training.length)
-        for line in told_of(texts, training):
+        for line in told_of(texts, training, finished.directory):
             reporter.say(line)
         torch.manual_seed(training.seed)
         work = subject.precision.work

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from bitwright.checkpoint.workdir import content_hash
 from bitwright.data.rows import has_image
 from bitwright.data.viewer import viewer_of
+from bitwright.doctor.doctor import examine_for_training, in_lines
 from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
@@ -105,9 +106,10 @@ def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None
         )
 
 
-def told_of(texts: Texts, training: Training) -> list[str]:
-    """What a person should know of the examples before they are learnt."""
-    lines = [f"read as {texts.words}", *summary(texts.every, training.length)]
+def told_of(texts: Texts, training: Training, path: Path) -> list[str]:
+    """What a person should know of the examples, and of the model at ``path``, before anything is learnt."""
+    lines = [f"note: {line}" for line in in_lines(examine_for_training(path))]
+    lines += [f"read as {texts.words}", *summary(texts.every, training.length)]
     if texts.doubles:
         lines.append(f"{len(texts.doubles)} texts are equal to kept ones and are not learnt from: {_rows(texts.doubles)}")
     return lines

@@ -15,8 +15,8 @@ from bitwright.containers.registry import container_of
 from bitwright.data.calibration import calibration_of, sequences_of, shows_pictures
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.data.viewer import Viewer, viewer_of
-from bitwright.doctor.doctor import examine
-from bitwright.errors import Severity, fail
+from bitwright.doctor.doctor import examine, in_lines
+from bitwright.errors import fail
 from bitwright.host.device import Precision, device_of, precision_of
 from bitwright.host.heap import return_large_blocks
 from bitwright.measure.memory import fit
@@ -30,8 +30,6 @@ from bitwright.models.spec import PROJECTOR, Weight
 from bitwright.models.stacks import VISION
 from bitwright.sensitivity import Sensitivity
 from bitwright.settings import Settings
-
-DOCTOR_NOTES = 3  # findings that are told; the doctor has all
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Subject:
         precision = precision_of(settings.dtype, device)
         importance = read_imatrix(Path(settings.imatrix), source) if settings.imatrix else {}
         method = Method.of(container, spec, settings.formats, importance, settings.seed).with_formats(container, spec, formats)
-        notes = _doctor_notes(checkpoint.directory) + container.notes()
+        notes = in_lines(examine(checkpoint.directory)) + container.notes()
         tokenizer = tokenizer_of(checkpoint.directory, settings.trust_remote_code)
         viewer, left_out = viewer_of(checkpoint.directory, checkpoint.config, tokenizer)
         notes += (left_out,) if left_out else ()
@@ -106,12 +104,3 @@ def _require_own_class(config: dict[str, Any], container: Container) -> None:
             wanted="a class that transformers has, since a written checkpoint carries no code",
             help="bitwright quantize SOURCE OUT.gguf where llama.cpp knows the family, or bitwright measure SOURCE",
         )
-
-
-def _doctor_notes(directory: Path) -> tuple[str, ...]:
-    """What the doctor's checks found; what makes quantizing impossible has stopped the run before."""
-    findings = [finding for finding in examine(directory) if finding.severity != Severity.NOTE]
-    notes = tuple(f"{finding.where}: {finding.saw} ({finding.rule})" for finding in findings[:DOCTOR_NOTES])
-    if len(findings) > DOCTOR_NOTES:
-        notes += (f"{len(findings) - DOCTOR_NOTES} more findings: bitwright doctor prints all",)
-    return notes
