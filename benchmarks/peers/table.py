@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 HEAD = """# peers
 
-Bitwright beside every other way to quantize, on the same model, calibration tokens and held-out text.
+Bitwright beside ten other tools, on the same model, calibration tokens and held-out text.
 `python -m benchmarks.peers` measures and appends to `benchmarks/peers/results.jsonl`; `python -m benchmarks.peers.table` makes
 this page and its plots from that file, and a test fails where they differ.
 

@@ -23,7 +23,7 @@ def table(entries: tuple[Entry, ...], stock_label: str = "", width: int = WIDE) 
     view = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1 if width < WIDE else 2, 0, 0))
     greedy = any(entry.divergence.greedy for entry in entries)
     bits = any(entry.bits_per_weight for entry in entries)
-    titles = ["", "MB", "bits/weight" if bits else "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max"]
+    titles = ["", "MB", "bits/parameter" if bits else "vs stock", "KL nats", "95 % interval", "KL/stock", "KL 99 %", "KL max"]
     titles += ["top-1", "top-5", "perplexity"]
     titles += ["greedy"] if greedy else []
     shown = [i for i, title in enumerate(titles) if width >= WIDE or title not in FOR_WIDE]
