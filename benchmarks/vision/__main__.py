@@ -27,6 +27,7 @@ def main() -> None:
     of_shapes.add_argument("--vision-blocks", type=int, default=shapes.VISION["depth"])
     of_shapes.add_argument("--measured", type=int, default=2)
     of_shapes.add_argument("--repeats", type=int, default=3)
+    of_shapes.add_argument("--dtype", default="auto", help="cost: of what computes")
     of_trained = parser.add_argument_group(", ".join(OF_TRAINED))
     of_trained.add_argument("--model", default="demo-vision")
     of_trained.add_argument("--weights", type=int, default=72, help="single weights whose true divergence is measured")

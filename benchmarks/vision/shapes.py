@@ -115,7 +115,7 @@ def cost(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "model"
         random_qwen2_vl(source, options.text_blocks, options.vision_blocks)
-        subject = Subject.open(source, Settings(dtype="float32"))
+        subject = Subject.open(source, Settings(dtype=options.dtype))
         assert subject.viewer is not None
         shown = subject.viewer.told(drawn(6, 0))
         texts = [Sample.of(torch.randint(100, 40_000, (sample.n_tokens,))) for sample in shown]

@@ -190,3 +190,15 @@ def test_a_sample_counts_as_much_as_it_has_tokens() -> None:
 def token_figures_of(kl: float, n: int) -> TokenFigures:
     zeros, always = torch.zeros(n), torch.ones(n, dtype=torch.bool)
     return TokenFigures(torch.full((n,), kl), zeros, always, zeros, zeros, zeros, always)
+
+
+def test_a_budget_of_minutes_becomes_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of 4 and 3 seconds: 69 seconds hold twenty steps with the optimizer's share; a run that goes on keeps that."""
+    clock = iter([0.0, 4.0, 10.0, 13.0])
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(job, "loss_of", lambda model, inputs: model.weight.sum() * inputs["x"].sum())
+    model, kept = torch.nn.Linear(2, 2), tmp_path / "steps.json"
+    trial = [{"x": torch.ones(1)}, {"x": torch.ones(1)}]
+    assert job._steps_within(model, iter(trial), 69.0, False, kept, 90.0) == 20
+    assert model.weight.grad is None
+    assert job._steps_within(model, iter(()), 1.0, False, kept, 90.0) == 20
