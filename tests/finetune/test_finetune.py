@@ -151,6 +151,26 @@ def test_a_step_of_several_parts_has_the_gradient_of_the_whole(quantized: Path, 
     assert difference <= most * torch.stack([a.norm() for a in whole]).norm()
 
 
+def test_sixteen_texts_in_one_pass_and_in_sixteen_are_one_step(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the Trainer itself, with texts of different lengths."""
+    rows = [{"prompt": f"{i} {'and so on ' * (i % 3)}", "completion": f"{i}" * (1 + i % 4)} for i in range(16)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        PartTrainer,
+        "require_finite_gradients",
+        lambda self: seen.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.requires_grad])),
+    )
+    for batch, accumulate in ((16, 1), (1, 16)):
+        training = replace(TRAINING, batch=batch, accumulate=accumulate, max_steps=1, held_out=0.0)
+        out = tmp_path / f"of-{batch}"
+        finetune(quantized, str(tmp_path / "rows.jsonl"), out, training=training, reporter=QUIET)
+    one, many = seen
+    assert (one - many).norm() <= 5e-6 * one.norm()
+
+
 def test_it_learns_and_stock_peft_loads_it(
     quantized: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
