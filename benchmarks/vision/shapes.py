@@ -111,18 +111,19 @@ def memory(options: argparse.Namespace) -> dict[str, float]:
 
 
 def cost(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the forward sweep and labels: questions about pictures over texts of as many tokens."""
+    """Seconds of the forward sweep and labels: questions about pictures over texts of as many tokens, and over texts of as many
+    tokens and patches."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "model"
         random_qwen2_vl(source, options.text_blocks, options.vision_blocks)
         subject = Subject.open(source, Settings(dtype=options.dtype))
         assert subject.viewer is not None
         shown = subject.viewer.told(drawn(6, 0))
-        texts = [Sample.of(torch.randint(100, 40_000, (sample.n_tokens,))) for sample in shown]
-        texts = [Sample(text.inputs, sample.scored) for text, sample in zip(texts, shown, strict=True)]
-        seconds: dict[str, list[float]] = {"images": [], "texts": []}
+        kinds = {"images": shown, "texts": [_like(sample, 0) for sample in shown]}
+        kinds["long texts"] = [_like(sample, len(sample.media["pixel_values"])) for sample in shown]
+        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for run in range(options.repeats):
-            for kind, samples in (("images", shown), ("texts", texts)):
+            for kind, samples in kinds.items():
                 sweep = Sweep(
                     subject,
                     Folds(tuple(samples[:2]), tuple(samples[2:4]), tuple(samples[4:]), kind),
@@ -132,7 +133,7 @@ def cost(options: argparse.Namespace) -> dict[str, float]:
                 start = time.perf_counter()
                 sweep.prepare()
                 seconds[kind].append(time.perf_counter() - start)
-        images, plain = (statistics.median(seconds[kind]) for kind in ("images", "texts"))
+        images, plain, long = (statistics.median(seconds[kind]) for kind in kinds)
         n_tokens = sum(sample.n_tokens for sample in shown) / len(shown)
         n_patches = sum(len(sample.media["pixel_values"]) for sample in shown) / len(shown)
         rows = {"vision": n_patches, "projector": n_patches / VISION_MERGE, "text": n_tokens}
@@ -142,9 +143,18 @@ def cost(options: argparse.Namespace) -> dict[str, float]:
             "patches": n_patches,
             "seconds_images": images,
             "seconds_texts": plain,
+            "seconds_long_texts": long,
             "ratio": images / plain,
+            "ratio_to_long_texts": images / long,
             "ratio_of_the_products_in_blocks": sum(products.values()) / products["text"],
         }
+
+
+def _like(sample: Sample, n_more: int) -> Sample:
+    """A text of as many tokens as ``sample``, behind ``n_more`` others; as many of them are scored."""
+    ids = torch.randint(100, 40_000, (n_more + sample.n_tokens,))
+    scored = None if sample.scored is None else torch.cat([torch.zeros(n_more, dtype=torch.bool), sample.scored])
+    return Sample(Sample.of(ids).inputs, scored)
 
 
 def _parts(subject: Subject) -> dict[str, list[Weight]]:
