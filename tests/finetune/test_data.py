@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from openpyxl import Workbook
 from transformers import LlamaConfig
 
@@ -243,6 +245,10 @@ def test_silent_mistakes_stop_before_training() -> None:
     assert rule_of(lambda: require_no_mistake(good[:1], tokenizer, ends, 500)) == "finetune/one-row"
     assert rule_of(lambda: require_no_mistake(examples(talks, tokenizer, 4), tokenizer, ends, 4)) == "finetune/nothing-learnt"
     assert rule_of(lambda: require_no_mistake(good, tokenizer, {7}, 500)) == "finetune/end-never-trained"
+    assert rule_of(lambda: require_no_mistake(good, tokenizer, set(), 500)) == "finetune/no-end"
+    bos = int(tokenizer.bos_token_id)
+    double = [replace(e, ids=torch.cat([torch.tensor([bos, bos]), e.ids[2:]])) for e in good]
+    assert rule_of(lambda: require_no_mistake(double, tokenizer, ends, 500)) == "finetune/double-bos"
     long = examples([Talk(text="word " * 100), Talk(text="word " * 100)], tokenizer, 20)
     assert rule_of(lambda: require_no_mistake(long, tokenizer, ends, 20)) == "finetune/most-are-cut"
 
@@ -265,3 +271,24 @@ def test_tokens_and_positions_that_the_model_does_not_have_are_refused() -> None
         (LlamaConfig(vocab_size=most + 1, max_position_embeddings=longest - 1), "too-long"),
     ):
         assert rule_of(lambda config=config: require_room(found, config)) == f"finetune/{rule}"
+
+
+def test_without_a_template_an_answer_ends_as_texts_do() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    talks, _ = conversations(ROWS)
+    first = examples(talks, tokenizer, 500)[0]
+    assert tokenizer.decode(first.ids) == f"What is 2 + 2?\n4{tokenizer.eos_token}"
+    assert tokenizer.decode(first.labels[first.labels != IGNORED]) == f"4{tokenizer.eos_token}"
+
+
+def test_a_row_of_a_million_letters_costs_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(f"question,answer\nQ,A\n{'word ' * 200_000},B\nQ2,C\nQ3,D\n", encoding="utf-8")
+    talks, _ = conversations(read_table(str(tmp_path / "long.csv")))
+    found = examples(talks, byte_tokenizer(), 64)
+    assert [e.n_labels > 0 for e in found] == [True, False, True, True]
+    assert len(found[1].ids) == 64
+    lines = summary(found, 64)
+    assert any("1 texts are cut" in line for line in lines)
+    assert any("row 3" in line for line in lines)
+    require_no_mistake(found, byte_tokenizer(), {int(byte_tokenizer().eos_token_id)}, 64)

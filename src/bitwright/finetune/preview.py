@@ -66,8 +66,15 @@ def require_no_mistake(examples: Sequence[Example], tokenizer: Any, ends: set[in
             "answers of the assistant within the length",
             f"--length {2 * length}, or another --answer",
         )
+    if not ends:
+        raise _mistake(
+            "no-end",
+            "neither the tokenizer nor generation_config.json names a token that ends a text",
+            "a token after which the model stops",
+            "bitwright doctor MODEL, or eos_token in tokenizer_config.json",
+        )
     whole = [e for e in examples if not e.n_cut and e.n_labels]
-    if whole and ends and not any(set(e.labels.tolist()) & ends for e in whole):
+    if whole and not any(set(e.labels.tolist()) & ends for e in whole):
         raise _mistake(
             "end-never-trained",
             "no answer ends with a token that ends a turn",

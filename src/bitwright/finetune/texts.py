@@ -55,6 +55,8 @@ def texts_of(data: str, path: Path, tokenizer: Any, training: Training) -> Texts
     """
     rows = read_table(data, training.sheet)
     talks, words = conversations(rows, training.template, training.answer, training.rows_together)
+    if any(talk.messages for talk in talks) and not tokenizer.chat_template:
+        words += "; without a chat template: the question, the end of a line, the answer"
     found = _examples(data, rows, talks, path, tokenizer, training)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(training.seed)).tolist()
     n_kept = min(len(found) - 1, max(1, math.ceil(training.held_out * len(found)))) if training.held_out else 0
