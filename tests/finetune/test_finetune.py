@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -182,6 +183,8 @@ def test_it_learns_and_stock_peft_loads_it(
     assert "library_name: peft" in card
     assert f"| {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |" in card
     assert "sums.csv" in card
+    assert "](loss.svg)" in card
+    assert ElementTree.parse(tmp_path / "adapter" / "loss.svg").getroot().tag.endswith("svg")
     assert f"{outcome.losses[0][1]:.3f} to {outcome.losses[-1][1]:.3f} nats" in card
     assert str(tmp_path) not in card
     base: Any = AutoModelForCausalLM.from_pretrained(quantized, dtype=torch.float32)

@@ -61,6 +61,8 @@ def test_what_was_learnt_is_what_is_written(
     assert found.moved == pytest.approx(float(torch.cat(changed).float().mean()))
     assert found.moved > 0.01
     assert "of the trained codes are others" in beside(out, "README.md").read_text()
+    assert f"]({beside(out, 'loss.svg').name})" in beside(out, "README.md").read_text()
+    assert beside(out, "loss.svg").exists()
     assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
     monkeypatch.undo()
     scaled = tmp_path / f"scaled{suffix}"

@@ -26,7 +26,9 @@ PROOF = "bitwright.json"  # says that a checkpoint is ours
 ADAPTER_OF = "adapter_of"  # in the proof of an adapter: the model that it was trained beside
 SHOWN = 6  # pictures that a card shows
 CARD_PICTURES = tuple(f"picture-{i}.png" for i in range(1, SHOWN + 1))
-BESIDE = (PROOF, "report.json", "report.html", "README.md", "Modelfile", "mmproj.gguf", *CARD_PICTURES)  # that go with a model
+LOSSES = "loss.svg"  # of a model that was trained
+TEXTS = (PROOF, "report.json", "report.html", "README.md", "Modelfile")
+BESIDE = (*TEXTS, "mmproj.gguf", LOSSES, *CARD_PICTURES)  # what goes with a model
 
 
 def beside(out: Path, name: str) -> Path:

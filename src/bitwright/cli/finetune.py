@@ -50,7 +50,7 @@ def run(
     ] = "",
     template: Annotated[str, typer.Option(help="The question, such as '{instruction}[[ Context: {context}]]'.")] = "",
     answer: Annotated[str, typer.Option(help="The column with the answer, together with --template.")] = "",
-    sheet: Annotated[str, typer.Option(help="Of an .xlsx file with rows in several sheets.")] = "",
+    sheet: Annotated[str, typer.Option(help="Of an .xlsx file: a sheet, several with commas, or '*' for all.")] = "",
     rows_together: Annotated[int, typer.Option(min=1, help="Rows that make one conversation.")] = 1,
     train: Annotated[str, typer.Option(help="Parts of a model that sees, by commas: text, vision, projector.")] = "text",
     targets: Annotated[str, typer.Option(help="Linears that are trained, by patterns separated by commas.")] = "*",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitwright.checkpoint.output import LOSSES, beside, write_text
 from bitwright.errors import printable
 from bitwright.finetune.training import SCALES, Outcome, Training
 from bitwright.host.places import without_place
+from bitwright.report.losses import loss_picture
 
 if TYPE_CHECKING:
     from bitwright.finetune.merge import Merged
@@ -63,6 +66,16 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
         lines.append(f"| loss, nats per answer token | {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |")
         lines.append(f"| answers right to the last token | {outcome.before.right:.0%} | {outcome.after.right:.0%} |\n")
     return "\n".join(lines)
+
+
+def draw_losses(model: Path, losses: tuple[tuple[int, float], ...]) -> str:
+    """Draw ``losses`` beside ``model``; the picture as Markdown. Nothing where it cannot be: no training is lost to that."""
+    place = beside(model, LOSSES)
+    try:
+        write_text(place, loss_picture(losses))
+    except Exception:  # noqa: BLE001 - whatever the drawing raises
+        return ""
+    return f"\n![loss while training, by step]({place.name})\n"
 
 
 def curve(losses: tuple[tuple[int, float], ...]) -> str:

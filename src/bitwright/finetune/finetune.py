@@ -15,7 +15,7 @@ from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail
 from bitwright.finetune.answers import held
 from bitwright.finetune.base import Base
-from bitwright.finetune.card import adapter_card
+from bitwright.finetune.card import adapter_card, draw_losses
 from bitwright.finetune.inputs import Layout
 from bitwright.finetune.model import adapt
 from bitwright.finetune.packed import packed
@@ -131,7 +131,8 @@ def _adapter(
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
             card = adapter_card(base.name, auto, data, training, outcome)
-            write_text(place / "README.md", card + base.for_its_program(place, ready, training))
+            card += draw_losses(place, losses) + base.for_its_program(place, ready, training)
+            write_text(place / "README.md", card)
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

@@ -16,7 +16,7 @@ from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import LEAST_KEPT, held, of_files
-from bitwright.finetune.card import trained_section
+from bitwright.finetune.card import draw_losses, trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.inputs import Layout
 from bitwright.finetune.snapped import RATES
@@ -88,7 +88,8 @@ def finetune_in_format(
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
             card = beside(place, "README.md")
             if card.exists():
-                write_text(card, card.read_text(encoding="utf-8") + trained_section(data, training, outcome))
+                section = trained_section(data, training, outcome) + draw_losses(place, losses)
+                write_text(card, card.read_text(encoding="utf-8") + section)
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

@@ -30,6 +30,7 @@ from bitwright.errors import fail
 from bitwright.evaluate.divergence import bootstrap_interval
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
+from bitwright.finetune.card import draw_losses
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.snapped import RATES
 from bitwright.finetune.teacher import LIKELIEST_TOKENS, Lesson, apart, lessons_of, together
@@ -305,4 +306,5 @@ def _tell(made: Path, found: Repaired) -> None:
             f"the 16-bit model's distributions: KL divergence {found.before.kl:.4f} before, {found.after.kl:.4f} after, on "
             f"{found.after.n_sequences} samples that training did not see.\n"
         )
+        words += draw_losses(made, found.losses)
         card.write_text(card.read_text(encoding="utf-8") + words, encoding="utf-8")

@@ -120,7 +120,7 @@ def frontier(report: Report, sensitivity: Sensitivity) -> Spec:
             for halo in (HALO, {})
         ],
     ]
-    return _framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
+    return framed({"layer": [layer for layer in layers if layer["data"]["values"]], "width": WIDTH, "height": HEIGHT})
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def format_map(report: Report, sensitivity: Sensitivity) -> Spec:
     colours = [_between(i / max(1, len(order) - 1)) for i in range(len(order))]
     roles = list(dict.fromkeys(names.values()))
     n_blocks = max(w.block for w in sensitivity.weights) + 1
-    return _framed(
+    return framed(
         {
             "data": {"values": cells},
             "width": WIDTH,
@@ -240,7 +240,7 @@ def predictions(report: Report) -> Spec:
     _put_names(points, _Axis("predicted", span, side, log=True), _Axis("measured", span, side, log=True, upward=True))
     x, y = _log("predicted", "predicted, nats per token", values), _log("measured", "measured, nats per token", values)
     colour = {"condition": {"test": "datum.text == 'predicting fold'", "value": ACCENT}, "value": INK}
-    return _framed(
+    return framed(
         {
             "width": side,
             "height": side,
@@ -290,7 +290,7 @@ def _by_role(report: Report, sensitivity: Sensitivity, figure: str, title: str) 
     looks = {USUAL: (MUTED, "circle", 22), MORE: (ACCENT, "triangle-up", 62), LESS: (SECOND, "triangle-down", 62)}
     columns = min(FACET_COLUMNS, max(1, len(roles)))
     y = _log("value", title, [point["value"] for point in points])
-    return _framed(
+    return framed(
         {
             "data": {"values": points},
             "facet": {
@@ -411,7 +411,7 @@ def round_numbers(low: float, high: float) -> list[float]:
     return found
 
 
-def _framed(spec: Spec) -> Spec:
+def framed(spec: Spec) -> Spec:
     """What all charts share."""
     text = {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": "var(--grid)", "domainColor": "var(--grid)", "tickColor": "var(--grid)"}
