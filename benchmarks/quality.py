@@ -91,12 +91,17 @@ def ratios(report: Report) -> dict[str, float]:
 def by_domain(report: Report) -> dict[str, float]:
     """KL over stock in every domain of the held-out text, and the largest of these ratios over the smallest."""
     stock = {domain.label: domain.kl for domain in report.verdict.entry(report.verdict.stock).divergence.domains}
-    found = {domain.label: domain.kl / stock[domain.label] for domain in report.result.divergence.domains}
+    domains = report.result.divergence.domains
+    found = {domain.label: domain.kl / stock[domain.label] for domain in domains}
     if not found:
         return {}
-    return {f"kl_over_stock_{name}": ratio for name, ratio in found.items()} | {
-        "widest_over_narrowest": max(found.values()) / min(found.values())
-    }
+    low, high = report.plan.elsewhere
+    expected = {"expected_from": low, "expected_to": high, "domains_outside": sum(not low <= d.kl <= high for d in domains)}
+    return (
+        expected
+        | {f"kl_over_stock_{name}": ratio for name, ratio in found.items()}
+        | {"widest_over_narrowest": max(found.values()) / min(found.values())}
+    )
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ SCHEMA = "bitwright.plan/3"
 KNOWN_BY = b'"bitwright.plan/'  # in every plan.json
 DIGEST = "sha256"  # the key in plan.json of the digest of the rest
 SIXTEEN = "16bit"  # the format of a weight that stays as it is
+OF_PICTURES = "questions about pictures"  # a kind of calibration text that tells nothing about other texts
+ELSEWHERE = (0.75, 1.6)  # what texts of other kinds lost, over what was predicted for the kinds of calibration (docs/LOG.md)
 NOISE_FLOOR = "16-bit arithmetic"  # the line of a table that is the 16-bit model itself, as it is usually run
 
 
@@ -83,6 +85,13 @@ class Plan:
     def formats(self) -> tuple[str, ...]:
         """Every format that is used, each once."""
         return tuple(dict.fromkeys(choice.format for choice in self.choices))
+
+    @property
+    def elsewhere(self) -> tuple[float, float]:
+        """Between which damages texts of other kinds are to be expected: as far around the kinds of calibration text as five
+        kinds were on three models."""
+        known = [nats for kind, nats in self.check_by_kind if kind != OF_PICTURES] or [self.check_nats]
+        return ELSEWHERE[0] * min(known), ELSEWHERE[1] * max(known)
 
     def bits_per_weight(self, n_parameters: int) -> float:
         """Bits of each quantizable weight, scales included."""

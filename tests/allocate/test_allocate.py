@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from bitwright.allocate.allocate import allocate, stock_or_16bit, uniform
 from bitwright.allocate.budget import budget_nbytes
 from bitwright.errors import BitwrightError
-from bitwright.plan import Plan, Rounding
+from bitwright.plan import OF_PICTURES, Plan, Rounding
 from bitwright.sensitivity import Row, Sensitivity, WeightRows
 
 SHAPE = (64, 128)
@@ -66,6 +67,13 @@ def test_the_plan_spends_where_it_matters(table: Sensitivity) -> None:
     assert damages[-1] == pytest.approx(0, abs=1e-9)
     for point in plan.frontier[1:-1:5]:
         assert allocate(table, f"{point.nbytes}B", frontier=False).damage_nats == pytest.approx(point.damage_nats)
+
+
+def test_other_texts_are_expected_around_the_kinds_that_were_read(table: Sensitivity) -> None:
+    plan = replace(allocate(table, "+10%"), check_nats=0.02, check_by_kind=())
+    assert plan.elsewhere == pytest.approx((0.015, 0.032))
+    kinds = (("text that the model wrote itself", 0.05), ("documentation", 0.03), (OF_PICTURES, 0.001))
+    assert replace(plan, check_by_kind=kinds).elsewhere == pytest.approx((0.0225, 0.08))
 
 
 def test_every_exception_has_a_reason_in_words(table: Sensitivity) -> None:

@@ -56,9 +56,11 @@ def run(
         if choice.reason:
             say(f"{choice.weight.removesuffix('.weight')}  {choice.reason}")
     assert plan.gap is not None  # of a plan that was solved
+    low, high = plan.elsewhere
     say(
         f"\n{output}: {plan.nbytes / 1e6:.2f} MB ({100 * (plan.nbytes / stock - 1):+.1f} % against {table.stock}), "
         f"{plan.bits_per_weight(table.n_parameters):.2f} bits per weight, predicted {plan.check_nats:.4f} nats "
-        f"(+- {plan.check_stderr:.4f}), gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
+        f"(+- {plan.check_stderr:.4f}; {low:.4f} to {high:.4f} on text of other kinds), "
+        f"gap to the optimum {100 * plan.gap:.3f} %, one more MB saves "
         f"{plan.price_nats_per_mb:.2g} nats"
     )

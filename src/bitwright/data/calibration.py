@@ -29,6 +29,7 @@ from bitwright.host.progress import Reporter
 from bitwright.models.open import auto_class
 from bitwright.models.skeleton import Skeleton
 from bitwright.models.spec import ModelSpec
+from bitwright.plan import OF_PICTURES
 from bitwright.settings import Effort, Settings
 
 SELF = "self"
@@ -42,12 +43,7 @@ SHARES_SEEING: dict[str, dict[str, int]] = {  # the same for a model that sees
     MIXED: {PICTURES: 3, SELF: 2, DOCUMENTATION: 1},
     INSTALLED: {PICTURES: 2, DOCUMENTATION: 1},
 }
-WORDS = {
-    SELF: "text that the model wrote itself",
-    DOCUMENTATION: "documentation",
-    CODE: "source code",
-    PICTURES: "questions about pictures",
-}
+WORDS = {SELF: "text that the model wrote itself", DOCUMENTATION: "documentation", CODE: "source code", PICTURES: OF_PICTURES}
 SEQUENCES = 128
 TOKENS_PER_COLUMN = 3
 EFFORT = {Effort.QUICK: 0.25, Effort.NORMAL: 1.0, Effort.THOROUGH: 3.0}

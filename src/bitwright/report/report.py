@@ -154,7 +154,8 @@ def sentences(report: Report) -> tuple[str, str, str]:
         done += f" The choice is within {100 * plan.gap:.2f} % of the best possible."
         done += f" One more megabyte would save {plan.price_nats_per_mb:.1g} nats."
     trust = f"Predicted {plan.check_nats:.4f} nats and measured {report.check.kl:.4f} on calibration text that no choice saw"
-    trust += f"{_by_kind(report)}. Measured on held-out text: "
+    low, high = plan.elsewhere
+    trust += f"{_by_kind(report)}; expect {low:.4f} to {high:.4f} on text of other kinds. Measured on held-out text: "
     trust += f"{result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}). "
     trust += f"{report.verdict.gate[:1].upper()}{report.verdict.gate[1:]}."
     return gained, done, trust
