@@ -50,6 +50,7 @@ BESIDE_WEIGHTS = (  # what a model has beside them and its tokenizer: of one tha
 )
 FEWEST = 24  # texts of calibration; where there are fewer, the usual ones are taken
 BUDGET = "+10%"  # where no plan is known
+PLAN = "plan.json"  # whose formats are kept
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def merge(
     work_root = out.absolute().parent / f".{out.name}.merge"
     container = container_of(settings.container)
     require_suffix(out, container)
-    beside_it = None if budget else _like(adapter, plan, settings.container)
+    like = None if budget else _like(adapter, plan, settings.container)
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=True):
         directory = local_directory(source)
         tokenizer = tokenizer_of(directory)
@@ -124,20 +125,17 @@ def merge(
         told.require_same(texts, data)
         if not texts.kept:
             reporter.say("note: no texts were kept apart, so nothing says whether the file answers as the adapter does")
-        place = Path(whole) if whole else work_root / "source" / "merged"
-        if place.exists() and not whole:
-            shutil.rmtree(place)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(whole) if whole else _emptied(work_root / "source" / "merged")
         with atomic_output(place, False) as empty:
             write_merged(directory, adapter, tokenizer, empty)
         made = work_root / "made" / out.name
         made.parent.mkdir(parents=True, exist_ok=True)
         own = replace(settings, calibration=_calibration(texts, tokenizer, work_root) or settings.calibration)
-        if beside_it:
-            own = replace(own, fused_groups=beside_it.fused_groups)
-            (path := work_root / "plan.json").write_text(beside_it.to_json(), encoding="utf-8")
-        kept_plan = path if beside_it else None
-        quantize(place, made, budget or BUDGET, plan=kept_plan, settings=own, overwrite=True, reporter=reporter)
+        if like:
+            own = replace(own, fused_groups=like.fused_groups)
+            write_text(work_root / PLAN, like.to_json())
+        kept = work_root / PLAN if like else None
+        quantize(place, made, budget or BUDGET, plan=kept, settings=own, overwrite=True, reporter=reporter)
         device = device_of(told.training.device)
         (merged,) = of_files(place, [made], texts.kept, device, work_root, reporter, CHECKED)
         finished = Finished.open(made, str(place), own)
@@ -159,6 +157,13 @@ def merge(
             help="bitwright finetune --method qat trains what will be written; a larger --budget keeps more",
         )
     return found
+
+
+def _emptied(folder: Path) -> Path:
+    """``folder``, which may be made now: what a killed run left there is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _like(adapter: Path, plan: str | Path, container: str) -> Plan | None:
