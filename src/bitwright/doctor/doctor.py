@@ -35,10 +35,12 @@ def examine(path: Path, weights: bool = False, reporter: Reporter | None = None)
 def examine_for_training(directory: Path) -> list[Finding]:
     """All findings that need no weights, and what is wrong with the rows of tokens, for which embedding and head are read."""
     model = Model(directory)
-    rows = [measure(ref, rows_too=True) for ref in (model.embedding, model.head) if ref is not None]
-    statistics = [found for found in rows if found is not None]
-    tokens = _carefully(untrained_tokens.__name__, partial(untrained_tokens.check, model, statistics))
-    return _ordered(_found(model) + tokens)
+    return _ordered(_found(model) + _carefully(untrained_tokens.__name__, partial(_of_rows, model)))
+
+
+def _of_rows(model: Model) -> Iterator[Finding]:
+    found = [measure(ref, rows_too=True) for ref in (model.embedding, model.head) if ref is not None]
+    return untrained_tokens.check(model, [one for one in found if one is not None])
 
 
 def in_lines(findings: list[Finding], most: int = 3) -> tuple[str, ...]:
