@@ -77,8 +77,11 @@ def _with_adapter(model: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor
     return torch.cat(list(loaded.logit_parts(ids)))
 
 
-def test_a_gguf_file_of_somebody_else_stays_packed(build: Build, data: str, tmp_path: Path) -> None:
+def test_a_gguf_file_of_somebody_else_stays_packed(
+    build: Build, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its codes are those in the file, and not 16-bit numbers made of them."""
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
     source, model, out = build("llama", **MODEL), tmp_path / "model.gguf", tmp_path / "adapter"
     settings = replace(TINY, compare=False, container="gguf", formats=("q4_0", "q8_0"))
     bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
