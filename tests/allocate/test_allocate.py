@@ -71,9 +71,9 @@ def test_the_plan_spends_where_it_matters(table: Sensitivity) -> None:
 
 def test_other_texts_are_expected_around_the_kinds_that_were_read(table: Sensitivity) -> None:
     plan = replace(allocate(table, "+10%"), check_nats=0.02, check_by_kind=())
-    assert plan.elsewhere == pytest.approx((0.015, 0.032))
+    assert plan.elsewhere == pytest.approx((0.015, 0.035))
     kinds = (("text that the model wrote itself", 0.05), ("documentation", 0.03), (OF_PICTURES, 0.001))
-    assert replace(plan, check_by_kind=kinds).elsewhere == pytest.approx((0.0225, 0.08))
+    assert replace(plan, check_by_kind=kinds).elsewhere == pytest.approx((0.0225, 0.0875))
 
 
 def test_every_exception_has_a_reason_in_words(table: Sensitivity) -> None:
