@@ -89,7 +89,7 @@ class Plan:
     @property
     def elsewhere(self) -> tuple[float, float]:
         """Between which damages texts of other kinds are to be expected: as far around the kinds of calibration text as five
-        kinds were on three models."""
+        kinds were on two models (gemma-3-270m, Qwen2.5-Coder-0.5B)."""
         known = [nats for kind, nats in self.check_by_kind if kind != OF_PICTURES] or [self.check_nats]
         return ELSEWHERE[0] * min(known), ELSEWHERE[1] * max(known)
 

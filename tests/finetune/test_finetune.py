@@ -423,6 +423,9 @@ def test_a_merge_keeps_the_formats_that_it_was_trained_beside(build: Build, quan
     assert [(c.weight, c.format) for c in old.choices] == [(c.weight, c.format) for c in new.choices]
     assert 0.0 < found.moved < 1.0
     assert found.survived > 0.7
+    with pytest.raises(BitwrightError) as caught:
+        merge(tmp_path / "adapter", source, data, tmp_path / "again", "+9%", plan=quantized, reporter=QUIET)
+    assert caught.value.finding.rule == "finetune/unused"
     (tmp_path / "other.csv").write_text(Path(data).read_text() + "\nWhat is 9 + 9?,It is 18.")
     with pytest.raises(BitwrightError) as caught:
         merge(tmp_path / "adapter", source, str(tmp_path / "other.csv"), tmp_path / "again", reporter=QUIET)

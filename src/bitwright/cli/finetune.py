@@ -23,7 +23,8 @@ def run(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="What quantize wrote, another 4-bit checkpoint of bitsandbytes, or a 16-bit model, which is quantized first.",
+            help="What quantize wrote, another 4-bit checkpoint of bitsandbytes, a .gguf file, or a 16-bit model (demo too), "
+            "which is quantized first.",
         ),
     ],
     data: Annotated[

@@ -117,6 +117,9 @@ def merge(
     work_root = out.absolute().parent / f".{out.name}.merge"
     container = container_of(settings.container)
     require_suffix(out, container)
+    if budget and plan:
+        saw, help = f"--budget {budget} and --plan {plan}", "leave out one of them"
+        raise fail("finetune/unused", "merge", saw=saw, wanted="a budget or the formats of a plan", help=help)
     like = None if budget else _like(adapter, plan, settings.container)
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=True):
         directory = local_directory(source)

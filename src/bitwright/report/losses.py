@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 
 from bitwright.report.charts import ACCENT, MUTED, Spec, framed
 from bitwright.report.draw import svgs
 
 SMOOTHED = 20  # parts of a training over which the line of means is taken
-COLOURS = (
-    "<style>svg{--ink:#1c1d1f;--muted:#6d7076;--grid:#dfddd6;--accent:#c2410c;--second:#2563a8}"
-    "@media (prefers-color-scheme:dark){svg{--ink:#ecebe7;--muted:#9a9da3;--grid:#33373d;--accent:#fb923c;--second:#7cb3ee}}"
-    "</style>"
-)
+END_OF_COLOURS = "* {"  # the rule that follows them in the style of the page
 
 
 def loss_picture(losses: Sequence[tuple[int, float]]) -> str:
@@ -22,19 +19,21 @@ def loss_picture(losses: Sequence[tuple[int, float]]) -> str:
     """
     (drawing,) = svgs([loss_chart(losses)])
     head, rest = drawing.split(">", 1)
-    return f"{head}>{COLOURS}{rest}"
+    return f"{head}><style>{_colours()}</style>{rest}"
+
+
+def _colours() -> str:
+    """The colours of the report page, light and dark, for a picture that stands alone."""
+    style = (files("bitwright.report") / "page.css").read_text(encoding="utf-8")
+    return style[: style.index(END_OF_COLOURS)].replace(":root", "svg")
 
 
 def loss_chart(losses: Sequence[tuple[int, float]]) -> Spec:
     """The same as a Vega-Lite specification."""
     window = max(1, len(losses) // SMOOTHED)
+    recent = [[loss for _, loss in losses[max(0, at - window) : at]] for at in range(1, len(losses) + 1)]
     points = [
-        {
-            "step": step,
-            "loss": loss,
-            "mean": sum(one for _, one in losses[max(0, at + 1 - window) : at + 1]) / min(window, at + 1),
-        }
-        for at, (step, loss) in enumerate(losses)
+        {"step": step, "loss": loss, "mean": sum(some) / len(some)} for (step, loss), some in zip(losses, recent, strict=True)
     ]
     x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1}}
 
