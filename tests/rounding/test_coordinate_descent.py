@@ -4,26 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from bitwright.formats.bnb4.codes import BlockCodes
+from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
-from bitwright.rounding.bnb4 import nearest, rounded
-from bitwright.rounding.kernels.block_scales import ScaleTable
-from bitwright.rounding.kernels.blocks import descend_blocks
+from bitwright.formats.families import unpacked
+from bitwright.rounding.base import Rounder
+from bitwright.rounding.bnb4 import BNB4, nearest, rounded
 from bitwright.rounding.kernels.error_feedback import Feedback
-from bitwright.rounding.kernels.grid import TableGrid
 from tests.rounding.test_error_feedback import correlated_moment, objective
+from tests.rounding.test_row_feedback import FORMATS
 
 NAMES = ("nf4-b32-dq", "nf4-b64-dq", "nf4-b64", "fp4-b64-dq", "nf4-b128-dq")
-
-
-def coordinate_descent(weight: Tensor, codes: BlockCodes, moment: Tensor) -> BlockCodes:
-    """One sweep from any codes."""
-    table, format = ScaleTable.of(codes.format, codes.scales, len(weight)), codes.format
-    levels, grid = torch.tensor(format.levels), TableGrid.of(format.levels, weight.device)
-    code = codes.code.reshape(weight.shape).t().contiguous()
-    return table.codes(descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, 1))
 
 
 @settings(max_examples=25, deadline=None)
@@ -33,8 +24,8 @@ def test_the_objective_never_grows(seed: int, name: str, from_nearest: bool) -> 
     weight, format = torch.randn(12, 256, generator=generator) * 0.05, BLOCK_FORMATS[name]
     moment = correlated_moment(256, seed % 7) + 0.01 * torch.eye(256)
     start = nearest(weight, format) if from_nearest else rounded(weight, Feedback.of(moment.clone()), [format], sweeps=0)[0]
-    once = coordinate_descent(weight, start, moment)
-    twice = coordinate_descent(weight, once, moment)
+    once = BNB4.descended(weight, start, moment)
+    twice = BNB4.descended(weight, once, moment)
     slack = 1.002  # the look-up table is blind within a cell of a bound
     assert objective(weight, once, moment) <= slack * objective(weight, start, moment)
     assert objective(weight, twice, moment) <= slack * objective(weight, once, moment)
@@ -53,6 +44,18 @@ def test_an_exact_weight_stays_exact_and_zero_stays_zero() -> None:
     format = BLOCK_FORMATS["nf4-b64-dq"]
     start = nearest(torch.randn(8, 128), format)
     exact = start.decode()
-    assert torch.equal(coordinate_descent(exact, start, correlated_moment(128) + torch.eye(128)).decode(), exact)
+    assert torch.equal(BNB4.descended(exact, start, correlated_moment(128) + torch.eye(128)).decode(), exact)
     zero = nearest(torch.zeros(8, 128), format)
-    assert torch.equal(coordinate_descent(torch.zeros(8, 128), zero, torch.eye(128)).decode(), torch.zeros(8, 128))
+    assert torch.equal(BNB4.descended(torch.zeros(8, 128), zero, torch.eye(128)).decode(), torch.zeros(8, 128))
+
+
+@pytest.mark.parametrize(("rounder", "name"), FORMATS)
+def test_codes_of_every_family_follow_another_moment(rounder: Rounder, name: str) -> None:
+    """As where more text comes later: from the codes of one moment to fewer losses under the next, in the same format."""
+    torch.manual_seed(2)
+    weight, format = torch.randn(24, 512) * 0.05, rounder.formats[name]
+    first, later = (correlated_moment(512, seed) + 0.01 * torch.eye(512) for seed in (1, 2))
+    start = rounder.calibrated(weight, Feedback.of(first.clone()), [format])[0]
+    moved = rounder.descended(weight, start, later)
+    stored = unpacked(Packed.of(moved))
+    assert objective(weight, stored, later) < 0.9 * objective(weight, start, later)

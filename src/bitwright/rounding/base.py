@@ -43,6 +43,11 @@ class Rounder(ABC):
         """
 
     @abstractmethod
+    def descended(self, weight: Tensor, codes: Any, moment: Tensor) -> Codes:
+        """``codes`` of ``weight`` [N, K] after a sweep of coordinate descent under damped S = ``moment`` [K, K]: tr(dW S dW^T)
+        is no larger."""
+
+    @abstractmethod
     def lattice(self, codes: Any) -> Lattice:
         """The numbers that a weight with the scales of ``codes`` can be."""
 

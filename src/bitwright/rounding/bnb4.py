@@ -14,7 +14,7 @@ from bitwright.formats.bnb4.codes import CHUNK_ENTRIES, BlockCodes
 from bitwright.formats.bnb4.format import BLOCK_FORMATS, BlockFormat
 from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
 from bitwright.rounding.kernels.block_scales import ScaleTable
-from bitwright.rounding.kernels.blocks import round_blocks
+from bitwright.rounding.kernels.blocks import descend_blocks, round_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import TableGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
@@ -31,6 +31,12 @@ class Bnb4Rounder(Rounder):
 
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[BlockFormat]) -> list[Codes]:
         return list(rounded(weight, feedback, formats))
+
+    def descended(self, weight: Tensor, codes: BlockCodes, moment: Tensor) -> BlockCodes:
+        table, code = ScaleTable.of(codes.format, codes.scales, len(weight)), codes.code.reshape(codes.shape).t().contiguous()
+        grid = TableGrid.of(codes.format.levels, weight.device)
+        levels = torch.tensor(codes.format.levels, dtype=torch.float32, device=weight.device)
+        return table.codes(descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, SWEEPS))
 
     def lattice(self, codes: BlockCodes) -> ScalarLattice:
         grid = TableGrid.of(codes.format.levels, codes.code.device)

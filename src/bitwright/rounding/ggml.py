@@ -14,7 +14,7 @@ from bitwright.formats.base import Codes
 from bitwright.formats.ggml.codes import GgmlCodes
 from bitwright.formats.ggml.format import GGML_FORMATS, GgmlFormat
 from bitwright.rounding.base import SWEEPS, Rounder, by_parts
-from bitwright.rounding.kernels.coordinate_descent import sweep_columns
+from bitwright.rounding.kernels.coordinate_descent import pulls, sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.ggml_nearest import nearest_ggml
 from bitwright.rounding.kernels.ggml_scales import Affine, Scaled, grid_of, largest_level, with_scales
@@ -36,8 +36,7 @@ class GgmlRounder(Rounder):
         """Error feedback, then a sweep of coordinate descent over the codes; formats of many levels to nearest."""
 
         def of(format: GgmlFormat, rows: Tensor) -> Codes:
-            start = ggml_feedback(rows, feedback, format)
-            return ggml_descent(rows, start, feedback.moment, SWEEPS)
+            return self.descended(rows, ggml_feedback(rows, feedback, format), feedback.moment)
 
         return [
             nearest_ggml(weight, format)
@@ -45,6 +44,10 @@ class GgmlRounder(Rounder):
             else by_parts(weight, feedback.rows, partial(of, format))
             for format in formats
         ]
+
+    def descended(self, weight: Tensor, codes: GgmlCodes, moment: Tensor) -> GgmlCodes:
+        """The scales stay as they are, and formats of many levels altogether."""
+        return codes if len(codes.format.levels) >= FINE_LEVELS else ggml_descent(weight, codes, moment, SWEEPS)
 
     def lattice(self, codes: GgmlCodes) -> ScalarLattice:
         format, n_rows = codes.format, codes.shape[0]
@@ -89,11 +92,9 @@ def ggml_descent(weight: Tensor, codes: GgmlCodes, moment: Tensor, sweeps: int =
     error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
     del decoded
     for _ in range(sweeps):
-        for group in range(n_cols // size):
-            block = slice(group * size, (group + 1) * size)
+        for group, (block, pull) in enumerate(pulls(moment, error, size)):
             target = weight[:, block].float().t().contiguous()
             if minimum is not None:
                 target -= minimum[group]
-            pull = moment[block] @ error
             code[block] = sweep_columns(grid, target, error[block], pull, moment[block, block], scale[group])
     return replace(codes, code=code.t().reshape(-1))

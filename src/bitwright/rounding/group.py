@@ -14,7 +14,7 @@ from bitwright.formats.base import Codes
 from bitwright.formats.group.codes import GroupCodes
 from bitwright.formats.group.format import GROUP_FORMATS, GroupFormat
 from bitwright.rounding.base import SWEEPS, Rounder, side_by_side
-from bitwright.rounding.kernels.blocks import round_blocks
+from bitwright.rounding.kernels.blocks import descend_blocks, round_blocks
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import UniformGrid, reciprocal
 from bitwright.rounding.kernels.lattice import ScalarLattice
@@ -43,10 +43,14 @@ class GroupRounder(Rounder):
     def calibrated(self, weight: Tensor, feedback: Feedback, formats: Sequence[GroupFormat]) -> list[Codes]:
         return list(round_groups(weight, feedback, formats))
 
+    def descended(self, weight: Tensor, codes: GroupCodes, moment: Tensor) -> GroupCodes:
+        table, grid, levels = GroupScales.of(codes), grid_of(codes.format), levels_of(codes.format, weight.device)
+        code = codes.code.t().contiguous()
+        return table.codes(descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, SWEEPS))
+
     def lattice(self, codes: GroupCodes) -> ScalarLattice:
-        lowest = codes.format.lowest
-        grid = UniformGrid(lowest, 1 << codes.format.bits, float(-lowest))
-        return ScalarLattice(codes.format.group_size, codes.scale.float() * -lowest, None, grid)
+        scale = codes.scale.float() * -codes.format.lowest
+        return ScalarLattice(codes.format.group_size, scale, None, grid_of(codes.format))
 
     def rescaled(self, codes: GroupCodes, scale: Tensor, minimum: Tensor | None) -> GroupCodes:
         return replace(codes, scale=(scale / -codes.format.lowest).bfloat16())
@@ -74,13 +78,22 @@ def round_groups(weight: Tensor, feedback: Feedback, formats: Sequence[GroupForm
     done: dict[str, GroupCodes] = {}
     for same in side_by_side(weight, formats, lambda format: format.bits):
         first = same[0]
-        grid = UniformGrid(first.lowest, 1 << first.bits, float(-first.lowest))
+        grid, levels = grid_of(first), levels_of(first, weight.device)
         tables = [GroupScales(format, _groups(weight, format).abs().amax(2)) for format in same]
-        levels = torch.arange(first.lowest, first.highest + 1, device=weight.device) / -first.lowest
         found = round_blocks(weight, feedback, grid, levels, tables, RATIOS_OF_BITS[first.bits], sweeps)
         for table, code in zip(tables, found, strict=True):
             done[table.format.name] = table.codes(code)
     return [done[format.name] for format in formats]
+
+
+def grid_of(format: GroupFormat) -> UniformGrid:
+    """The integers of ``format``, the lowest of which is the level -1."""
+    return UniformGrid(format.lowest, 1 << format.bits, float(-format.lowest))
+
+
+def levels_of(format: GroupFormat, device: torch.device) -> Tensor:
+    """The level of each code, float32."""
+    return torch.arange(format.lowest, format.highest + 1, device=device) / -format.lowest
 
 
 class GroupScales:
@@ -90,6 +103,11 @@ class GroupScales:
         """``wanted`` [N, G]: first values, on the scale of ``value``."""
         self.format, self.size = format, format.group_size
         self.stored, self.value = self.snap(wanted, 0)
+
+    @classmethod
+    def of(cls, codes: GroupCodes) -> GroupScales:
+        """The scales of ``codes``, to be changed further."""
+        return cls(codes.format, codes.scale.float() * -codes.format.lowest)
 
     def snap(self, wanted: Tensor, group: int) -> tuple[Tensor, Tensor]:
         stored = (wanted / -self.format.lowest).bfloat16()

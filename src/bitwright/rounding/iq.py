@@ -15,7 +15,7 @@ from bitwright.formats.iq.codes import CodebookCodes
 from bitwright.formats.iq.format import CODEBOOK_FORMATS, CodebookFormat
 from bitwright.rounding.base import SWEEPS, Rounder, by_parts
 from bitwright.rounding.kernels.codebook import Codebook
-from bitwright.rounding.kernels.codebook_search import Search
+from bitwright.rounding.kernels.codebook_search import Chosen, Search
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.grid import reciprocal
 from bitwright.rounding.kernels.lattice import CodebookLattice
@@ -37,6 +37,9 @@ class IqRounder(Rounder):
             return codebook_feedback(rows, feedback, format, SWEEPS)
 
         return [by_parts(weight, feedback.rows, partial(of, format)) for format in formats]
+
+    def descended(self, weight: Tensor, codes: CodebookCodes, moment: Tensor) -> CodebookCodes:
+        return codebook_descent(weight, codes, moment)
 
     def lattice(self, codes: CodebookCodes) -> CodebookLattice:
         format, shape = codes.format, (codes.shape[0], -1)
@@ -66,6 +69,13 @@ def codebook_feedback(weight: Tensor, feedback: Feedback, format: CodebookFormat
     for _ in range(sweeps):
         rounder.descend(weight.float().t(), feedback.moment)
     return rounder.codes((weight.shape[0], weight.shape[1]))
+
+
+def codebook_descent(weight: Tensor, codes: CodebookCodes, moment: Tensor) -> CodebookCodes:
+    """``codes`` of ``weight`` [N, K] after a sweep under damped S = ``moment`` [K, K]; scales stay as they are."""
+    chosen = Chosen.of(codes)
+    chosen.descend(weight.float().t(), moment)
+    return chosen.codes((weight.shape[0], weight.shape[1]))
 
 
 def nearest_codebook(weight: Tensor, format: CodebookFormat) -> CodebookCodes:

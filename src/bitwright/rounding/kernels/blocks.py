@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from bitwright.rounding.kernels.coordinate_descent import sweep_columns
+from bitwright.rounding.kernels.coordinate_descent import pulls, sweep_columns
 from bitwright.rounding.kernels.error_feedback import STEP, Feedback, feed_back
 from bitwright.rounding.kernels.grid import Grid
 from bitwright.rounding.kernels.scale_search import RATIOS, search_scale
@@ -148,13 +148,11 @@ def descend_blocks(
     size = table.size
     error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
     for _ in range(sweeps):
-        for start in range(0, weight.shape[1], size):
-            block = slice(start, start + size)
+        for block, pull in pulls(moment, error, size):
             inner = moment[block, block]
             target = weight[:, block].float().t().contiguous()
-            pull = moment[block] @ error  # S e, the rows of this block
             level = levels[code[block].int()]
-            scale = _refit(table, start // size, level, inner, pull, error[block])
+            scale = _refit(table, block.start // size, level, inner, pull, error[block])
             code[block] = sweep_columns(grid, target, error[block], pull, inner, scale)
     return code
 

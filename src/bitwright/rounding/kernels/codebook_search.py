@@ -7,32 +7,92 @@ descent then offers every eight columns another choice, which is taken where the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from bitwright.formats.iq.codes import CodebookCodes
 from bitwright.formats.iq.format import SIGNED, CodebookFormat
 from bitwright.rounding.kernels.codebook import Choice, Codebook
+from bitwright.rounding.kernels.coordinate_descent import pulls
 from bitwright.rounding.kernels.grid import reciprocal
 
 RATIOS = (0.55, 0.65, 0.75, 0.85, 0.95, 1.05)  # trial scales, to the one at which the largest weight is the largest number
 STEPS_BESIDE = 1  # integer steps on either side of the wanted one that are tried for a block
 
 
-class Search:
+class Chosen:
+    """The entries, signs and scales of one weight in a codebook format; tables are [K / what each is for, N]."""
+
+    def __init__(self, format: CodebookFormat, entry: Tensor, sign: Tensor, step: Tensor) -> None:
+        self.format, self.entry, self.sign, self.step = format, entry, sign, step
+        self.codebook = Codebook.of(format, entry.device)
+        self.unit: Tensor  # float16 [K / record, N], of the steps
+
+    @classmethod
+    def of(cls, codes: CodebookCodes) -> Chosen:
+        """What ``codes`` hold, to be changed further."""
+        entry, sign, step, unit = (
+            part.reshape(codes.shape[0], -1).t().contiguous() for part in (codes.entry, codes.sign, codes.step, codes.scale)
+        )
+        chosen = cls(codes.format, entry, sign, step)
+        chosen.unit = unit
+        return chosen
+
+    def _choose(self, target: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> Choice:
+        """The entries nearest to eight columns ``target`` [8, N], weighted by ``importance`` [8], under ``scale`` [N]."""
+        return self.codebook.choose(target * reciprocal(scale), importance, shift)
+
+    def _put(self, first: int, found: Choice, where: Tensor | None = None) -> None:
+        """Store the choice for the eight columns from ``first`` on, for rows ``where`` [N] or all."""
+        for table, width, new in (
+            (self.entry, self.format.group, found.entry),
+            (self.sign, self.format.shifted or 1, found.sign),
+        ):
+            if width == self.format.block and self.format.signs == "none" and table is self.sign:
+                part = slice(first // width, first // width + 1)
+            else:
+                part = slice(first // width, (first + SIGNED) // width)
+            new = new.to(table.dtype)
+            table[part] = new if where is None else torch.where(where, new, table[part])
+
+    def descend(self, weight: Tensor, moment: Tensor) -> None:
+        """One sweep over all columns, eight at a time, each at a better choice given all others. weight is [K, N]."""
+        decoded = self.codes((weight.shape[1], weight.shape[0])).decode().t()
+        error = (weight - decoded).contiguous()
+        format = self.format
+        for group, pull in pulls(moment, error, SIGNED):
+            inner, scale = moment[group, group], self._scale(group.start)
+            wish = weight[group] - error[group] + torch.linalg.solve(inner, pull)
+            shift = self.sign[group.start // format.shifted] if format.shifted == format.block else None
+            found = self._choose(wish, inner.diagonal(), scale, shift)
+            new = weight[group] - found.value * scale
+            change = new - error[group]
+            gain = (change * (2 * pull + inner @ change)).sum(0)
+            better = gain < 0
+            self._put(group.start, found, better)
+            error[group] = torch.where(better, new, error[group])
+
+    def _scale(self, column: int) -> Tensor:
+        """Of the block of ``column`` [N]."""
+        unit = self.unit[column // self.format.record].float() * self.format.gain
+        return (self.step[column // self.format.block].float() + 0.5) * unit
+
+    def codes(self, shape: tuple[int, int]) -> CodebookCodes:
+        """What was chosen, row-major."""
+        parts = (table.t().reshape(-1) for table in (self.entry, self.sign, self.step, self.unit))
+        return CodebookCodes(self.format, shape, *parts)
+
+
+class Search(Chosen):
     """The state of one weight while its columns pass. w is [K, N], tables are [K / block, N]."""
 
     def __init__(self, w: Tensor, importance: Tensor, format: CodebookFormat) -> None:
-        self.w, self.importance, self.format = w, importance, format
-        self.codebook = Codebook.of(format, w.device)
         n_cols, n_rows = w.shape
-        self.entry = torch.zeros(n_cols // format.group, n_rows, dtype=torch.int16, device=w.device)
-        width = format.shifted or 1
-        self.sign = torch.zeros(n_cols // width, n_rows, dtype=torch.bool, device=w.device)
-        self.step = torch.zeros(n_cols // format.block, n_rows, dtype=torch.uint8, device=w.device)
-        self.unit = self._record_scales()  # float16 [K / 256, N]
+        kinds = ((format.group, torch.int16), (format.shifted or 1, torch.bool), (format.block, torch.uint8))
+        empty = (torch.zeros(n_cols // width, n_rows, dtype=kind, device=w.device) for width, kind in kinds)
+        super().__init__(format, *empty)
+        self.w, self.importance = w, importance
+        self.unit = self._record_scales()
 
     def _record_scales(self) -> Tensor:
         """The 16-bit scale of every record, of which the largest wanted scale of a block is the largest multiple."""
@@ -99,50 +159,3 @@ class Search:
             value = self._choose(part, weights, scale, shift).value * scale
             total += ((part - value).square_() * weights[:, None]).sum(0)
         return total
-
-    def _choose(self, target: Tensor, importance: Tensor, scale: Tensor, shift: Tensor | None) -> Choice:
-        """The entries nearest to eight columns ``target`` [8, N], weighted by ``importance`` [8], under ``scale`` [N]."""
-        return self.codebook.choose(target * reciprocal(scale), importance, shift)
-
-    def _put(self, first: int, found: Choice, where: Tensor | None = None) -> None:
-        """Store the choice for the eight columns from ``first`` on, for rows ``where`` [N] or all."""
-        for table, width, new in (
-            (self.entry, self.format.group, found.entry),
-            (self.sign, self.format.shifted or 1, found.sign),
-        ):
-            if width == self.format.block and self.format.signs == "none" and table is self.sign:
-                part = slice(first // width, first // width + 1)
-            else:
-                part = slice(first // width, (first + SIGNED) // width)
-            new = new.to(table.dtype)
-            table[part] = new if where is None else torch.where(where, new, table[part])
-
-    def descend(self, weight: Tensor, moment: Tensor) -> None:
-        """One sweep over all columns, eight at a time, each at a better choice given all others. weight is [K, N]."""
-        decoded = self.codes((weight.shape[1], weight.shape[0])).decode().t()
-        error = (weight - decoded).contiguous()
-        for index, scale in self._scales():
-            start = index * self.format.block
-            for first in range(start, start + self.format.block, SIGNED):
-                group = slice(first, first + SIGNED)
-                inner, pull = moment[group, group], moment[group] @ error
-                wish = weight[group] - error[group] + torch.linalg.solve(inner, pull)
-                shift = self.sign[first // self.format.shifted] if self.format.shifted == self.format.block else None
-                found = self._choose(wish, inner.diagonal(), scale, shift)
-                new = weight[group] - found.value * scale
-                change = new - error[group]
-                gain = (change * (2 * pull + inner @ change)).sum(0)
-                better = gain < 0
-                self._put(first, found, better)
-                error[group] = torch.where(better, new, error[group])
-
-    def _scales(self) -> Iterator[tuple[int, Tensor]]:
-        per_record = self.format.record // self.format.block
-        for index in range(len(self.step)):
-            unit = self.unit[index // per_record].float() * self.format.gain
-            yield index, (self.step[index].float() + 0.5) * unit
-
-    def codes(self, shape: tuple[int, int]) -> CodebookCodes:
-        """What was chosen, row-major."""
-        parts = (table.t().reshape(-1) for table in (self.entry, self.sign, self.step, self.unit))
-        return CodebookCodes(self.format, shape, *parts)

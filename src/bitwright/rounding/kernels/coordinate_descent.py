@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
@@ -9,6 +11,24 @@ from torch import Tensor
 from bitwright.rounding.kernels.grid import Grid, reciprocal
 from bitwright.rounding.kernels.replay import replay
 from bitwright.rounding.kernels.strips import sweep_strip
+
+PANEL = 256  # columns whose pull is taken in one product: a block's alone is too flat to be quick
+
+
+def pulls(
+    moment: Float32[Tensor, "K K"], error: Float32[Tensor, "K N"], size: int
+) -> Iterator[tuple[slice, Float32[Tensor, "B N"]]]:
+    """Blocks of ``size`` columns in turn, and what pulls at each: S e, S = ``moment``. ``error`` e may change there meanwhile."""
+    width = max(size, PANEL // size * size)
+    for start in range(0, len(error), width):
+        stop = min(start + width, len(error))
+        pull = moment[start:stop] @ error
+        for first in range(start, stop, size):
+            block = slice(first, first + size)
+            before = error[block].clone()
+            yield block, pull[first - start : block.stop - start]
+            if block.stop < stop:
+                pull[block.stop - start :].addmm_(moment[block.stop : stop, block], error[block] - before)
 
 
 def sweep_columns(
