@@ -18,7 +18,7 @@ PANEL = 256  # columns whose pull is taken in one product: a block's alone is to
 def pulls(
     moment: Float32[Tensor, "K K"], error: Float32[Tensor, "K N"], size: int
 ) -> Iterator[tuple[slice, Float32[Tensor, "B N"]]]:
-    """Blocks of ``size`` columns in turn, and what pulls at each: S e, S = ``moment``. ``error`` e may change there meanwhile."""
+    """Blocks of ``size`` columns and what pulls at each: S e, S = ``moment``. ``error`` e may change there meanwhile."""
     width = max(size, PANEL // size * size)
     for start in range(0, len(error), width):
         stop = min(start + width, len(error))
