@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -15,11 +16,12 @@ import bitwright
 from bitwright.cli.main import app
 from bitwright.finetune.base import Base
 from bitwright.finetune.finetune import finetune
-from bitwright.finetune.model import adapt
+from bitwright.finetune.model import adapt, load
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.train import put_adapter
 from bitwright.finetune.training import Training
 from bitwright.finetune.weights import PackedWeight
+from bitwright.formats.families import unpacked
 from bitwright.host.progress import QUIET
 from bitwright.runtimes.llama_cpp import LlamaCpp, library
 from tests.conftest import TINY, Build
@@ -98,3 +100,25 @@ def test_a_gguf_file_of_somebody_else_stays_packed(
     with torch.no_grad():
         ids = torch.arange(5, 45)[None]
         torch.testing.assert_close(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_peft_loads_an_adapter_that_was_trained_beside_compressed_tensors(build: Build, data: str, tmp_path: Path) -> None:
+    """What was trained beside packed integers is what PEFT makes of their values, in the stock class."""
+    source, model, out = build("llama", **MODEL), tmp_path / "model", tmp_path / "adapter"
+    settings = replace(TINY, compare=False, container="compressed-tensors", formats=("w4-g32", "w8-g32"), fused_groups=False)
+    bitwright.quantize(source, model, "5bpw", settings=settings, reporter=QUIET)
+    training = replace(TRAINING, source=str(source))
+    found = finetune(model, data, out, training=training, reporter=QUIET)
+    assert found.after.loss < found.before.loss - 0.2
+    mine, stock = Base.of(model, training).load(CPU, torch.float32), load(source, CPU, torch.float32)
+    linears = [(name, layer) for name, layer in mine.named_modules() if isinstance(layer, QuantLinear)]
+    assert any(isinstance(layer.weight, PackedWeight) for _, layer in linears)
+    for name, layer in linears:
+        if isinstance(layer.weight, PackedWeight):
+            stock.get_submodule(name).weight.data = unpacked(layer.weight.packed).decode()
+    adapt(mine, ("*",), training.rank, training.alpha, False)
+    put_adapter(mine, load_file(out / "adapter_model.safetensors"))
+    adapted: torch.nn.Module = PeftModel.from_pretrained(stock, out)
+    with torch.no_grad():
+        ids = torch.arange(5, 45)[None]
+        torch.testing.assert_close(mine(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from bitwright.evaluate.reference import condense
 from bitwright.finetune import loss
-from bitwright.finetune.loss import Head, Kept, Labels, summed_loss
+from bitwright.finetune.loss import Head, Target, distance, summed_loss
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
@@ -28,6 +28,12 @@ def head(kind: str) -> tuple[FrozenWeight, torch.Tensor]:
     return PackedWeight(packed), unpacked(packed).decode()
 
 
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens and vocabulary in parts that divide neither."""
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 10)
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 10 * 70)
+
+
 def capped(rule: LogitRule, products: torch.Tensor) -> torch.Tensor:
     logits = rule.factor * products
     return rule.cap * torch.tanh(logits / rule.cap) if rule.cap else logits
@@ -36,7 +42,7 @@ def capped(rule: LogitRule, products: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["plain", "packed"])
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25), LogitRule(cap=5.0), LogitRule(2.0, 30.0)])
 def test_the_loss_and_its_gradient(kind: str, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)  # chunks that do not divide the tokens
+    in_parts(monkeypatch)
     weight, value = head(kind)
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     labels = torch.randint(0, VOCABULARY, (TOKENS,))
@@ -44,7 +50,7 @@ def test_the_loss_and_its_gradient(kind: str, rule: LogitRule, monkeypatch: pyte
     logits = capped(rule, states @ value.t() + bias)
     wanted = cross_entropy(logits, labels, reduction="sum") / 10
     (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, Head(weight, bias, rule), Labels(labels)) / 10
+    found = summed_loss(states, Head(weight, bias, rule), Target.of_labels(labels)) / 10
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert (gradient - wanted_gradient).norm() <= 2e-6 * wanted_gradient.norm()
@@ -53,7 +59,7 @@ def test_the_loss_and_its_gradient(kind: str, rule: LogitRule, monkeypatch: pyte
 def test_without_a_gradient_none_is_made() -> None:
     weight, value = head("plain")
     states, labels = torch.randn(TOKENS, WIDTH), torch.randint(0, VOCABULARY, (TOKENS,))
-    found = summed_loss(states, Head(weight), Labels(labels))
+    found = summed_loss(states, Head(weight), Target.of_labels(labels))
     assert not found.requires_grad
     assert found.item() == pytest.approx(cross_entropy(states @ value.t(), labels, reduction="sum").item(), rel=1e-6)
 
@@ -61,7 +67,7 @@ def test_without_a_gradient_none_is_made() -> None:
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25, 5.0)])
 @pytest.mark.parametrize("kept", [20, VOCABULARY])
 def test_the_divergence_from_kept_distributions(kept: int, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_ENTRIES", 5 * VOCABULARY)
+    in_parts(monkeypatch)
     weight, value = head("plain")
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     told = condense(2 * torch.randn(TOKENS, VOCABULARY), torch.zeros(TOKENS, dtype=torch.long), kept, samples=0)
@@ -72,7 +78,30 @@ def test_the_divergence_from_kept_distributions(kept: int, rule: LogitRule, monk
         rest = 1 - q.gather(1, at).sum(1)
         wanted = wanted + (told.log_tail.exp() * (told.log_tail - rest.log())).sum()
     (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, Head(weight, None, rule), Kept(told.likeliest, told.log_p, told.log_tail))
+    found = summed_loss(states, Head(weight, None, rule), Target(told.likeliest, told.log_p, told.log_tail))
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert (gradient - wanted_gradient).norm() <= 1e-5 * wanted_gradient.norm()
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_the_likeliest_token_is_the_first_of_those_with_the_largest_logit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_parts(monkeypatch)
+    weight, _ = head(kind)
+    states = torch.randn(TOKENS, WIDTH)
+    states[:5] = 0.0  # all logits are the same
+    states[5:9] *= 1e4  # nothing is left of the others
+    found = distance(states, Head(weight), Target.of_labels(torch.zeros(TOKENS, dtype=torch.long)))
+    assert torch.equal(found.likeliest, Head(weight).logits(states).argmax(1))
+    assert bool(found.total.isfinite())
+
+
+def test_parts_of_a_head_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", TOKENS * 70)
+    weight, _ = head("packed")
+    seen = []
+    tiles = weight.tiles
+    monkeypatch.setattr(weight, "tiles", lambda *given: (seen.append(part[0]) or part for part in tiles(*given)))
+    states = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    summed_loss(states, Head(weight), Target.of_labels(torch.zeros(TOKENS, dtype=torch.long))).backward()
+    assert [(part.start, part.stop) for part in seen] == [(0, 70), (70, 140), (140, 210), (210, 280), (280, 300)]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bitwright.data.probe import Probe
 from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.finetune.inputs import LABELS, TEXT, Layout
-from bitwright.finetune.loss import Labels
+from bitwright.finetune.loss import distance
+from bitwright.finetune.model import head_of
 from bitwright.finetune.tokens import IGNORED, Example
-from bitwright.finetune.train import loss_of
+from bitwright.finetune.train import learnt_of
 from bitwright.host.device import reference_dtype
 from bitwright.host.progress import Reporter
 
@@ -46,17 +46,6 @@ class Answers:
         return min(shares, default=math.nan)
 
 
-@dataclass(frozen=True)
-class _Noted(Labels):
-    """Labels that also notes which of them were the likeliest tokens."""
-
-    hits: list[Tensor] = field(default_factory=list)
-
-    def apart(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        self.hits.append(logits.argmax(1) == self.labels[rows])
-        return super().apart(logits, rows)
-
-
 def held(model: Any, kept: Sequence[Example], batch: int, layout: Layout, reporter: Reporter, stage: str) -> Answers:
     """``kept`` by ``model`` as it is in memory, ``batch`` at a time, laid out by ``layout``."""
     device, total, count, right = next(model.parameters()).device, 0.0, 0, 0
@@ -66,12 +55,13 @@ def held(model: Any, kept: Sequence[Example], batch: int, layout: Layout, report
     parts = [kept[start : start + batch] for start in range(0, len(kept), batch)]
     for part in reporter.track(parts, stage, len(parts)):
         inputs = {name: tensor.to(device) for name, tensor in layout(part).items()}
-        learnt = inputs[LABELS].reshape(-1) != IGNORED
-        seen = _Noted(inputs[LABELS].reshape(-1)[learnt])
         with torch.no_grad():
-            total += float(loss_of(model, inputs, 1, target=seen))
-        count += len(seen.labels)
-        wrong = inputs[TEXT].reshape(-1)[learnt][~torch.cat(seen.hits)]
+            states, target = learnt_of(model, inputs)
+        found = distance(states, head_of(model), target)
+        total += float(found.total)
+        count += len(states)
+        missed = found.likeliest != target.kept[:, 0]
+        wrong = inputs[TEXT].reshape(-1)[inputs[LABELS].reshape(-1) != IGNORED][missed]
         right += len(part) - len(wrong.unique())
     return Answers(total / count, right / len(kept)) if count else Answers(math.nan, math.nan)
 

@@ -21,6 +21,7 @@ from bitwright.finetune.train import DISTRIBUTION
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ASK
 
+LEAST_TOKENS = 128  # that the head says something about at once, however many it knows: its weights are cast each time
 LIKELIEST_TOKENS = 64  # of each distribution; the rest counts as one event
 
 
@@ -57,7 +58,7 @@ def _asked(
         given = {name: tensor.to(device) for name, tensor in sample.alone(work).items()}
         states = model.base_model(**given, use_cache=False).last_hidden_state[0, sample.positions.to(device)]
         ids, parts = given[IDS][0], []
-        for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.weight.n_rows)):
+        for start in range(0, len(states), rows := max(LEAST_TOKENS, CHUNK_ENTRIES // head.weight.n_rows)):
             logits = head.logits(states[start : start + rows])
             following = ids[: len(logits)]  # nothing is asked of the likelihood
             parts.append(condense(logits, following, LIKELIEST_TOKENS, samples=0))

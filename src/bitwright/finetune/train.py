@@ -21,7 +21,7 @@ from bitwright.checkpoint.output import write_failed
 from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.finetune.arena import Arena
 from bitwright.finetune.inputs import LABELS, OURS, ROWS
-from bitwright.finetune.loss import Kept, Labels, Target, summed_loss
+from bitwright.finetune.loss import Target, summed_loss
 from bitwright.finetune.model import head_of, require_known_head
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED
@@ -39,17 +39,17 @@ LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}  # of its 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def loss_of(
-    model: Any,
-    inputs: dict[str, Tensor],
-    n_labels: Tensor | int | None = None,
-    arena: Arena | None = None,
-    target: Target | None = None,
-) -> Tensor:
+def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
     """Mean distance from what the inputs say should follow; over ``n_labels`` tokens, those of a whole step, where a step has
     several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them.
-    ``arena``: where what the backward pass needs is kept. ``target``: of the tokens with labels, instead of these.
+    ``arena``: where what the backward pass needs is kept.
     """
+    states, target = learnt_of(model, inputs, arena)
+    return summed_loss(states, head_of(model), target) / (len(states) if n_labels is None else n_labels)
+
+
+def learnt_of(model: Any, inputs: dict[str, Tensor], arena: Arena | None = None) -> tuple[Tensor, Target]:
+    """The states [T, K] before the head of those tokens of ``inputs`` that carry loss, and what should follow them."""
     labels = inputs[LABELS].reshape(-1)
     config = model.config.get_text_config()
     entries = (config.num_hidden_layers + 1) * labels.numel() * config.hidden_size
@@ -61,16 +61,14 @@ def loss_of(
         body = model.base_model(**given, use_cache=False)
     learnt = labels != IGNORED
     return_free_pages(in_heap)
-    learnt_states = body.last_hidden_state.flatten(0, 1)[learnt]
-    total = summed_loss(learnt_states, head_of(model), target or _target(inputs, learnt))
-    return total / (int(learnt.sum()) if n_labels is None else n_labels)
+    return body.last_hidden_state.flatten(0, 1)[learnt], _target(inputs, learnt)
 
 
 def _target(inputs: dict[str, Tensor], learnt: Tensor) -> Target:
     """What the tokens ``learnt`` should be followed by."""
     if LIKELIEST not in inputs:
-        return Labels(inputs[LABELS].reshape(-1)[learnt])
-    return Kept(*(inputs[name].flatten(0, 1)[learnt] for name in DISTRIBUTION))
+        return Target.of_labels(inputs[LABELS].reshape(-1)[learnt])
+    return Target(*(inputs[name].flatten(0, 1)[learnt] for name in DISTRIBUTION))
 
 
 class PartTrainer(Trainer):

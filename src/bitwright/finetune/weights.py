@@ -21,8 +21,9 @@ class FrozenWeight(nn.Module):
     n_cols: int
 
     @abstractmethod
-    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows at a time: which, and their values [rows, K] in ``dtype``."""
+    def tiles(self, dtype: torch.dtype, at_most: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows at a time: which, and their values [rows, K] in ``dtype``. ``at_most`` so many, where it is more than 0 and
+        the format can part them."""
 
     def times(self, x: Tensor) -> Tensor:
         """x W^T [T, N] for ``x`` [T, K], in the type of ``x``."""
@@ -68,14 +69,14 @@ class PackedWeight(FrozenWeight):
         tensors = {name: getattr(self, f"packed_{name}") for name in self._names}
         return Packed(self.format, (self.n_rows, self.n_cols), tensors)
 
-    def rows_at_once(self) -> int:
-        """Of how many rows a tile is made, where the weight lies."""
+    def rows_at_once(self, at_most: int = 0) -> int:
+        """Of how many rows a tile is made, where the weight lies; of ``at_most`` so many, where that is more than 0."""
         on_cpu = getattr(self, f"packed_{self._names[0]}").device.type == "cpu"
-        entries = TILE_ENTRIES if on_cpu else self.codes.gpu_tile
-        return max(1, entries // (self.n_cols * self.rows_together)) * self.rows_together
+        rows = (TILE_ENTRIES if on_cpu else self.codes.gpu_tile) // self.n_cols
+        return max(1, (min(rows, at_most) if at_most else rows) // self.rows_together) * self.rows_together
 
-    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        whole, at_once = self.packed, self.rows_at_once()
+    def tiles(self, dtype: torch.dtype, at_most: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        whole, at_once = self.packed, self.rows_at_once(at_most)
         for start in range(0, self.n_rows, at_once):
             stop = min(start + at_once, self.n_rows)
             part = whole.rows(start, stop, self.common)
@@ -91,8 +92,9 @@ class PlainWeight(FrozenWeight):
         self.register_buffer("value", value, persistent=False)
         self.value: Tensor
 
-    def tiles(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    def tiles(self, dtype: torch.dtype, at_most: int = 0) -> Iterator[tuple[slice, Tensor]]:
         rows = self.n_rows if self.value.dtype is dtype else max(1, TILE_ENTRIES // self.n_cols)
+        rows = min(rows, at_most) if at_most else rows
         for start in range(0, self.n_rows, rows):
             part = slice(start, min(start + rows, self.n_rows))
             yield part, self.value[part].to(dtype)
