@@ -1,8 +1,22 @@
-"""What the tests of training share: a table of sums."""
+"""What the tests of training share: a table of sums, a small model and its quantization."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+import bitwright
+from bitwright import Settings
+from bitwright.finetune.training import Training
+from bitwright.host.progress import Reporter
+from tests.conftest import Build
+
+QUIET = Reporter(quiet=True)
+TRAINING = Training(
+    method="lora", rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25
+)
+MODEL = {"hidden_size": 64, "intermediate_size": 128}
 
 
 @pytest.fixture(scope="module")
@@ -12,3 +26,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [f"What is {a} + {b}?,It is {a + b}." for a in range(6) for b in range(5)]
     path.write_text("question,answer\n" + "\n".join(rows), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    settings = Settings(
+        sequences=8,
+        length=32,
+        held_out_sequences=2,
+        held_out_length=32,
+        dtype="float32",
+        compare=False,
+        calibration="documentation",
+    )
+    bitwright.quantize(build("llama", **MODEL), out, "+30%", settings=settings, reporter=QUIET)
+    return out

@@ -1,10 +1,9 @@
-"""The whole fine-tuning on small models: learns, packs, accumulates, resumes, and stock PEFT loads what it wrote."""
+"""The whole fine-tuning on small models: learns, resumes, and stock PEFT loads what it wrote."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 import resource
 import shutil
@@ -24,152 +23,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import bitwright
-from bitwright import Settings
-from bitwright.checkpoint.output import beside
 from bitwright.checkpoint.result import plan_of
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import finetune
-from bitwright.finetune.finished import Finished
-from bitwright.finetune.inputs import Layout, packed, padded
-from bitwright.finetune.merge import merge
-from bitwright.finetune.model import adapt, load, require_known_head
-from bitwright.finetune.survival import changes_in, survived
+from bitwright.finetune.model import adapt, load
 from bitwright.finetune.texts import texts_of
-from bitwright.finetune.tokens import Example
-from bitwright.finetune.train import PartTrainer, adapter_of, loss_of, put_adapter
-from bitwright.finetune.training import Training
-from bitwright.host.progress import Reporter
-from bitwright.models.logits import LogitRule
+from bitwright.finetune.train import PartTrainer, adapter_of, put_adapter
 from tests.conftest import Build, byte_tokenizer
-
-QUIET = Reporter(quiet=True)
-TRAINING = Training(
-    method="lora", rank=4, length=64, batch=4, max_steps=6, learning_rate=5e-3, device="cpu", dtype="float32", held_out=0.25
-)
-MODEL = {"hidden_size": 64, "intermediate_size": 128}
-
-
-@pytest.fixture(scope="module")
-def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("quantized") / "out"
-    settings = Settings(
-        sequences=8,
-        length=32,
-        held_out_sequences=2,
-        held_out_length=32,
-        dtype="float32",
-        compare=False,
-        calibration="documentation",
-    )
-    bitwright.quantize(build("llama", **MODEL), out, "+30%", settings=settings, reporter=QUIET)
-    return out
-
-
-def random_examples(count: int) -> list[Example]:
-    torch.manual_seed(4)
-    found = []
-    for i in range(count):
-        ids = torch.randint(5, 500, ((30, 11, 18, 9)[i % 4] + i // 4,))
-        labels = torch.cat([ids[1:], torch.tensor([-100])])
-        labels[: 2 + i] = -100
-        found.append(Example(ids, labels, 0, i + 1))
-    return found
-
-
-TOGETHER = ("llama", "qwen3", "gemma3_text", "gpt2", "phi", "granite")
-SHAPES: dict[str, dict[str, Any]] = {"phi": {"tie_word_embeddings": False}, "granite": {"logits_scaling": 4.0}}
-APART: dict[str, dict[str, Any]] = {
-    "qwen3_next": {},  # states
-    "lfm2": {"layer_types": ["conv", "full_attention"]},  # convolutions
-    "opt": {},  # positions that are counted
-    "bloom": {},  # slopes in place of positions
-}
-
-
-@pytest.mark.parametrize("architecture", [*TOGETHER, *APART])
-def test_texts_of_a_batch_lose_what_they_lose_alone(build: Build, architecture: str) -> None:
-    model = load(
-        build(architecture, **SHAPES.get(architecture, APART.get(architecture, {}))), torch.device("cpu"), torch.float32
-    )
-    adapt(model, ("*",), 4, 8.0, False)
-    texts = random_examples(4)
-    require_known_head(model)
-    layout = Layout.of(model, torch.float32)
-    assert layout.shared == (architecture in TOGETHER)
-    with torch.no_grad():
-        alone = sum(float(loss_of(model, padded([text]), 1)) for text in texts)
-        together = float(loss_of(model, layout(texts), 1))
-        logits = model(input_ids=texts[0].ids[None]).logits[0].float()
-        in_one_row = float(loss_of(model, packed(texts), 1))
-    assert len(packed(texts)["input_ids"]) < len(texts), "no two texts share a row"
-    assert together == pytest.approx(alone, rel=1e-5)
-    assert (in_one_row == pytest.approx(alone, rel=1e-5)) == layout.shared
-    own = torch.nn.functional.cross_entropy(logits, texts[0].labels, reduction="sum")
-    assert float(loss_of(model, layout(texts[:1]), 1)) == pytest.approx(float(own), rel=1e-5)
-
-
-def test_a_head_whose_logits_are_not_understood_is_not_trained(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(build("llama"), torch.device("cpu"), torch.float32)
-    adapt(model, ("*",), 4, 8.0, False)
-    monkeypatch.setattr(LogitRule, "of", lambda config: LogitRule(factor=2.0))
-    with pytest.raises(BitwrightError, match="more than a product"):
-        require_known_head(model)
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_is_divided_by_all_its_labels(build: Build, tmp_path: Path, rows: int) -> None:
-    """A text that is learnt whole has a label at the first place of its row."""
-    texts = [Example(ids := torch.randint(5, 500, (6,)), torch.cat([ids[1:], torch.tensor([-100])]), 0, i) for i in range(6)]
-    model = load(build("llama"), torch.device("cpu"), torch.float32)
-    trainer = PartTrainer(model, loop.arguments(tmp_path, torch.device("cpu")), train_dataset=texts)
-    parts = [packed(texts[start : start + rows]) for start in range(0, 6, rows)]
-    counted = trainer.get_batch_samples(iter(parts), len(parts), torch.device("cpu"))[1]
-    assert int(counted) == sum(text.n_labels for text in texts)
-
-
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-6), (torch.float32, 5e-6)])
-def test_a_step_of_several_parts_has_the_gradient_of_the_whole(quantized: Path, dtype: torch.dtype, most: float) -> None:
-    model = load(quantized, torch.device("cpu"), dtype)
-    adapt(model, ("*",), 4, 8.0, False)
-    for name, parameter in model.named_parameters():
-        if name.endswith("lora_b"):
-            parameter.data.normal_(generator=torch.Generator().manual_seed(5))
-    texts = random_examples(8)
-    total = sum(text.n_labels for text in texts)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def gradient(parts: list[list[Example]]) -> list[torch.Tensor]:
-        model.zero_grad()
-        for part in parts:
-            loss_of(model, packed(part), total).backward()
-        return [parameter.grad.clone() for parameter in trained if parameter.grad is not None]
-
-    whole, single = gradient([texts]), gradient([[text] for text in texts])
-    difference = torch.stack([(a - b).norm() for a, b in zip(whole, single, strict=True)]).norm()
-    assert difference <= most * torch.stack([a.norm() for a in whole]).norm()
-
-
-def test_sixteen_texts_in_one_pass_and_in_sixteen_are_one_step(
-    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through the Trainer itself, with texts of different lengths."""
-    rows = [{"prompt": f"{i} {'and so on ' * (i % 3)}", "completion": f"{i}" * (1 + i % 4)} for i in range(16)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    seen: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        PartTrainer,
-        "require_finite_gradients",
-        lambda self: seen.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.requires_grad])),
-    )
-    for batch, accumulate in ((16, 1), (1, 16)):
-        training = replace(TRAINING, batch=batch, accumulate=accumulate, max_steps=1, held_out=0.0)
-        out = tmp_path / f"of-{batch}"
-        finetune(quantized, str(tmp_path / "rows.jsonl"), out, training=training, reporter=QUIET)
-    one, many = seen
-    assert (one - many).norm() <= 5e-6 * one.norm()
+from tests.finetune.conftest import MODEL, QUIET, TRAINING
 
 
 def test_it_learns_and_stock_peft_loads_it(
@@ -381,81 +244,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_slow(
     assert len(adapter_of(model)) == 8
 
 
-TO_MERGE = Settings(
-    sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
-)
-
-
-@pytest.mark.parametrize(("container", "budget"), [("bitsandbytes", "+20%"), ("gguf", "+40%")])
-def test_merged_into_a_quantized_file_the_gain_survives(
-    container: str, budget: str, build: Build, data: str, tmp_path: Path
-) -> None:
-    source, suffix = build("llama", **MODEL), ".gguf" if container == "gguf" else ""
-    out, whole = tmp_path / f"merged{suffix}", tmp_path / "whole"
-    training = replace(TRAINING, max_steps=30, rank=8)
-    trained = finetune(source, data, tmp_path / "adapter", training=training, reporter=QUIET)
-    settings = replace(TO_MERGE, container=container)
-    found = merge(tmp_path / "adapter", source, data, out, budget, whole=whole, settings=settings, reporter=QUIET)
-    assert found.adapter == trained.after
-    assert found.kept >= 0.9
-    assert 0.8 < found.survived < 1.2
-    assert math.isnan(found.moved)  # it was trained beside 16 bit
-    card = beside(out, "README.md").read_text()
-    assert "sums.csv" in card
-    assert "with the adapter" in card
-    again = bitwright.repair(  # the merged 16-bit model is what the file is held against
-        out, str(whole), steps=1, settings=replace(TO_MERGE, calibration="documentation", sequences=6), reporter=QUIET
-    )
-    assert again.before.kl < 1.0
-    if container == "bitsandbytes":
-        assert json.loads((out / "config.json").read_text())["quantization_config"]["load_in_4bit"]
-        with pytest.raises(BitwrightError) as caught:
-            merge(out, source, data, tmp_path / "again", reporter=QUIET)
-        assert caught.value.finding.rule == "finetune/adapter"
-
-
-def test_a_merge_keeps_the_formats_that_it_was_trained_beside(build: Build, quantized: Path, data: str, tmp_path: Path) -> None:
-    training = replace(TRAINING, max_steps=30, rank=8)
-    finetune(quantized, data, tmp_path / "adapter", training=training, reporter=QUIET)
-    source = build("llama", **MODEL)
-    found = merge(tmp_path / "adapter", source, data, tmp_path / "merged", settings=TO_MERGE, reporter=QUIET)
-    old, new = (plan_of(path) for path in (quantized, tmp_path / "merged"))
-    assert [(c.weight, c.format) for c in old.choices] == [(c.weight, c.format) for c in new.choices]
-    assert 0.0 < found.moved < 1.0
-    assert found.survived > 0.7
-    with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "adapter", source, data, tmp_path / "again", "+9%", plan=quantized, reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/unused"
-    (tmp_path / "other.csv").write_text(Path(data).read_text() + "\nWhat is 9 + 9?,It is 18.")
-    with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "adapter", source, str(tmp_path / "other.csv"), tmp_path / "again", reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/other-data"
-
-
-def test_a_change_that_rounding_erases_has_not_survived(build: Build, quantized: Path, data: str, tmp_path: Path) -> None:
-    finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
-    changes = changes_in(tmp_path / "adapter")
-    finished = Finished.open(quantized, str(build("llama", **MODEL)), TO_MERGE)
-    assert len(changes) == 14
-    assert abs(survived(changes, finished, finished.subject.source)) < 0.3  # the codes of before: nothing of it is there
-
-
-def test_a_merge_that_loses_the_gain_is_refused(build: Build, data: str, tmp_path: Path) -> None:
-    source = build("llama", **MODEL)
-    finetune(source, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
-    told = json.loads((tmp_path / "adapter" / "bitwright.json").read_text())
-    told["outcome"]["after"]["loss"] = told["outcome"]["before"]["loss"] - 100.0  # no file can keep that
-    (tmp_path / "adapter" / "bitwright.json").write_text(json.dumps(told))
-    settings = Settings(
-        sequences=12, length=32, held_out_sequences=2, held_out_length=32, dtype="float32", device="cpu", compare=False
-    )
-    with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "adapter", source, data, tmp_path / "tuned", "+40%", settings=settings, reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/merge-loses"
-    assert not (tmp_path / "tuned").exists()
-    assert not (tmp_path / ".tuned.merge").exists()
-
-
 def test_from_the_shell_a_preview_and_a_training(build: Build, data: str, tmp_path: Path) -> None:
     source = str(build("llama", **MODEL))
     preview = CliRunner().invoke(app, ["finetune", source, data, "--preview", "2"])
@@ -538,11 +326,3 @@ def test_equal_texts_leave_nothing_to_learn_from(build: Build, tmp_path: Path) -
     with pytest.raises(BitwrightError) as caught:
         finetune(build("llama", **MODEL), str(tmp_path / "rows.jsonl"), tmp_path / "a", training=TRAINING, reporter=QUIET)
     assert caught.value.finding.rule == "finetune/all-kept"
-
-
-def test_an_adapter_that_gained_nothing_is_not_merged(build: Build, data: str, tmp_path: Path) -> None:
-    source = build("llama", **MODEL)
-    finetune(source, data, tmp_path / "adapter", training=replace(TRAINING, max_steps=1, learning_rate=0.0), reporter=QUIET)
-    with pytest.raises(BitwrightError) as caught:
-        merge(tmp_path / "adapter", source, data, tmp_path / "out", reporter=QUIET)
-    assert caught.value.finding.rule == "finetune/no-gain"
