@@ -11,7 +11,8 @@ from bitwright.checkpoint.headers import INDEX_NAME
 from bitwright.doctor.checks.mistral_split import WRONG
 from bitwright.doctor.doctor import examine
 from bitwright.doctor.fix import fixed_copy
-from tests.doctor.test_checks import BROKEN, Break, both, change, found, mistral, sound
+from tests.doctor.broken import Break, both, change, mistral, sound
+from tests.doctor.test_checks import BROKEN, found
 
 FIXED = (
     "files/pickle",

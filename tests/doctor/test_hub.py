@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bitwright.doctor.doctor import examine
-from tests.doctor.test_checks import both, change, sound
+from tests.doctor.broken import both, change, sound
 from tests.hub import on_hub, stand_in
 
 

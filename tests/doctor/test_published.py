@@ -13,20 +13,8 @@ from bitwright.doctor.conversation import QUESTION, Rendered, render
 from bitwright.doctor.doctor import examine
 from bitwright.doctor.fix import corrections
 from bitwright.doctor.model import Model
-from tests.doctor.test_checks import (
-    ATTENTION,
-    TEMPLATE,
-    TOKENIZER,
-    WEIGHTS,
-    Break,
-    both,
-    change,
-    found,
-    packed,
-    sound,
-    template,
-    weights,
-)
+from tests.doctor.broken import ATTENTION, TEMPLATE, TOKENIZER, WEIGHTS, Break, both, change, packed, sound, template, weights
+from tests.doctor.test_checks import found
 
 
 def made(directory: Path) -> Path:

@@ -12,7 +12,7 @@ from bitwright.checkpoint.headers import read_header
 from bitwright.doctor import statistics
 from bitwright.doctor.doctor import examine
 from bitwright.doctor.statistics import measure, same_values
-from tests.doctor.test_checks import CONFIG, FILES, TOKENIZER
+from tests.doctor.broken import CONFIG, FILES, TOKENIZER
 
 LINEAR, EMBEDDING, HEAD = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.weight"
 
