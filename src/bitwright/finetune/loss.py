@@ -20,7 +20,7 @@ from torch.nn.functional import embedding_bag
 from bitwright.finetune.weights import FrozenWeight
 from bitwright.models.logits import PLAIN, LogitRule
 
-CHUNK_ENTRIES = 1 << 23  # logits that exist at once: 32 MiB in float32
+CHUNK_ENTRIES = 1 << 22  # logits that exist at once: 16 MiB in float32
 CHUNK_TOKENS = 1 << 11  # so many tokens at once
 LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
 
