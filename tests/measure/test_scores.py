@@ -1,4 +1,4 @@
-"""A weight's job: the same anywhere, figures by kind of text, and a second rounding where tokens are short."""
+"""A weight's job: the same anywhere, figures by kind of text, and a fold that shapes the codes where tokens are short."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from bitwright.checkpoint.workdir import WorkDir
 from bitwright.data.folds import fold
 from bitwright.data.samples import Sample
 from bitwright.formats.families import unpacked
+from bitwright.formats.group.codes import GroupCodes
 from bitwright.host.progress import Reporter
 from bitwright.measure import scores
 from bitwright.measure.collected import BlockMoments
-from bitwright.measure.scores import WeightJob, rounder_of, score
+from bitwright.measure.curvature import blend_into
+from bitwright.measure.scores import WeightJob, rounder_of, score, spread
 from bitwright.measure.subject import Subject
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
+from bitwright.rounding.group import GroupRounder
 from bitwright.rounding.kernels import error_feedback
 from tests.conftest import Build
 
@@ -71,16 +74,19 @@ def test_damages_are_known_by_kind_of_text(build: Build, tmp_path: Path) -> None
         assert sum(parts) == pytest.approx(found.check_nats * int(tokens.sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize("index", [0, 2])
 def test_where_tokens_are_short_the_choosing_fold_shapes_the_codes_too(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: int, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figures are those of the first codes; what is kept has seen the choosing fold, and not the predicting one."""
-    short = jobs_of(build("llama"), tmp_path / "short")[0]
+    short = jobs_of(build("llama"), tmp_path / "short")[index]
+    rows = jobs_of(build("llama"), tmp_path / "rows")[index].row_feedback()
+    assert (rows is not None) == bool(index), "one is swept over, and one rounded anew"
     assert short.is_short
     twice = score(short)
     with monkeypatch.context() as patched:
         patched.setattr(scores, "SHORT", 0)
-        again = jobs_of(build("llama"), tmp_path / "again")[0]
+        again = jobs_of(build("llama"), tmp_path / "again")[index]
         assert not again.is_short
         once = score(again)
     assert twice.scores == once.scores
@@ -94,10 +100,48 @@ def test_where_tokens_are_short_the_choosing_fold_shapes_the_codes_too(
         errors = [(one - short.value) @ x.t() for one in decoded]
         assert float(errors[1].square().sum()) < float(errors[0].square().sum()), first.format.name
     other = replace(short.traffic, x=torch.where(chooses[:, None], short.traffic.x, torch.randn_like(short.traffic.x)))
-    changed = score(replace(jobs_of(build("llama"), tmp_path / "changed")[0], traffic=other))
+    changed = score(replace(jobs_of(build("llama"), tmp_path / "changed")[index], traffic=other))
     assert changed.scores != twice.scores
     for first, last in zip(changed.codes, twice.codes, strict=True):
         assert all(torch.equal(first.tensors[name], last.tensors[name]) for name in first.tensors), "predicting tokens seen"
+
+
+def test_folds_are_blended_alike(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep's moment is that of both folds by their tokens, each blended of plain and weighted ones, damped once."""
+    job = jobs_of(build("llama"), tmp_path)[0]
+    chooses = job.traffic.sample < job.n_choosing
+    x, g = job.traffic.x.double(), job.traffic.g.double()
+    x[::5] *= 30  # tokens with large inputs that hardly matter, as the first of a text
+    g[::5] *= 0.01
+    job = replace(job, traffic=replace(job.traffic, x=x.float(), g=g.float()))
+    assert job.moments.plain is not None
+    assert job.moments.weighted is not None
+    rounds = blend_into(job.moments.weighted.double(), job.moments.plain.double(), job.plain_share)
+    plain = x[chooses].t() @ x[chooses]
+    weighted = (x[chooses] * g[chooses].square().sum(1, keepdim=True)).t() @ x[chooses]
+    share = job.moments.n_tokens / (job.moments.n_tokens + int(chooses.sum()))
+    wanted = share * rounds + (1 - share) * blend_into(weighted, plain, job.plain_share)
+    seen: list[torch.Tensor] = []
+
+    def noted(self: GroupRounder, weight: torch.Tensor, codes: GroupCodes, moment: torch.Tensor) -> GroupCodes:
+        seen.append(moment.clone())
+        return codes
+
+    monkeypatch.setattr(GroupRounder, "descended", noted)
+    damping = score(job).scores.damping
+    assert len(seen) == len(job.formats)
+    for moment in seen:
+        torch.testing.assert_close(moment, moment.t(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moment.double(), wanted + damping * torch.eye(len(wanted)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_fold_that_is_no_number_is_not_taken(build: Build, tmp_path: Path) -> None:
+    job = jobs_of(build("llama"), tmp_path)[0]
+    x = job.traffic.x.clone()
+    at = spread((job.traffic.sample < job.n_choosing).nonzero()[:, 0])
+    x[at[-1], 3] = torch.inf
+    with pytest.raises(ValueError, match="infinite"):
+        score(replace(job, traffic=replace(job.traffic, x=x)))
 
 
 def test_moments_of_inputs_are_gone_when_the_factor_is_made(

@@ -59,3 +59,15 @@ def test_codes_of_every_family_follow_another_moment(rounder: Rounder, name: str
     moved = rounder.descended(weight, start, later)
     stored = unpacked(Packed.of(moved))
     assert objective(weight, stored, later) < 0.9 * objective(weight, start, later)
+
+
+@pytest.mark.parametrize(("rounder", "name"), FORMATS)
+def test_a_weight_of_one_row_leaves_the_codes_that_it_is_given(rounder: Rounder, name: str) -> None:
+    torch.manual_seed(3)
+    weight, format = torch.randn(1, 512) * 0.05, rounder.formats[name]
+    start = rounder.nearest(weight, format)
+    before = Packed.of(start).tensors
+    kept = {part: tensor.clone() for part, tensor in before.items()}
+    moved = rounder.descended(weight, start, correlated_moment(512) + 0.01 * torch.eye(512))
+    assert not torch.equal(unpacked(Packed.of(moved)).decode(), unpacked(Packed.of(start)).decode())
+    assert all(torch.equal(tensor, kept[part]) for part, tensor in Packed.of(start).tensors.items())

@@ -21,6 +21,7 @@ from bitwright.finetune.weights import FrozenWeight
 from bitwright.models.logits import PLAIN, LogitRule
 
 CHUNK_ENTRIES = 1 << 22  # logits that exist at once: 16 MiB in float32
+GPU_CHUNK_ENTRIES = 1 << 25  # the same on a GPU, where small products cost as much as larger ones
 CHUNK_TOKENS = 1 << 11  # so many tokens at once
 LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
 
@@ -39,7 +40,8 @@ class Head:
 
     def parts(self, states: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some of the vocabulary at a time: which, its rows of W [v, K], and logits [T, v] of ``states`` [T, K], float32."""
-        for rows, tile in self.weight.tiles(states.dtype, CHUNK_ENTRIES // max(1, len(states))):
+        entries = CHUNK_ENTRIES if states.device.type == "cpu" else GPU_CHUNK_ENTRIES
+        for rows, tile in self.weight.tiles(states.dtype, entries // max(1, len(states))):
             yield rows, tile, self._logits(states @ tile.t(), rows)
 
     def _logits(self, products: Tensor, rows: slice) -> Tensor:

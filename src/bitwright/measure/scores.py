@@ -21,6 +21,7 @@ from bitwright.rounding.kernels.row_feedback import RowFeedback
 UNSEEN = 1024  # tokens on which damping is chosen
 SHORT = 4  # tokens of the rounding fold for each column
 TOKENS_AT_ONCE = 2048  # of the choosing fold, while its moment is summed
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class WeightJob:
 
     def unseen(self) -> Unseen:
         """Tokens of the choosing fold, as the moments would weigh them."""
-        return self._tokens(spread(self._choosing))
+        at = spread(self._choosing)
+        return unseen(self._inputs(at), token_weights(self.traffic.g[at]), self.plain_share)
 
     def row_feedback(self) -> RowFeedback | None:
         """How later rows make good errors of earlier ones, from the second moment of the output gradients, which is used up."""
@@ -108,10 +110,9 @@ class WeightJob:
         """On these tokens, the share of the outputs that each change makes wrong; and its damage in nats if outputs were
         independent, tr(dW S dW^T) / (2 N) with S weighted as for rounding."""
         at = spread(self._choosing)
-        weights = token_weights(self.traffic.g[at])
         whole, *errors = output_energies([self.value, *changes], self.traffic.x[at])
-        nats = blended(self.traffic.x[at], weights, self.plain_share).weights.double() * float(weights.mean())
-        total = max(float(whole.sum()), torch.finfo(torch.float32).tiny)
+        nats = blended(energy(self.traffic.x[at]), token_weights(self.traffic.g[at]), self.plain_share).double()
+        total = max(float(whole.sum()), TINY)
         return (
             [(float(error.sum()) / total) ** 0.5 for error in errors],
             [float((error * nats).mean()) / (2 * len(self.value)) for error in errors],
@@ -119,14 +120,16 @@ class WeightJob:
 
     def add_choosing(self, moment: Tensor) -> None:
         """Blend the choosing fold into ``moment``, that of the rounding fold, by tokens. Its mean diagonal is one."""
-        more = SecondMoment(self.value.shape[1], self.value.device)
         rows = self._choosing
-        for part in rows.split(TOKENS_AT_ONCE):
-            found = self._tokens(part)
-            more.add(found.x, found.weights)
+        parts = rows.split(TOKENS_AT_ONCE)
+        energies = torch.cat([energy(self._inputs(part)) for part in parts])
+        weights = blended(energies, torch.cat([token_weights(self.traffic.g[part]) for part in parts]), self.plain_share)
+        more = SecondMoment(self.value.shape[1], self.value.device)
+        for part, own in zip(parts, weights.split(TOKENS_AT_ONCE), strict=True):
+            more.add(self._inputs(part), own)
         others = more.take()
         share = self.moments.n_tokens / (self.moments.n_tokens + len(rows))
-        scale = max(float(others.diagonal().mean()), torch.finfo(torch.float32).tiny)
+        scale = max(float(others.diagonal().mean()), TINY)
         moment.mul_(share).add_(others, alpha=(1 - share) / scale)
 
     @property
@@ -134,14 +137,14 @@ class WeightJob:
         """Which rows of the traffic are the choosing fold's."""
         return (self.traffic.sample < self.n_choosing).nonzero()[:, 0]
 
-    def _tokens(self, at: Tensor) -> Unseen:
-        """The rows ``at`` of the traffic."""
-        found = blended(self.traffic.x[at], token_weights(self.traffic.g[at]), self.plain_share)
-        return found if self.column_scale is None else Unseen(found.x * self.column_scale, found.weights)
+    def _inputs(self, at: Tensor) -> Tensor:
+        """Those [M, K] of the rows ``at`` of the traffic, in the scale of the moments."""
+        x = self.traffic.x[at].float()
+        return x if self.column_scale is None else x * self.column_scale
 
     @property
     def is_short(self) -> bool:
-        """Whether the rounding fold has so few tokens that those of the choosing fold are worth a second rounding."""
+        """Whether the rounding fold has so few tokens that those of the choosing fold should shape the codes too."""
         return self.moments.n_tokens < SHORT * self.value.shape[1]
 
 
@@ -174,7 +177,7 @@ def score(job: WeightJob) -> Scored:
     labels = [(one.format.name, Rounding.NEAREST) for one in stock]
     labels += [(one.format.name, Rounding.CALIBRATED) for one in codes]
     found = figures(labels, scores, job.n_tokens, job.n_choosing, job.kinds, weights, outputs, moments)
-    if job.is_short:
+    if job.is_short and codes:
         del changes
         codes = _shaped_by_both(job, codes, moment, damping, rows)
     return Scored(WeightScores(job.name, damping, found), tuple(Packed.of(one) for one in codes))
@@ -191,6 +194,8 @@ def _shaped_by_both(
     """
     moment.diagonal().sub_(damping)
     job.add_choosing(moment)
+    if not bool(torch.isfinite(moment.sum())):
+        raise ValueError("the choosing fold has NaN or infinite entries")
     if rows is not None:
         return _calibrated(job, replace(Feedback.of(moment, damping=damping), rows=rows))
     moment.diagonal().add_(damping)
@@ -207,10 +212,28 @@ def spread(tokens: Tensor) -> Tensor:
     return tokens[:: max(1, -(-len(tokens) // UNSEEN))]
 
 
-def blended(x: Tensor, weights: Tensor, plain_share: float) -> Unseen:
-    """Tokens x [M, K] with ``weights`` [M] blended as second moments are."""
-    mean = weights.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return Unseen(x, plain_share + (1 - plain_share) * weights / mean)
+def unseen(x: Tensor, weights: Tensor, plain_share: float) -> Unseen:
+    """Tokens x [M, K] with ``weights`` [M] as a blended second moment would weigh them, one in the mean."""
+    own = blended(energy(x), weights, plain_share)
+    return Unseen(x, own / own.mean().clamp(min=TINY))
+
+
+def energy(x: Tensor) -> Tensor:
+    """Squared norm [M] of each token's inputs x [M, K], in float32."""
+    return x.float().square().sum(1)
+
+
+def blended(energies: Tensor, weights: Tensor, plain_share: float) -> Tensor:
+    """``weights`` [M] of tokens with such ``energies`` [M], blended as second moments are (``blend_into``): a part in which all
+    weigh alike has ``plain_share`` of the weighted energy, whose sum stays what it was.
+
+    >>> blended(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 6.0]), 0.5)
+    tensor([1.5000, 4.0000])
+    """
+    if not bool(weights.any()):
+        return torch.ones_like(weights)
+    level = (energies * weights).sum() / energies.sum().clamp(min=TINY)
+    return plain_share * level + (1 - plain_share) * weights
 
 
 def by_rounder(formats: tuple[Format, ...], rounders: tuple[Rounder, ...]) -> list[tuple[Rounder, tuple[Format, ...]]]:

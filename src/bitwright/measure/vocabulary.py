@@ -24,7 +24,7 @@ from bitwright.host.schedule import ROUND
 from bitwright.measure import store
 from bitwright.measure.curvature import Errors, fisher_scores
 from bitwright.measure.moments import SecondMoment
-from bitwright.measure.scores import Moments, WeightScores, blended, by_rounder, figures, in_order, rounder_of, spread
+from bitwright.measure.scores import Moments, WeightScores, by_rounder, figures, in_order, rounder_of, spread, unseen
 from bitwright.measure.sweep import Sweep
 from bitwright.measure.traffic import Traffic
 from bitwright.models.logits import LogitRule
@@ -203,7 +203,7 @@ def _unseen(spec: Weight, ends: Ends, scale: float, plain_share: float, device: 
     at = spread(torch.arange(len(ends.ids)))
     if spec.kind == Kind.EMBEDDING:
         return Unseen(scale * ends.gradient[at].to(device).float(), torch.ones(len(at), device=device))
-    return blended(ends.states[at].to(device), ends.energy[at].to(device).float(), plain_share)
+    return unseen(ends.states[at].to(device), ends.energy[at].to(device).float(), plain_share)
 
 
 def _of_rows(spec: Weight, value: Tensor, ends: Ends, samples: Sequence[Sample]) -> tuple[float, Ends]:

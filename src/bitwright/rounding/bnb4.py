@@ -33,7 +33,8 @@ class Bnb4Rounder(Rounder):
         return list(rounded(weight, feedback, formats))
 
     def descended(self, weight: Tensor, codes: BlockCodes, moment: Tensor) -> BlockCodes:
-        table, code = ScaleTable.of(codes.format, codes.scales, len(weight)), codes.code.reshape(codes.shape).t().contiguous()
+        table = ScaleTable.of(codes.format, codes.scales, len(weight))
+        code = codes.code.reshape(codes.shape).t().clone(memory_format=torch.contiguous_format)
         grid = TableGrid.of(codes.format.levels, weight.device)
         levels = torch.tensor(codes.format.levels, dtype=torch.float32, device=weight.device)
         return table.codes(descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, SWEEPS))

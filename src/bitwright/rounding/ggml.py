@@ -87,7 +87,7 @@ def ggml_descent(weight: Tensor, codes: GgmlCodes, moment: Tensor, sweeps: int =
     scale = codes.block_scales().reshape(n_rows, -1).t().contiguous() * unit  # [K / block, N]
     minima = codes.block_minima()
     minimum = None if minima is None else minima.reshape(n_rows, -1).t().contiguous()
-    code = codes.code.reshape(n_rows, n_cols).t().contiguous()
+    code = codes.code.reshape(n_rows, n_cols).t().clone(memory_format=torch.contiguous_format)
     decoded = codes.decode()
     error = torch.sub(weight.float(), decoded, out=decoded).t().contiguous()  # [K, N]
     del decoded

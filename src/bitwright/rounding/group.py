@@ -45,7 +45,7 @@ class GroupRounder(Rounder):
 
     def descended(self, weight: Tensor, codes: GroupCodes, moment: Tensor) -> GroupCodes:
         table, grid, levels = GroupScales.of(codes), grid_of(codes.format), levels_of(codes.format, weight.device)
-        code = codes.code.t().contiguous()
+        code = codes.code.t().clone(memory_format=torch.contiguous_format)
         return table.codes(descend_blocks(weight, code, codes.decode(), grid, levels, table, moment, SWEEPS))
 
     def lattice(self, codes: GroupCodes) -> ScalarLattice:

@@ -32,7 +32,8 @@ class Chosen:
     def of(cls, codes: CodebookCodes) -> Chosen:
         """What ``codes`` hold, to be changed further."""
         entry, sign, step, unit = (
-            part.reshape(codes.shape[0], -1).t().contiguous() for part in (codes.entry, codes.sign, codes.step, codes.scale)
+            part.reshape(codes.shape[0], -1).t().clone(memory_format=torch.contiguous_format)
+            for part in (codes.entry, codes.sign, codes.step, codes.scale)
         )
         chosen = cls(codes.format, entry, sign, step)
         chosen.unit = unit
