@@ -11,7 +11,7 @@ from bitwright.report.draw import svgs
 
 HERE = Path(__file__).parent
 RESULTS, DOCS = HERE / "results.jsonl", HERE.parent.parent / "docs"
-MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "gemma-3-270m"}
+MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
 BUDGETS = (4.4, 4.7)  # bits a weight up to which the best peer is looked for
 TIMED = "AutoRound g64, 200 iterations"  # the peer that our time is held against
 Line = dict[str, Any]
@@ -26,17 +26,17 @@ this page and its plots from that file, and a test fails where they differ.
   compute (`benchmarks.models.off_grid`), so that nobody finds an old grid again.
 - **Text**: calibration on {sequences} sequences of 256 tokens of one half of Python's language reference, for every peer that
   calibrates and for us; held out are 8 sequences of 512 tokens of the other half (14 % of whose passages stood in the first
-  one too when these lines were measured: LOG.md, 2026-11-26; for everybody alike). KL divergence in nats per token from the
+  one too when lines of before 2026-11-27 were measured: LOG.md; for everybody alike). KL divergence in nats per token from the
   16-bit model in 32-bit arithmetic, 95 % bootstrap interval over sequences. Each file is loaded again by its own runtime in
   a fresh process.
 - **Bytes** are those of all tensors as stored; bits per weight count those of the blocks, everything else as 16 bit. Embedding
   and head stay in 16 bit for all. GGUF files quantize them too and are compared with our GGUF files, by the bytes of the file.
 - **Ours** has the peer's calibration tokens and no more bytes than the peer took, in a bitsandbytes checkpoint that stock
   transformers loads. "Same container": ours is compressed-tensors, too, fused groups kept alike;
-  all other lines of ours are older than that constraint and than a mistake in how `down_proj` of SmolLM2 was measured (LOG.md).
+  all other lines of 2026-11-25 are older than that constraint and than a mistake in how `down_proj` was measured (LOG.md).
 - **Cost** is from a loaded interpreter to saved files, without a GPU. Some lines had two cores, others (AutoRound, AWQ, GPTQ
-  in groups of 32, GGUF, all of gemma, and ours beside them) one, with other work beside: read the ratios of one line. Ours
-  counts measuring, choosing and writing; one measurement serves all budgets.
+  in groups of 32, GGUF, all of gemma and Qwen, and ours beside them) one, with other work beside: read the ratios of one line.
+  Ours counts measuring, choosing and writing; one measurement serves all budgets.
 """
 
 
@@ -53,7 +53,7 @@ def pages(lines: list[Line]) -> dict[str, str]:
     """Name in docs/ -> text, but for the plots."""
     known = [name for name in MODELS if any(line["model"] == name for line in lines)]
     sequences = "/".join(sorted({str(line["sequences"]) for line in lines}))
-    parts = [HEAD.format(models=" and ".join(MODELS[name] for name in known), sequences=sequences)]
+    parts = [HEAD.format(models=", ".join(MODELS[name] for name in known), sequences=sequences)]
     parts += [_best(lines, known), _cost(lines, known)]
     for name in known:
         own = [line for line in lines if line["model"] == name]

@@ -65,23 +65,57 @@ def test_without_a_gradient_none_is_made() -> None:
 
 
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25, 5.0)])
+@pytest.mark.parametrize("sureness", [1.0, 10.0])
 @pytest.mark.parametrize("kept", [20, VOCABULARY])
-def test_the_divergence_from_kept_distributions(kept: int, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_the_divergence_from_kept_distributions(
+    kind: str, kept: int, sureness: float, rule: LogitRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model, being too sure, leaves nearly nothing to the tokens that are not kept."""
     in_parts(monkeypatch)
-    weight, value = head("plain")
-    states = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    weight, value = head(kind)
+    states = sureness * torch.randn(TOKENS, WIDTH)
     told = condense(2 * torch.randn(TOKENS, VOCABULARY), torch.zeros(TOKENS, dtype=torch.long), kept, samples=0)
-    q = capped(rule, states @ value.t()).softmax(1)
-    at, p = told.likeliest.long(), told.log_p.exp()
-    wanted = (p * (told.log_p - q.gather(1, at).log())).sum()
+    target = Target(told.likeliest, told.log_p, told.log_tail)
+
+    exact = states.double().requires_grad_(True)
+    log_q = capped(rule, exact @ value.double().t()).log_softmax(1)
+    at, p = told.likeliest.long(), told.log_p.double().exp()
+    wanted = (p * (told.log_p - log_q.gather(1, at))).sum()
     if kept < VOCABULARY:
-        rest = 1 - q.gather(1, at).sum(1)
-        wanted = wanted + (told.log_tail.exp() * (told.log_tail - rest.log())).sum()
-    (wanted_gradient,) = torch.autograd.grad(wanted, states)
-    found = summed_loss(states, Head(weight, None, rule), Target(told.likeliest, told.log_p, told.log_tail))
+        log_rest = log_q.scatter(1, at, -torch.inf).logsumexp(1)
+        wanted = wanted + (told.log_tail.double().exp() * (told.log_tail - log_rest)).sum()
+    (wanted_gradient,) = torch.autograd.grad(wanted, exact)
+
+    states.requires_grad_(True)
+    found = summed_loss(states, Head(weight, None, rule), target)
     (gradient,) = torch.autograd.grad(found, states)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert (gradient - wanted_gradient).norm() <= 1e-5 * wanted_gradient.norm()
+    narrow = states.detach().bfloat16().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(summed_loss(narrow, Head(weight, None, rule), target), narrow)
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient - wanted_gradient).norm() <= 0.03 * wanted_gradient.norm()
+
+
+def test_a_token_that_the_head_does_not_know_is_no_number() -> None:
+    weight, _ = head("plain")
+    labels = torch.tensor([VOCABULARY, 3])
+    assert bool(distance(torch.randn(2, WIDTH), Head(weight), Target.of_labels(labels)).total.isnan())
+
+
+def test_tokens_that_can_never_come_and_no_tokens_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_parts(monkeypatch)
+    weight, value = head("plain")
+    bias = torch.zeros(VOCABULARY)
+    bias[:75] = -torch.inf  # the whole first part
+    states, labels = torch.randn(TOKENS, WIDTH), torch.randint(80, VOCABULARY, (TOKENS,))
+    wanted = cross_entropy(states @ value.t() + bias, labels, reduction="sum")
+    assert summed_loss(states, Head(weight, bias), Target.of_labels(labels)).item() == pytest.approx(wanted.item(), rel=1e-6)
+    empty = torch.zeros(0, WIDTH, requires_grad=True)
+    none = summed_loss(empty, Head(weight), Target.of_labels(labels[:0]))
+    none.backward()
+    assert none.item() == 0.0
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed"])
@@ -96,12 +130,15 @@ def test_the_likeliest_token_is_the_first_of_those_with_the_largest_logit(kind: 
     assert bool(found.total.isfinite())
 
 
-def test_parts_of_a_head_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_ENTRIES", TOKENS * 70)
+@pytest.mark.parametrize("together", [TOKENS, 20])
+def test_parts_of_a_head_are_decoded_once_for_many_tokens(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", together)
+    monkeypatch.setattr(loss, "CHUNK_ENTRIES", together * 100)
     weight, _ = head("packed")
     seen = []
     tiles = weight.tiles
-    monkeypatch.setattr(weight, "tiles", lambda *given: (seen.append(part[0]) or part for part in tiles(*given)))
+    monkeypatch.setattr(weight, "tiles", lambda *given: (seen.append(part[0].stop) or part for part in tiles(*given)))
     states = torch.randn(TOKENS, WIDTH, requires_grad=True)
     summed_loss(states, Head(weight), Target.of_labels(torch.zeros(TOKENS, dtype=torch.long))).backward()
-    assert [(part.start, part.stop) for part in seen] == [(0, 70), (70, 140), (140, 210), (210, 280), (280, 300)]
+    assert seen[:3] == [100, 200, 300]
+    assert seen.count(300) == (1 if together == TOKENS else 2)

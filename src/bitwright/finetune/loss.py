@@ -2,8 +2,8 @@
 
 As in cut cross-entropy (arXiv 2411.09009), but with products that any device has. The gradient by the states is made while the
 logits of a part are there, since the head is frozen: sums over the vocabulary so far are scaled down whenever a larger logit is
-met, as FlashAttention (arXiv 2205.14135) does with keys. So each part of a packed head is decoded once, and nothing of size
-tokens x vocabulary is ever kept.
+met, as FlashAttention (arXiv 2205.14135) does with keys. So each part of a packed head is decoded once for every
+CHUNK_TOKENS tokens, and nothing of size tokens x vocabulary is ever kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bitwright.models.logits import PLAIN, LogitRule
 CHUNK_ENTRIES = 1 << 22  # logits that exist at once: 16 MiB in float32
 GPU_CHUNK_ENTRIES = 1 << 25  # the same on a GPU, where small products cost as much as larger ones
 CHUNK_TOKENS = 1 << 11  # so many tokens at once
-LEAST_TAIL = 1e-7  # of the probability beside the kept tokens, so that its logarithm exists
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Head:
 class Target:
     """What should follow each of T tokens: a distribution. The tokens ``kept`` stand alone, all others count as one.
 
-    ``kept`` int64 [T, k], their ``log_p`` [T, k], and ``log_tail`` [T] of the rest, -inf where there is none.
+    ``kept`` integers [T, k], their ``log_p`` [T, k], and ``log_tail`` [T] of the rest, -inf where there is none.
     """
 
     kept: Tensor
@@ -76,113 +76,132 @@ class Target:
 @dataclass(frozen=True)
 class Found:
     """How far T tokens are from their target, summed, float64; the ``likeliest`` token after each, int64 [T]; and the gradient
-    of that sum by the states [T, K], float32, where it was asked for."""
+    of that sum by the states [T, K], in their type, where it was asked for."""
 
     total: Tensor
     likeliest: Tensor
     gradient: Tensor | None
 
 
-def distance(states: Tensor, head: Head, target: Target, with_gradient: bool = False) -> Found:
-    """How far what ``head`` says after ``states`` [T, K] is from ``target``: KL(target || model), summed over tokens."""
-    parts = [slice(start, start + CHUNK_TOKENS) for start in range(0, len(states), CHUNK_TOKENS)]
-    found = [_distance(states[part], head, target.part(part), with_gradient) for part in parts]
-    if not found:
-        return _distance(states, head, target.part(slice(None)), with_gradient)
-    return Found(
-        torch.stack([one.total for one in found]).sum(),
-        torch.cat([one.likeliest for one in found]),
-        torch.cat([one.gradient for one in found if one.gradient is not None]) if with_gradient else None,
-    )
-
-
 @torch.no_grad()
-def _distance(states: Tensor, head: Head, target: Target, with_gradient: bool) -> Found:
-    softmax, pull = _Softmax(target), _Pull(states) if with_gradient else None
+def distance(states: Tensor, head: Head, target: Target, with_gradient: bool = False) -> Found:
+    """How far what ``head`` says after ``states`` [T, K] is from ``target``: KL(target || model), summed over tokens.
+
+    It is NaN where the target keeps a token that the head does not know.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=states.device)
+    likeliest = torch.zeros(len(states), dtype=torch.long, device=states.device)
+    gradient = torch.empty_like(states) if with_gradient else None
+    for start in range(0, len(states), CHUNK_TOKENS):
+        part = slice(start, start + CHUNK_TOKENS)
+        total += _distance(states[part], head, target.part(part), likeliest[part], None if gradient is None else gradient[part])
+    return Found(total, likeliest, gradient)
+
+
+def _distance(states: Tensor, head: Head, target: Target, likeliest: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same of some tokens at once; ``likeliest`` [T] and ``gradient`` [T, K] are written to."""
+    softmax, pull = _Softmax(target, likeliest), None if gradient is None else _Pull(states)
     for rows, tile, logits in head.parts(states):
         slope = head.rule.slope(logits) if pull else 1.0
         kept = _Kept.among(target, rows)
         shrinks = softmax.add(logits, rows, kept)
         if pull:
-            pull.add(tile, logits.mul_(slope), slope, kept, shrinks)
-    log_q = softmax.log_q
-    p, q, rest = target.log_p.exp(), log_q.exp(), target.log_tail.exp()
-    tail = (1 - q.sum(1)).clamp_(min=LEAST_TAIL)
-    total = (p * (target.log_p - log_q)).double().sum()
-    total += torch.where(rest > 0, rest * (target.log_tail - tail.log()), 0.0).double().sum()
-    return Found(total, softmax.likeliest, pull.gradient(softmax.mass, rest / tail) if pull else None)
+            pull.shrink(shrinks)
+            pull.add_kept(tile, softmax, slope, kept)
+            pull.add_rest(tile, logits.mul_(slope))
+        del logits, slope  # before the next ones are made
+    log_q, log_rest = softmax.log_q()
+    p, due = target.log_p.exp(), target.log_tail.exp()
+    if pull and gradient is not None:
+        gradient.copy_(pull.gradient(softmax, due))
+    rest = torch.where(due > 0, due * (target.log_tail - log_rest), 0.0)
+    return (p * (target.log_p - log_q)).double().sum() + rest.double().sum()
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Which tokens that a target keeps are in a part of the vocabulary: of text position ``token`` the ``place``-th, in
-    ``column`` of the part, with probability ``p``. In the order of ``token``."""
+    """Which tokens that a target keeps are in a part of the vocabulary: at ``position`` of the text the ``place``-th, in
+    ``column`` of the part, with probability ``p``. In the order of positions."""
 
-    token: Tensor
+    position: Tensor
     place: Tensor
     column: Tensor
     p: Tensor
 
     @classmethod
     def among(cls, target: Target, rows: slice) -> Self:
-        token, place = ((target.kept >= rows.start) & (target.kept < rows.stop)).nonzero(as_tuple=True)
-        return cls(token, place, target.kept[token, place] - rows.start, target.log_p[token, place].exp())
-
-    def summed(self, tile: Tensor, factor: Tensor, n_tokens: int) -> Tensor:
-        """Of each text position the sum of its kept rows of ``tile``, each times its ``factor``."""
-        begins = torch.searchsorted(self.token, torch.arange(n_tokens, device=tile.device))
-        return embedding_bag(self.column, tile, begins, mode="sum", per_sample_weights=factor)
+        position, place = ((target.kept >= rows.start) & (target.kept < rows.stop)).nonzero(as_tuple=True)
+        column = target.kept[position, place] - rows.start
+        return cls(position, place, column, target.log_p[position, place].exp())
 
 
 class _Softmax:
-    """Sums of exp(logit) over the part of the vocabulary that was seen, in units of exp(``peak``), the largest logit so far."""
+    """Over the part of the vocabulary that was seen: the logits of the tokens that a target keeps, and of all others the sum of
+    exp(logit), in units of exp(``peak``), the largest logit so far. Apart, since one less what is kept would be no number for
+    a small rest."""
 
-    def __init__(self, target: Target) -> None:
-        self.kept_logits = torch.zeros_like(target.log_p)
-        self.peak = torch.full_like(target.log_tail, -torch.inf)[:, None]
-        self.mass = torch.zeros_like(self.peak)
-        self.likeliest = torch.zeros_like(target.kept[:, 0])
+    def __init__(self, target: Target, likeliest: Tensor) -> None:
+        self.kept_logits = torch.full_like(target.log_p, torch.nan)
+        self.peak = torch.full_like(target.log_tail, torch.finfo(torch.float32).min)[:, None]
+        self.rest = torch.zeros_like(self.peak)
+        self.likeliest = likeliest
 
     def add(self, logits: Tensor, rows: slice, kept: _Kept) -> Tensor:
-        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit; what sums in
-        the old unit are to be multiplied with, [T, 1]."""
-        self.kept_logits[kept.token, kept.place] = logits[kept.token, kept.column]
+        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit, 0 for what is
+        kept; what sums in the old unit are to be multiplied with, [T, 1]."""
+        at = (kept.position, kept.column)
+        self.kept_logits[kept.position, kept.place] = logits[at]
         top, column = logits.max(1, keepdim=True)
-        self.likeliest = torch.where(top > self.peak, column + rows.start, self.likeliest[:, None])[:, 0]
+        self.likeliest.copy_(torch.where(top > self.peak, column + rows.start, self.likeliest[:, None])[:, 0])
         peak = torch.maximum(top, self.peak)
         shrinks, self.peak = (self.peak - peak).exp_(), peak
-        self.mass = self.mass * shrinks + logits.sub_(peak).exp_().sum(1, keepdim=True)
+        logits.sub_(peak).exp_()[at] = 0.0
+        self.rest = self.rest * shrinks + logits.sum(1, keepdim=True)
         return shrinks
 
-    @property
-    def log_q(self) -> Tensor:
-        """Of the kept tokens, [T, k], once the whole vocabulary was seen."""
-        return self.kept_logits - self.peak - self.mass.log()
+    def mass(self) -> Tensor:
+        """The sum of exp(logit) over all tokens, [T, 1], once the whole vocabulary was seen."""
+        return self.rest + (self.kept_logits - self.peak).exp().sum(1, keepdim=True)
+
+    def log_q(self) -> tuple[Tensor, Tensor]:
+        """Logarithms of the probability of the kept tokens, [T, k], and of all others together, [T]."""
+        log_mass = self.mass().log()
+        return self.kept_logits - self.peak - log_mass, (self.rest.clamp(min=TINY).log() - log_mass)[:, 0]
 
 
 class _Pull:
-    """Sums of rows of the head so far, float32 [T, K]: exp(logit) W over tokens that are not kept and over kept ones, both in
-    the unit of the softmax, and p W over kept ones. Kept ones stand apart since p and q nearly cancel there."""
+    """Sums of rows of the head so far, each times d logit / d z, float32 [T, K]: exp(logit) W over tokens that are not kept and
+    over kept ones, both in the unit of the softmax, and p W over kept ones. Kept ones stand apart since p and q nearly cancel
+    there."""
 
     def __init__(self, states: Tensor) -> None:
         self.by_rest, self.by_q, self.by_p = (torch.zeros_like(states, dtype=torch.float32) for _ in range(3))
 
-    def add(self, tile: Tensor, power: Tensor, slope: Tensor | float, kept: _Kept, shrinks: Tensor) -> None:
-        """Take in ``tile`` [v, K], some rows of W, with exp(logit) d logit / d z in ``power`` [T, v] and d logit / d z in
-        ``slope``. ``power`` is overwritten."""
+    def shrink(self, shrinks: Tensor) -> None:
+        """Go over to a new unit."""
         self.by_rest.mul_(shrinks)
         self.by_q.mul_(shrinks)
-        if len(kept.token):
-            wide, at = tile.float(), (kept.token, kept.column)
-            self.by_q += kept.summed(wide, power[at], len(power))
-            self.by_p += kept.summed(wide, kept.p * (slope[at] if isinstance(slope, Tensor) else slope), len(power))
-            power[at] = 0.0
+
+    def add_kept(self, tile: Tensor, softmax: _Softmax, slope: Tensor | float, kept: _Kept) -> None:
+        """Take in what is ``kept`` of ``tile`` [v, K], some rows of W; ``slope`` [T, v] is d logit / d z."""
+        if not len(kept.position):
+            return
+        wide = tile.float()
+        begins = torch.searchsorted(kept.position, torch.arange(len(self.by_p), device=tile.device))
+        own_slope = slope[kept.position, kept.column] if isinstance(slope, Tensor) else slope
+        power = (softmax.kept_logits[kept.position, kept.place] - softmax.peak[kept.position, 0]).exp()
+        for total, factor in ((self.by_q, power), (self.by_p, kept.p)):
+            total += embedding_bag(kept.column, wide, begins, mode="sum", per_sample_weights=factor * own_slope)
+
+    def add_rest(self, tile: Tensor, power: Tensor) -> None:
+        """Take in the others, with exp(logit) d logit / d z in ``power`` [T, v]."""
         self.by_rest += power.to(tile.dtype) @ tile
 
-    def gradient(self, mass: Tensor, covered: Tensor) -> Tensor:
-        """By the states, [T, K]. ``covered`` [T]: of the probability that the model gives to the rest, the share that is its
-        due."""
-        return self.by_rest.mul_((1 - covered)[:, None] / mass).add_(self.by_q.div_(mass)).sub_(self.by_p)
+    def gradient(self, softmax: _Softmax, due: Tensor) -> Tensor:
+        """By the states, [T, K]. ``due`` [T]: the probability that the target gives to all tokens that it does not keep."""
+        mass = softmax.mass()
+        self.by_rest.mul_(1 / mass - due[:, None] / softmax.rest.clamp(min=TINY))
+        return self.by_rest.add_(self.by_q.div_(mass)).sub_(self.by_p)
 
 
 class _Summed(torch.autograd.Function):
@@ -191,7 +210,7 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, head: Head, target: Target) -> Tensor:
         found = distance(states, head, target, states.requires_grad)
-        ctx.gradient = None if found.gradient is None else found.gradient.to(states.dtype)
+        ctx.gradient = found.gradient
         return found.total.float()
 
     @staticmethod

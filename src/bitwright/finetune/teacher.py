@@ -14,14 +14,13 @@ from bitwright.evaluate.reference import DamagedError, Reference, condense
 from bitwright.evaluate.reference import load as load_references
 from bitwright.evaluate.reference import save as save_references
 from bitwright.finetune.inputs import LABELS
-from bitwright.finetune.loss import CHUNK_ENTRIES
 from bitwright.finetune.model import adapt, head_of, load
 from bitwright.finetune.tokens import IGNORED
 from bitwright.finetune.train import DISTRIBUTION
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ASK
 
-LEAST_TOKENS = 128  # that the head says something about at once, however many it knows: its weights are cast each time
+CHUNK_ENTRIES = 1 << 25  # logits that exist at once: 128 MiB in float32, since the head may be cast for each of its products
 LIKELIEST_TOKENS = 64  # of each distribution; the rest counts as one event
 
 
@@ -58,7 +57,7 @@ def _asked(
         given = {name: tensor.to(device) for name, tensor in sample.alone(work).items()}
         states = model.base_model(**given, use_cache=False).last_hidden_state[0, sample.positions.to(device)]
         ids, parts = given[IDS][0], []
-        for start in range(0, len(states), rows := max(LEAST_TOKENS, CHUNK_ENTRIES // head.weight.n_rows)):
+        for start in range(0, len(states), rows := max(1, CHUNK_ENTRIES // head.weight.n_rows)):
             logits = head.logits(states[start : start + rows])
             following = ids[: len(logits)]  # nothing is asked of the likelihood
             parts.append(condense(logits, following, LIKELIEST_TOKENS, samples=0))

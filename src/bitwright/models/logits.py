@@ -41,7 +41,9 @@ class LogitRule:
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """d logits / d z where they are ``logits``."""
-        return self.factor * (1 - (logits / self.cap).square_()) if self.cap else self.factor
+        if not self.cap:
+            return self.factor
+        return (logits / self.cap).square_().neg_().add_(1).mul_(self.factor)
 
 
 PLAIN = LogitRule()  # logits are what the head returns
