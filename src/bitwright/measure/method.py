@@ -11,10 +11,11 @@ from torch import Tensor
 from bitwright.containers.base import Container
 from bitwright.errors import fail
 from bitwright.formats.base import SIXTEEN_BIT, Format
+from bitwright.host.logic import logic_hash
 from bitwright.measure.scores import FormatScore, WeightScores
 from bitwright.models.spec import ModelSpec, Weight
 from bitwright.plan import Rounding
-from bitwright.rounding.base import Rounder, constants_hash
+from bitwright.rounding.base import Rounder
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ class Method:
         return WeightScores(weight.name, 0.0, tuple(FormatScore(*pair, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for pair in pairs))
 
     def key(self) -> dict[str, object]:
-        """Everything that the results depend on, constants of the rounders and of the scores among it."""
+        """Everything that the results depend on, what rounds and scores among it."""
         numbers = (self.plain_share, self.batch_tokens, self.seed)
         formats = {name: [format.name for format in formats] for name, formats in self.formats.items()}
         stock = {name: format.name for name, format in self.stock.items()}
         digest = hashlib.sha256(b"".join(mean.numpy().tobytes() for mean in self.importance.values())).hexdigest()
         versions = {type(rounder).__name__: rounder.version for rounder in self.rounders}
-        scores = constants_hash("bitwright.measure.scores", within="bitwright.measure")
+        scores = logic_hash("bitwright.measure.scores", within="bitwright.measure")
         return {
             "formats": formats,
             "stock": stock,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bitwright.formats.base import Codes, Format
+from bitwright.host.logic import logic_hash
 from bitwright.rounding.kernels.error_feedback import Feedback
 from bitwright.rounding.kernels.lattice import Lattice
 from bitwright.rounding.kernels.row_feedback import RowFeedback
 
 STACK_ENTRIES = 1 << 24  # weights of all formats that are rounded side by side: 64 MiB in float32
-PLACE = " at 0x"  # in the words for an object that is no plain value, different in every process
 F = TypeVar("F", bound=Format)
 SWEEPS = 1  # of coordinate descent; a second one moves the objective by less than a hundredth (docs/LOG.md)
 
@@ -62,8 +59,8 @@ class Rounder(ABC):
 
     @property
     def version(self) -> str:
-        """A hash that changes with every constant that the rounding depends on: kept pieces of another version are not used."""
-        return constants_hash(type(self).__module__)
+        """A hash that changes with what the rounding does, and its constants: kept pieces of another version are not used."""
+        return logic_hash(type(self).__module__, within="bitwright.rounding")
 
 
 def by_parts(weight: Tensor, rows: RowFeedback | None, calibrated: Callable[[Tensor], Codes]) -> Codes:
@@ -97,26 +94,3 @@ def side_by_side(weight: Tensor, formats: Sequence[F], alike: Callable[[F], obje
         same = [format for format in formats if alike(format) == kind]
         for first in range(0, len(same), at_once):
             yield same[first : first + at_once]
-
-
-def constants_hash(*modules: str, within: str = "bitwright.rounding") -> str:
-    """Hash of the upper-case constants of ``modules`` and of every module under ``within`` that they take something from.
-
-    >>> constants_hash("bitwright.rounding.base") == constants_hash("bitwright.rounding.base")
-    True
-    """
-    found: dict[str, str] = {}
-    pending = list(modules)
-    seen: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for key, value in vars(sys.modules[name]).items():
-            if key.strip("_").isupper() and PLACE not in repr(value):
-                found[f"{name}.{key}"] = repr(value)
-            source = getattr(value, "__module__", None)
-            if isinstance(source, str) and source.startswith(within):
-                pending.append(source)
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
