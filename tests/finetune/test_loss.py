@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from bitwright.evaluate.reference import condense
 from bitwright.finetune import loss
-from bitwright.finetune.loss import Head, Target, distance, summed_loss
+from bitwright.finetune.loss import Head, Target, distance, drawn, summed_loss
 from bitwright.finetune.weights import FrozenWeight, PackedWeight, PlainWeight
 from bitwright.formats.base import Packed
 from bitwright.formats.bnb4.format import BLOCK_FORMATS
@@ -116,6 +116,49 @@ def test_tokens_that_can_never_come_and_no_tokens_at_all(monkeypatch: pytest.Mon
     none = summed_loss(empty, Head(weight), Target.of_labels(labels[:0]))
     none.backward()
     assert none.item() == 0.0
+
+
+def by_states(states: torch.Tensor, head: Head, target: Target) -> tuple[float, torch.Tensor]:
+    """The loss and its gradient."""
+    found = distance(states, head, target, with_gradient=True)
+    assert found.gradient is not None
+    return found.total.item(), found.gradient
+
+
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.25, 5.0)])
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_a_few_tokens_stand_for_the_others(kind: str, rule: LogitRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly, where the others are all alike; on average, where they are not."""
+    in_parts(monkeypatch)
+    monkeypatch.setattr(loss, "OTHERS", 60)
+    weight, value = head(kind)
+    states, bias = torch.randn(TOKENS, WIDTH), torch.randn(VOCABULARY)
+    told = condense(2 * torch.randn(TOKENS, 40), torch.zeros(TOKENS, dtype=torch.long), 20, samples=0)  # the first 40 tokens
+    target = Target(told.likeliest, told.log_p, told.log_tail)
+
+    alike = value.clone()
+    alike[40:], bias[40:] = value[40], -4.0
+    whole = Head(PlainWeight(alike), bias, rule)
+    few, same = drawn(whole, target)
+    assert few.weight.n_rows == 40 + 60
+    (wanted, wanted_gradient), (found, gradient) = by_states(states, whole, target), by_states(states, few, same)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert (gradient - wanted_gradient).norm() <= 1e-5 * wanted_gradient.norm()
+    assert by_states(states, *drawn(whole, target))[0] == found, "a run that goes on draws the same"
+
+    whole, errors = Head(weight, bias, rule), []
+    for token in range(40, 90):  # another one is kept each time, of no weight, which draws others
+        more = torch.full((TOKENS, 1), token)
+        other = Target(torch.cat([target.kept, more], 1), torch.cat([target.log_p, more * 0.0 - 50], 1), target.log_tail)
+        errors.append(by_states(states, *drawn(whole, other))[1] - by_states(states, whole, other)[1])
+    assert torch.stack(errors).mean(0).norm() <= 0.25 * torch.stack([error.norm() for error in errors]).mean()
+
+
+def test_a_small_vocabulary_is_taken_whole() -> None:
+    weight, _ = head("plain")
+    target = Target.of_labels(torch.arange(TOKENS))
+    whole = Head(weight)
+    assert drawn(whole, target) == (whole, target)
 
 
 @pytest.mark.parametrize("kind", ["plain", "packed"])

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from bitwright.errors import BitwrightError
+from bitwright.evaluate.reference import condense
+from bitwright.finetune import loss
 from bitwright.finetune import train as loop
 from bitwright.finetune.finetune import finetune
-from bitwright.finetune.inputs import Layout, packed, padded
+from bitwright.finetune.inputs import LABELS, Layout, packed, padded
 from bitwright.finetune.model import adapt, load, require_known_head
 from bitwright.finetune.tokens import Example
-from bitwright.finetune.train import PartTrainer, loss_of
+from bitwright.finetune.train import DISTRIBUTION, PartTrainer, loss_of
 from bitwright.models.logits import LogitRule
 from tests.conftest import Build
 from tests.finetune.conftest import QUIET, TRAINING
@@ -124,3 +126,23 @@ def test_sixteen_texts_in_one_pass_and_in_sixteen_are_one_step(
         finetune(quantized, str(tmp_path / "rows.jsonl"), out, training=training, reporter=QUIET)
     one, many = seen
     assert (one - many).norm() <= 5e-6 * one.norm()
+
+
+def test_training_from_distributions_takes_some_of_the_vocabulary(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a loss is of all of it, and labels always are."""
+    monkeypatch.setattr(loss, "OTHERS", 80)
+    model = load(build("llama"), torch.device("cpu"), torch.float32)
+    adapt(model, ("*",), 0, 0.0, False)
+    inputs = padded(random_examples(4)[:1])
+    labels = inputs[LABELS].reshape(-1)
+    told = condense(torch.randn(len(labels), 500), labels.clamp(min=0), 2, samples=0)
+    kept = {name: getattr(told, name)[None] for name in DISTRIBUTION}
+
+    def losses(given: dict[str, torch.Tensor]) -> tuple[float, float]:
+        with torch.no_grad():
+            return float(loss_of(model.eval(), given)), float(loss_of(model.train(), given))
+
+    whole, trained = losses(inputs | kept)
+    assert 0 < abs(trained - whole) < 0.02 * whole
+    whole, trained = losses(inputs)
+    assert trained == whole

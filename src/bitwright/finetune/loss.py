@@ -17,22 +17,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from bitwright.finetune.weights import FrozenWeight
+from bitwright.finetune.weights import FrozenWeight, PickedWeight
 from bitwright.models.logits import PLAIN, LogitRule
 
 CHUNK_ENTRIES = 1 << 22  # logits that exist at once: 16 MiB in float32
 GPU_CHUNK_ENTRIES = 1 << 25  # the same on a GPU, where small products cost as much as larger ones
 CHUNK_TOKENS = 1 << 11  # so many tokens at once
+OTHERS = 1 << 13  # tokens of the vocabulary that stand for all those that no target keeps
 TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output head that is frozen: logits are what ``rule`` makes of h W^T + ``bias``."""
+    """An output head that is frozen: logits are what ``rule`` makes of h W^T + ``bias``. A token may stand ``for_how_many``."""
 
     weight: FrozenWeight
     bias: Tensor | None = None  # [V]
     rule: LogitRule = PLAIN
+    for_how_many: Tensor | None = None  # [V] float32; each for itself alone where it is left out
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [T, V] of ``states`` [T, K], float32."""
@@ -104,7 +106,7 @@ def _distance(states: Tensor, head: Head, target: Target, likeliest: Tensor, gra
     for rows, tile, logits in head.parts(states):
         slope = head.rule.slope(logits) if pull else 1.0
         kept = _Kept.among(target, rows)
-        shrinks = softmax.add(logits, rows, kept)
+        shrinks = softmax.add(logits, rows, kept, head.for_how_many)
         if pull:
             pull.shrink(shrinks)
             pull.add_kept(tile, softmax, slope, kept)
@@ -146,9 +148,9 @@ class _Softmax:
         self.rest = torch.zeros_like(self.peak)
         self.likeliest = likeliest
 
-    def add(self, logits: Tensor, rows: slice, kept: _Kept) -> Tensor:
-        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit, 0 for what is
-        kept; what sums in the old unit are to be multiplied with, [T, 1]."""
+    def add(self, logits: Tensor, rows: slice, kept: _Kept, for_how_many: Tensor | None) -> Tensor:
+        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit, of as many as
+        each token stands for, 0 for what is kept; what sums in the old unit are to be multiplied with, [T, 1]."""
         at = (kept.position, kept.column)
         self.kept_logits[kept.position, kept.place] = logits[at]
         top, column = logits.max(1, keepdim=True)
@@ -156,6 +158,8 @@ class _Softmax:
         peak = torch.maximum(top, self.peak)
         shrinks, self.peak = (self.peak - peak).exp_(), peak
         logits.sub_(peak).exp_()[at] = 0.0
+        if for_how_many is not None:
+            logits.mul_(for_how_many[rows])
         self.rest = self.rest * shrinks + logits.sum(1, keepdim=True)
         return shrinks
 
@@ -202,6 +206,28 @@ class _Pull:
         mass = softmax.mass()
         self.by_rest.mul_(1 / mass - due[:, None] / softmax.rest.clamp(min=TINY))
         return self.by_rest.add_(self.by_q.div_(mass)).sub_(self.by_p)
+
+
+def drawn(head: Head, target: Target) -> tuple[Head, Target]:
+    """A head of the tokens that ``target`` keeps anywhere, and of OTHERS that stand for the rest of the vocabulary, and the
+    target in its numbers; both as they are where that would spare less than half.
+
+    What all other tokens weigh together is then estimated without bias, and it is little: the target keeps what is likely.
+    Sampled softmax (arXiv 1412.2007) draws by frequency and corrects for that; here what is frequent is among the kept ones.
+    The draw follows from the target, so that a run that goes on draws the same.
+    """
+    n_tokens = head.weight.n_rows
+    is_kept = torch.zeros(n_tokens, dtype=torch.bool, device=target.kept.device)
+    is_kept[target.kept.flatten().long()] = True
+    others = (~is_kept).nonzero()[:, 0]
+    if 2 * (n_tokens - len(others) + OTHERS) > n_tokens:
+        return head, target
+    generator = torch.Generator().manual_seed(int(target.kept.sum()))
+    some = others[torch.randperm(len(others), generator=generator)[:OTHERS].to(others.device)]
+    tokens = torch.cat([is_kept.nonzero()[:, 0], some]).sort().values
+    for_how_many = torch.where(is_kept[tokens], 1.0, len(others) / OTHERS)
+    few = Head(PickedWeight(head.weight, tokens), None if head.bias is None else head.bias[tokens], head.rule, for_how_many)
+    return few, Target(torch.searchsorted(tokens, target.kept.long()), target.log_p, target.log_tail)
 
 
 class _Summed(torch.autograd.Function):

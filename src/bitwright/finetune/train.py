@@ -21,7 +21,7 @@ from bitwright.checkpoint.output import write_failed
 from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.finetune.arena import Arena
 from bitwright.finetune.inputs import LABELS, OURS, ROWS
-from bitwright.finetune.loss import Target, summed_loss
+from bitwright.finetune.loss import Target, drawn, summed_loss
 from bitwright.finetune.model import head_of, require_known_head
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.tokens import IGNORED
@@ -41,11 +41,14 @@ ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
     """Mean distance from what the inputs say should follow; over ``n_labels`` tokens, those of a whole step, where a step has
-    several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them.
-    ``arena``: where what the backward pass needs is kept.
+    several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them,
+    in training as some of the vocabulary has it. ``arena``: where what the backward pass needs is kept.
     """
     states, target = learnt_of(model, inputs, arena)
-    return summed_loss(states, head_of(model), target) / (len(states) if n_labels is None else n_labels)
+    head = head_of(model)
+    if model.training and LIKELIEST in inputs:
+        head, target = drawn(head, target)
+    return summed_loss(states, head, target) / (len(states) if n_labels is None else n_labels)
 
 
 def learnt_of(model: Any, inputs: dict[str, Tensor], arena: Arena | None = None) -> tuple[Tensor, Target]:

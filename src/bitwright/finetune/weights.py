@@ -98,3 +98,19 @@ class PlainWeight(FrozenWeight):
         for start in range(0, self.n_rows, rows):
             part = slice(start, min(start + rows, self.n_rows))
             yield part, self.value[part].to(dtype)
+
+
+class PickedWeight(FrozenWeight):
+    """Some rows of another weight, decoded with it: ``rows`` int64 [N], rising."""
+
+    def __init__(self, whole: FrozenWeight, rows: Tensor) -> None:
+        super().__init__()
+        self.n_rows, self.n_cols = len(rows), whole.n_cols
+        self.whole, self.rows = whole, rows
+
+    def tiles(self, dtype: torch.dtype, at_most: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        done = 0
+        for part, tile in self.whole.tiles(dtype):
+            here = self.rows[(self.rows >= part.start) & (self.rows < part.stop)] - part.start
+            for some in here.split(at_most or self.n_rows) if len(here) else ():
+                yield slice(done, done := done + len(some)), tile[some]
