@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bitwright
-from bitwright import BitwrightError, Plan, Settings
+from bitwright import BitwrightError, Plan
 from bitwright.allocate.edited import keep_plan, require_unedited
 from bitwright.checkpoint.checkpoint import Checkpoint
 from bitwright.containers.bitsandbytes import BITSANDBYTES
@@ -17,18 +17,9 @@ from bitwright.host.progress import Reporter
 from bitwright.measure.store import results_piece
 from bitwright.models.open import open_model
 from bitwright.models.spec import BlockId, Weight
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
-SMALL = Settings(
-    formats=("nf4-b32-dq", "nf4-b64"),
-    calibration="documentation",
-    sequences=8,
-    length=32,
-    held_out_sequences=4,
-    held_out_length=48,
-    dtype="float32",
-    compare=False,
-)
+SMALL = replace(TINY, formats=("nf4-b32-dq", "nf4-b64"), held_out_sequences=4, held_out_length=48, compare=False)
 QUIET = Reporter(quiet=True)
 DOWN = "model.layers.0.mlp.down_proj.weight"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 import bitwright
-from bitwright import Settings
 from bitwright.doctor.doctor import examine
 from bitwright.doctor.fix import fixed_copy
 from bitwright.host.progress import Reporter
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
 ATTENTION = "model.layers.0.self_attn"
 
@@ -69,16 +69,7 @@ def test_the_names_that_are_missing_are_added(tmp_path: Path) -> None:
 
 
 def test_what_we_write_is_sound_unless_the_groups_are_let_go(build: Build, tmp_path: Path) -> None:
-    settings = Settings(
-        formats=("nf4-b32-dq",),
-        calibration="documentation",
-        sequences=8,
-        length=32,
-        held_out_sequences=4,
-        held_out_length=48,
-        dtype="float32",
-        compare=False,
-    )
+    settings = replace(TINY, formats=("nf4-b32-dq",), held_out_sequences=4, held_out_length=48, compare=False)
     quiet = Reporter(quiet=True)
     pins = tuple(f"{part}=16bit" for part in PARTS)
     report = bitwright.quantize(build("llama"), tmp_path / "alike", "+40%", pins=pins, settings=settings, reporter=quiet)

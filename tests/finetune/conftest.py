@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import bitwright
-from bitwright import Settings
+from bitwright.finetune import finetune as job
+from bitwright.finetune.answers import Answers, unlike
 from bitwright.finetune.training import Training
 from bitwright.host.progress import Reporter
-from tests.conftest import Build
+from tests.conftest import TINY, Build
 
 QUIET = Reporter(quiet=True)
 TRAINING = Training(
@@ -31,14 +33,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("quantized") / "out"
-    settings = Settings(
-        sequences=8,
-        length=32,
-        held_out_sequences=2,
-        held_out_length=32,
-        dtype="float32",
-        compare=False,
-        calibration="documentation",
-    )
-    bitwright.quantize(build("llama", **MODEL), out, "+30%", settings=settings, reporter=QUIET)
+    bitwright.quantize(build("llama", **MODEL), out, "+30%", settings=replace(TINY, compare=False), reporter=QUIET)
     return out
+
+
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> list[Answers]:
+    """What adapters answered before they were written, in order; it is compared with the answers of a fresh process."""
+    found: list[Answers] = []
+
+    def noted(before: Answers, trained: Answers, written: Answers) -> str:
+        found.append(trained)
+        return unlike(before, trained, written)
+
+    monkeypatch.setattr(job, "unlike", noted)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 
 import bitwright
 from bitwright.cli.main import app
+from bitwright.finetune.answers import Answers
 from bitwright.finetune.base import Base
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.model import adapt, load
@@ -23,7 +23,7 @@ from bitwright.finetune.training import Training
 from bitwright.finetune.weights import PackedWeight
 from bitwright.formats.families import unpacked
 from bitwright.host.progress import QUIET
-from bitwright.runtimes.llama_cpp import LlamaCpp, library
+from bitwright.runtimes.llama_cpp import LlamaCpp
 from tests.conftest import TINY, Build
 
 MODEL = {"hidden_size": 64, "intermediate_size": 128}
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_llama_cpp_answers_with_the_adapter_as_the_trained_model_does(
-    rslora: bool, build: Build, data: str, tmp_path: Path
+    rslora: bool, build: Build, data: str, tmp_path: Path, in_memory: list[Answers]
 ) -> None:
     pytest.importorskip("xllamacpp")
     source, model, out = build("llama", **MODEL), tmp_path / "model.gguf", tmp_path / "adapter"
@@ -50,6 +50,7 @@ def test_llama_cpp_answers_with_the_adapter_as_the_trained_model_does(
     else:
         found = finetune(model, data, out, training=training, reporter=QUIET)
         assert found.after.loss < found.before.loss - 0.3
+        assert found.after.loss == pytest.approx(in_memory[0].loss, rel=0.02), "as llama.cpp runs it"
     assert "--lora HERE/adapter.gguf" in (out / "README.md").read_text()
     trained = Base.of(model, training).load(CPU, torch.float32)
     ids = torch.arange(5, 45)
@@ -67,15 +68,9 @@ def test_llama_cpp_answers_with_the_adapter_as_the_trained_model_does(
 
 
 def _with_adapter(model: Path, adapter: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of llama.cpp after ``ids`` with ``adapter`` at full strength."""
-    loaded, pointer = LlamaCpp(model, len(ids)), ctypes.c_void_p
-    library().llama_adapter_lora_init.restype = pointer
-    library().llama_adapter_lora_init.argtypes = [pointer, ctypes.c_char_p]
-    library().llama_set_adapters_lora.argtypes = [pointer, pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]
-    held = library().llama_adapter_lora_init(loaded._model, str(adapter).encode())
-    assert held
-    adapters, strength = (pointer * 1)(held), (ctypes.c_float * 1)(1.0)
-    assert library().llama_set_adapters_lora(loaded._context, adapters, 1, strength) == 0
+    """Logits of llama.cpp after ``ids`` with ``adapter``."""
+    loaded = LlamaCpp(model, len(ids))
+    loaded.lay_over(adapter)
     return torch.cat(list(loaded.logit_parts(ids)))
 
 
@@ -102,7 +97,9 @@ def test_a_gguf_file_of_somebody_else_stays_packed(
         torch.testing.assert_close(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_peft_loads_an_adapter_that_was_trained_beside_compressed_tensors(build: Build, data: str, tmp_path: Path) -> None:
+def test_peft_loads_an_adapter_that_was_trained_beside_compressed_tensors(
+    build: Build, data: str, tmp_path: Path, in_memory: list[Answers]
+) -> None:
     """What was trained beside packed integers is what PEFT makes of their values, in the stock class."""
     source, model, out = build("llama", **MODEL), tmp_path / "model", tmp_path / "adapter"
     settings = replace(TINY, compare=False, container="compressed-tensors", formats=("w4-g32", "w8-g32"), fused_groups=False)
@@ -110,6 +107,7 @@ def test_peft_loads_an_adapter_that_was_trained_beside_compressed_tensors(build:
     training = replace(TRAINING, source=str(source))
     found = finetune(model, data, out, training=training, reporter=QUIET)
     assert found.after.loss < found.before.loss - 0.2
+    assert found.after.loss == pytest.approx(in_memory[0].loss, rel=0.02), "as compressed-tensors and PEFT run it"
     mine, stock = Base.of(model, training).load(CPU, torch.float32), load(source, CPU, torch.float32)
     linears = [(name, layer) for name, layer in mine.named_modules() if isinstance(layer, QuantLinear)]
     assert any(isinstance(layer.weight, PackedWeight) for _, layer in linears)

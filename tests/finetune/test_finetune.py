@@ -25,8 +25,10 @@ from typer.testing import CliRunner
 
 from bitwright.checkpoint.result import plan_of
 from bitwright.cli.main import app
-from bitwright.errors import BitwrightError
+from bitwright.errors import BitwrightError, fail
+from bitwright.finetune import finetune as job
 from bitwright.finetune import train as loop
+from bitwright.finetune.answers import Answers
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.model import adapt, load
 from bitwright.finetune.texts import texts_of
@@ -36,10 +38,11 @@ from tests.finetune.conftest import MODEL, QUIET, TRAINING
 
 
 def test_it_learns_and_stock_peft_loads_it(
-    quantized: Path, data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    quantized: Path, data: str, tmp_path: Path, in_memory: list[Answers], capfd: pytest.CaptureFixture[str]
 ) -> None:
     outcome = finetune(quantized, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
     assert capfd.readouterr().out == ""
+    assert outcome.after.loss == pytest.approx(in_memory[0].loss, rel=0.02), "as bitsandbytes and PEFT run it"
     assert outcome.steps == 6
     assert outcome.after.loss < outcome.before.loss - 0.3
     card = (tmp_path / "adapter" / "README.md").read_text()
@@ -66,6 +69,17 @@ def test_it_learns_and_stock_peft_loads_it(
     change, difference = theirs.float() - plain.float(), mine - theirs.float()
     assert change.abs().max() > 0.1
     assert difference.norm() < 0.05 * change.norm()  # bitsandbytes multiplies in the 16 bits that its config names
+
+
+def test_an_adapter_that_no_fresh_process_runs_is_kept_and_that_is_said(
+    quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "with_adapter", Mock(side_effect=fail("evaluate/process", "x", saw="no PEFT", wanted="", help="")))
+    said = Mock(wraps=QUIET)
+    outcome = finetune(quantized, data, tmp_path / "adapter", training=replace(TRAINING, max_steps=2), reporter=said)
+    assert outcome.after.loss < outcome.before.loss
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert any("no fresh process ran it: no PEFT" in call.args[0] for call in said.say.call_args_list)
 
 
 @pytest.mark.parametrize(("optimizer", "state"), [("adamw", torch.float32), ("adamw8bit", torch.uint8)])

@@ -22,7 +22,7 @@ from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError
 from bitwright.evaluate.reference import condense
 from bitwright.finetune import repair as job
-from bitwright.finetune.answers import held
+from bitwright.finetune.answers import Answers, held
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished, trained_codes
 from bitwright.finetune.inputs import Layout, alone
@@ -120,10 +120,11 @@ def test_a_preview_counts_the_places_of_an_image(source: Path, rows: str) -> Non
     assert f"«{drawn(1, 5)[0].answer}" in shown
 
 
-def test_each_part_can_be_trained_and_peft_loads_it(source: Path, rows: str, tmp_path: Path) -> None:
+def test_each_part_can_be_trained_and_peft_loads_it(source: Path, rows: str, tmp_path: Path, in_memory: list[Answers]) -> None:
     out = tmp_path / "adapter"
     found = finetune(source, rows, out, training=TRAINING, reporter=QUIET)
     assert found.after.loss < found.before.loss - 0.5
+    assert found.after.loss == pytest.approx(in_memory[0].loss, rel=0.02)
     kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32), out)
     trained = {name.replace("base_model.model.", "") for name, _ in model.named_parameters() if "lora_B" in name}
@@ -252,15 +253,18 @@ def test_a_lesson_about_a_picture_counts_at_its_answer() -> None:
     assert (inputs["pixel_values"].dtype, inputs["sizes"].dtype) == (torch.bfloat16, torch.int32)
 
 
-def test_an_adapter_beside_gguf_is_for_the_text_alone(rows: str, tmp_path: Path) -> None:
+def test_an_adapter_beside_gguf_is_for_the_text_alone(rows: str, tmp_path: Path, in_memory: list[Answers]) -> None:
     source, model = idefics_with_processor(tmp_path / "source"), tmp_path / "model.gguf"
     settings = replace(TINY, compare=False, container="gguf", formats=("q4_0", "q8_0"))
     bitwright.quantize(source, model, "+10%", settings=settings, reporter=QUIET)
     for parts in (("text",), EVERY):
         out, training = tmp_path / f"adapter-{len(parts)}", replace(TRAINING, source=str(source), train=parts)
-        finetune(model, rows, out, training=training, reporter=QUIET)
+        found = finetune(model, rows, out, training=training, reporter=QUIET)
         assert (out / "adapter.gguf").exists() == (parts == ("text",))
         assert ("no adapters for vision towers" in (out / "README.md").read_text()) == (parts == EVERY)
+        if parts == ("text",):
+            assert found.after.loss == pytest.approx(in_memory[0].loss, rel=0.02)
+    assert len(in_memory) == 1, "no program runs an adapter for a tower in llama.cpp"
 
 
 @pytest.mark.parametrize("case", ["blind", "turns", "missing", "together", "short"])

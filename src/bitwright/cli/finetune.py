@@ -81,13 +81,13 @@ def run(
 ) -> None:
     """Train MODEL on DATA: a small addition (LoRA) beside weights that stay as they are stored, or the stored codes."""
     from bitwright.checkpoint.output import PROOF
-    from bitwright.containers.gguf.adapter import GGUF_ADAPTER
     from bitwright.finetune.card import curve
     from bitwright.finetune.finetune import finetune
     from bitwright.finetune.train import CONFIG
     from bitwright.finetune.training import IN_FORMAT, Training
     from bitwright.host.progress import Reporter
     from bitwright.host.texts import read_object
+    from bitwright.runtimes.llama_cpp import GGUF_ADAPTER
 
     training = Training(
         method=method,

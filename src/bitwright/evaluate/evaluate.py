@@ -24,12 +24,14 @@ LAYOUT = 5  # of the kept references; another number makes the old ones unknown
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to compare. ``quantization``: the configuration with which its library quantizes it while loading."""
+    """A model to compare. ``quantization``: the configuration with which its library quantizes it while loading. ``adapter``: a
+    directory that PEFT loads over it, and that holds the same for llama.cpp where the model is a .gguf file."""
 
     label: str
     path: str
     dtype: str = "bfloat16"
     quantization: dict[str, Any] | None = None
+    adapter: str = ""
     trust_remote_code: bool = False
     asked: bool = True  # whether it answers the probe's questions
     quick: bool = True  # whether it is compared in what the device is quick at, which may be float32, and not in ``dtype``

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,38 @@ def of_files(
 
     ``reference``: the 16-bit model that they are compared with on the way.
     """
+    sixteen = Candidate("16 bit", str(reference), dtype=reference_dtype(device))
+    return _answered(sixteen, [Candidate(path.name, str(path)) for path in paths], kept, device, scratch, reporter, stage)
+
+
+def with_adapter(
+    base: Path, adapter: Path, kept: Sequence[Example], device: torch.device, scratch: Path, reporter: Reporter, stage: str
+) -> Answers:
+    """``kept`` by ``base`` with what lies in the directory ``adapter`` over it, by PEFT or llama.cpp in a fresh process."""
+    alone = Candidate("the base", str(base))
+    (found,) = _answered(alone, [replace(alone, label="adapter", adapter=str(adapter))], kept, device, scratch, reporter, stage)
+    return found
+
+
+def _answered(
+    reference: Candidate,
+    candidates: list[Candidate],
+    kept: Sequence[Example],
+    device: torch.device,
+    scratch: Path,
+    reporter: Reporter,
+    stage: str,
+) -> list[Answers]:
     if not kept:
-        return [Answers(math.nan, math.nan) for _ in paths]
-    samples = [example.sample() for example in kept]
-    found = compare(
-        Candidate("16 bit", str(reference), dtype=reference_dtype(device)),
-        [Candidate(path.name, str(path)) for path in paths],
-        Probe.of(samples),
-        device=str(device),
-        reporter=reporter,
-        stage=stage,
-        scratch=scratch,
-    )
+        return [Answers(math.nan, math.nan) for _ in candidates]
+    probe = Probe.of([example.sample() for example in kept])
+    found = compare(reference, candidates, probe, device=str(device), reporter=reporter, stage=stage, scratch=scratch)
     return [Answers(math.log(one.perplexity), one.right) for one in found]
+
+
+def unlike(before: Answers, trained: Answers, written: Answers) -> str:
+    """What to say where ``written``, of files by their program, keeps too little of what was gained in memory; or nothing."""
+    if not written.share_of(before, trained) < LEAST_KEPT:
+        return ""
+    figures = f"{trained.loss:.3f} nats in training, {written.loss:.3f} as its program runs what was written"
+    return f"note: what was trained was written, and yet it answers otherwise: {figures}"

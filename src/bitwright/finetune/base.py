@@ -45,6 +45,11 @@ class Base:
         require_trainable(directory)
         return cls(directory, base_of(model))
 
+    @property
+    def path(self) -> Path:
+        """Where the weights lie that the adapter is for."""
+        return self.stored.path if self.stored else self.directory
+
     def load(self, device: torch.device, work: torch.dtype) -> Any:
         """The model, frozen."""
         return self.stored.frozen(work) if self.stored else load(self.directory, device, work)

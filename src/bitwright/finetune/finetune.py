@@ -12,17 +12,29 @@ import torch
 from bitwright.checkpoint.output import ADAPTER_OF, PROOF, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.errors import fail
-from bitwright.finetune.answers import held
+from bitwright.errors import BitwrightError, fail
+from bitwright.finetune.answers import Answers, held, unlike, with_adapter
 from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card, draw_losses
 from bitwright.finetune.inputs import Layout
 from bitwright.finetune.model import adapt
 from bitwright.finetune.packed import packed
 from bitwright.finetune.qat import finetune_in_format
-from bitwright.finetune.texts import require_sound, texts_of, told_of
+from bitwright.finetune.texts import Texts, require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train, write_adapter
-from bitwright.finetune.training import ADAMW, AFTER, BEFORE, IN_FORMAT, METHODS, OPTIMIZERS, QLORA, TEXTS, Outcome, Training
+from bitwright.finetune.training import (
+    ADAMW,
+    AFTER,
+    BEFORE,
+    IN_FORMAT,
+    METHODS,
+    OPTIMIZERS,
+    QLORA,
+    TEXTS,
+    WRITTEN,
+    Outcome,
+    Training,
+)
 from bitwright.host.device import device_of, precision_of
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
@@ -108,31 +120,48 @@ def _adapter(
         ready = base.load(device, work)
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora, training.train)
         reporter.kept = work_root
-        reporter.plan({BEFORE: len(texts.kept), TRAIN: training.passes(len(texts.learnt)), AFTER: len(texts.kept)})
+        count = len(texts.kept)
+        reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * count})
         layout = Layout.of(ready, work)
         before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
         folder = work_root / content_hash(base.key(), texts.key(), training.told(), str(work), versions())
         losses = train(ready, texts.learnt, layout, folder, reporter, **training.of_trainer(texts.pictured))
-        after = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
-        outcome = Outcome(
-            before,
-            after,
-            losses[-1][0],
-            losses,
-            sum(p.numel() for p in ready.parameters() if p.requires_grad),
-            len(texts.learnt),
-            round(time.monotonic() - started, 1),
-        )
+        n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
+        trained = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
         with claim.made() as place:
             write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
-            auto = auto_class(ready.config).__name__
+            for_its_program, auto = base.for_its_program(place, ready, training), auto_class(ready.config).__name__
+            del ready
+            after = _as_written(base, place, before, trained, texts, device, work_root, reporter)
+            seconds = round(time.monotonic() - started, 1)
+            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
             told = {"training": training.told(), TEXTS: texts.key(), "outcome": asdict(outcome)}
             proof = {ADAPTER_OF: without_place(base.name), "class": auto} | told
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
-            card = adapter_card(base.name, auto, data, training, outcome)
-            card += draw_losses(place, losses) + base.for_its_program(place, ready, training)
+            card = adapter_card(base.name, auto, data, training, outcome) + draw_losses(place, losses) + for_its_program
             write_text(place / "README.md", card)
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome
+
+
+def _as_written(
+    base: Base,
+    adapter: Path,
+    before: Answers,
+    trained: Answers,
+    texts: Texts,
+    device: torch.device,
+    scratch: Path,
+    reporter: Reporter,
+) -> Answers:
+    """Answers with the adapter as its program loads it in a fresh process; as it was in memory, where none runs it here."""
+    try:
+        found = with_adapter(base.path, adapter, texts.kept, device, scratch, reporter, WRITTEN)
+    except BitwrightError as error:
+        reporter.say(f"note: answers are those of the adapter in memory, since no fresh process ran it: {error.finding.saw}")
+        return trained
+    if note := unlike(before, trained, found):
+        reporter.say(note)
+    return found

@@ -15,7 +15,7 @@ import torch
 from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
-from bitwright.finetune.answers import LEAST_KEPT, held, of_files
+from bitwright.finetune.answers import held, of_files, unlike
 from bitwright.finetune.card import draw_losses, trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.inputs import Layout
@@ -23,13 +23,11 @@ from bitwright.finetune.snapped import RATES
 from bitwright.finetune.survival import moved
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
-from bitwright.finetune.training import AFTER, BEFORE, QAT, Outcome, Training
+from bitwright.finetune.training import AFTER, BEFORE, QAT, WRITTEN, Outcome, Training
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
 from bitwright.settings import Settings
-
-WRITTEN = "answers of the written file"
 
 
 def finetune_in_format(
@@ -79,9 +77,8 @@ def finetune_in_format(
             finished.write(place, codes)
             (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
             seconds = round(time.monotonic() - started, 1)
-            if after.share_of(before, trained) < LEAST_KEPT:
-                figures = f"{trained.loss:.3f} nats in training, {after.loss:.3f} as its program runs the file"
-                reporter.say(f"note: the codes are the trained ones, and yet the file answers otherwise: {figures}")
+            if note := unlike(before, trained, after):
+                reporter.say(note)
             share = moved(finished.packed, codes)
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share)
             proof = beside(place, PROOF)

@@ -13,7 +13,7 @@ QLORA, LORA, QAT, SCALES = METHODS = ("qlora", "lora", "qat", "scales")
 IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
 OF_A_BASE = ("budget", "plan", "base")  # what is asked of a model that is quantized before it is trained beside
 ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
-BEFORE, AFTER = "answers before", "answers after"
+BEFORE, AFTER, WRITTEN = "answers before", "answers after", "answers of what was written"
 TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
 
 

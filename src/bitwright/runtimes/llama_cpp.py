@@ -26,6 +26,7 @@ from bitwright.runtimes.mtmd import Seen, VisionTower, segments, unseen
 
 CHUNK_TOKENS = 128  # logits of which are held at once
 MMPROJ = "mmproj.gguf"  # beside the file of a model that sees
+GGUF_ADAPTER = "adapter.gguf"  # beside what PEFT reads
 STRUCTURE_BYTES = 1024  # more than any parameter structure has
 
 _POSITIONS = ctypes.POINTER(ctypes.c_int32)
@@ -74,7 +75,10 @@ def accepts(path: str) -> bool:
 
 def load(candidate: dict[str, Any], device: str, n_tokens: int) -> LlamaCpp:
     """The file ``candidate["path"]``, on the processor whatever ``device`` says."""
-    return LlamaCpp(Path(candidate["path"]), n_tokens)
+    model = LlamaCpp(Path(candidate["path"]), n_tokens)
+    if candidate["adapter"]:
+        model.lay_over(Path(candidate["adapter"]) / GGUF_ADAPTER)
+    return model
 
 
 def mmproj_of(path: Path) -> Path:
@@ -125,6 +129,14 @@ class LlamaCpp(Loaded):
     def _both_ways(self) -> bool:
         """Whether the tokens of an image attend to each other in both directions, which takes them all in one pass."""
         return self._tower is not None and self._tower.both_ways
+
+    def lay_over(self, adapter: Path) -> None:
+        """Add the low-rank change in the .gguf file ``adapter``, which is released with the model. Raises BitwrightError where
+        it is none for this model."""
+        held = self._library.llama_adapter_lora_init(self._model, str(adapter).encode())
+        adapters, strengths = (ctypes.c_void_p * 1)(held), (ctypes.c_float * 1)(1.0)
+        if not held or self._library.llama_set_adapters_lora(self._context, adapters, 1, strengths):
+            raise fail("gguf/adapter", adapter, saw=_last_message(), wanted="an adapter for this file", help="train it again")
 
     def close(self) -> None:
         """Release the model; it must not be used afterwards."""
@@ -329,6 +341,8 @@ def _signatures() -> Iterator[tuple[str, object, list[object]]]:
     yield "llama_model_n_embd_inp", integer, [pointer]
     yield "llama_set_causal_attn", None, [pointer, ctypes.c_bool]
     yield "llama_set_n_threads", None, [pointer, integer, integer]
+    yield "llama_adapter_lora_init", pointer, [pointer, ctypes.c_char_p]
+    yield "llama_set_adapters_lora", integer, [pointer, pointer, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]
     yield "llama_free", None, [pointer]
     yield "llama_model_free", None, [pointer]
     yield "llama_get_memory", pointer, [pointer]

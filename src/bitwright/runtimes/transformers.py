@@ -42,6 +42,8 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersM
     _as_stored(model)
     with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+    if candidate["adapter"]:
+        model.load_adapter(candidate["adapter"])
     return TransformersModel(model, device)
 
 

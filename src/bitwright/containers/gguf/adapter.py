@@ -13,7 +13,6 @@ from bitwright.containers.gguf.layout import family_of, name_of
 from bitwright.containers.gguf.rotary import rotated_as_pairs, rotated_heads
 from bitwright.models.source import Source
 
-GGUF_ADAPTER = "adapter.gguf"
 LORA = "lora"  # the kind of adapter, and the ending of its tensors
 
 

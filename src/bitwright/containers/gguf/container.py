@@ -17,7 +17,7 @@ from torch import Tensor
 from bitwright.checkpoint.gguf_header import read_gguf_header
 from bitwright.checkpoint.tensors import read_bytes
 from bitwright.containers.base import Container
-from bitwright.containers.gguf.adapter import GGUF_ADAPTER, write_adapter
+from bitwright.containers.gguf.adapter import write_adapter
 from bitwright.containers.gguf.families import FAMILIES, SEEING, seeing_with, text_family
 from bitwright.containers.gguf.file import GgufFile, header_nbytes
 from bitwright.containers.gguf.layout import (
@@ -99,13 +99,13 @@ In LM Studio: `lms import {name}`."""
     ) -> str:
         if any(of_tower(source.spec, change) for change in changes):
             return "\nllama.cpp has no adapters for vision towers and projectors: what was learnt there is for PEFT alone.\n"
-        write_adapter(place / GGUF_ADAPTER, source, changes, alpha)
+        write_adapter(place / llama_cpp.GGUF_ADAPTER, source, changes, alpha)
         return f"""
 In llama.cpp and Ollama, beside the file that it was trained for:
 
 ```
-llama-cli -m {name} --lora HERE/{GGUF_ADAPTER}
-printf 'FROM ./{name}\\nADAPTER ./HERE/{GGUF_ADAPTER}\\n' > Modelfile && ollama create tuned -f Modelfile
+llama-cli -m {name} --lora HERE/{llama_cpp.GGUF_ADAPTER}
+printf 'FROM ./{name}\\nADAPTER ./HERE/{llama_cpp.GGUF_ADAPTER}\\n' > Modelfile && ollama create tuned -f Modelfile
 ```
 """
 
