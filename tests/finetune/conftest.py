@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 import bitwright
-from bitwright.finetune import finetune as job
-from bitwright.finetune.answers import Answers, unlike
-from bitwright.finetune.training import Training
+from bitwright.finetune.training import Outcome, Training
 from bitwright.host.progress import Reporter
 from tests.conftest import TINY, Build
 
@@ -37,14 +35,7 @@ def quantized(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def in_memory(monkeypatch: pytest.MonkeyPatch) -> list[Answers]:
-    """What adapters answered before they were written, in order; it is compared with the answers of a fresh process."""
-    found: list[Answers] = []
-
-    def noted(before: Answers, trained: Answers, written: Answers) -> str:
-        found.append(trained)
-        return unlike(before, trained, written)
-
-    monkeypatch.setattr(job, "unlike", noted)
-    return found
+def require_alike(outcome: Outcome) -> None:
+    """A fresh process of its program answers with an adapter as the model did in memory."""
+    assert outcome.written is not None
+    assert outcome.written.by_program.loss == pytest.approx(outcome.written.in_memory.loss, rel=0.02)

@@ -226,6 +226,8 @@ def test_only_answers_and_their_ends_carry_loss() -> None:
     assert learnt == after  # each label is the token that follows
     (cut,) = examples([talk], tokenizer, 10)
     assert len(cut.ids) == 10
+    assert torch.equal(cut.labels[:-1], example.labels[:9])
+    assert cut.labels[-1] == IGNORED, "as a program that is given the text can tell"
     assert cut.n_cut == len(example.ids) - 10
     (text,) = examples([Talk(text="as it stands")], tokenizer, 500)
     assert text.n_labels == len(text.ids) - 1

@@ -19,6 +19,7 @@ from bitwright.data.documentation import documentation
 from bitwright.errors import BitwrightError
 from bitwright.evaluate.divergence import TokenFigures, summarize
 from bitwright.evaluate.figures import Divergence
+from bitwright.finetune import loss, teacher
 from bitwright.finetune import repair as job
 from bitwright.finetune import train as loop
 from bitwright.finetune.finished import Finished, trained_codes
@@ -142,6 +143,35 @@ def test_low_rank_changes(finished: Any, build: Build) -> None:
     settings = replace(SETTINGS, calibration="code", sequences=64)
     found = repair(out, str(build("llama", **MODEL)), steps=30, rank=4, learning_rate=0.01, settings=settings)
     assert found.losses[-1][1] < found.losses[0][1]
+
+
+def test_a_killed_run_draws_the_same_of_the_vocabulary(finished: Any, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parts of it with 64 tokens in the place of many."""
+    monkeypatch.setattr(loop, "STEPS_BETWEEN", 2)
+    monkeypatch.setattr(job, "STEP_TOKENS", 128)
+    monkeypatch.setattr(loss, "OTHERS", 64)
+    monkeypatch.setattr(teacher, "LIKELIEST_TOKENS", 2)
+    heads, codes = list[int](), list[Any]()
+    monkeypatch.setattr(job, "trained_codes", lambda model: codes.append(trained_codes(model)) or codes[-1])
+    real = loop.summed_loss
+
+    def stops(states: torch.Tensor, head: Any, target: Any) -> torch.Tensor:
+        heads.append(head.weight.n_rows)
+        if len(heads) == 6 + 4:
+            raise KeyboardInterrupt
+        return real(states, head, target)
+
+    monkeypatch.setattr(loop, "summed_loss", stops)
+    whole, stopped, source = finished("compressed-tensors"), finished("compressed-tensors"), str(build("llama", **MODEL))
+    settings = replace(SETTINGS, calibration="code")
+    repair(whole, source, steps=6, learning_rate=0.05, settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        repair(stopped, source, steps=6, learning_rate=0.05, settings=settings)
+    repair(stopped, source, steps=6, learning_rate=0.05, settings=settings)
+    assert max(heads) < 512
+    assert len(heads) == 6 + 4 + 4, "on from the second step"
+    one, other = ({name: unpacked(packed).decode() for name, packed in found.items()} for found in codes)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("case", ["no checkpoint", "another source", "no source", "no time"])

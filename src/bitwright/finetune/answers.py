@@ -110,7 +110,8 @@ def _answered(
 
 def unlike(before: Answers, trained: Answers, written: Answers) -> str:
     """What to say where ``written``, of files by their program, keeps too little of what was gained in memory; or nothing."""
-    if not written.share_of(before, trained) < LEAST_KEPT:
+    lost = math.isfinite(trained.loss) and not math.isfinite(written.loss)
+    if not (lost or written.share_of(before, trained) < LEAST_KEPT):
         return ""
-    figures = f"{trained.loss:.3f} nats in training, {written.loss:.3f} as its program runs what was written"
-    return f"note: what was trained was written, and yet it answers otherwise: {figures}"
+    one, other = (f"{answers.loss:.3f} nats and {answers.right:.0%} right" for answers in (trained, written))
+    return f"note: what was trained was written, and yet it answers otherwise: {one} in memory, {other} by its program"

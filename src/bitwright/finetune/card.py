@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bitwright.checkpoint.output import LOSSES, beside, write_text
 from bitwright.errors import printable
-from bitwright.finetune.training import SCALES, Outcome, Training
+from bitwright.finetune.training import IN_FORMAT, SCALES, Outcome, Training
 from bitwright.host.places import without_place
 from bitwright.report.losses import loss_picture
 
@@ -65,7 +65,18 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
         lines.append("| on texts that were kept apart | before | after |\n|---|---|---|")
         lines.append(f"| loss, nats per answer token | {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |")
         lines.append(f"| answers right to the last token | {outcome.before.right:.0%} | {outcome.after.right:.0%} |\n")
+        lines.append(checked(training, outcome))
     return "\n".join(lines)
+
+
+def checked(training: Training, outcome: Outcome) -> str:
+    """How far an adapter answers as it did in memory when its program loads it in a fresh process; or that none did."""
+    if training.method in IN_FORMAT or math.isnan(outcome.after.loss):
+        return ""
+    if (found := outcome.written) is None:
+        return "These are answers of the model in memory: no program ran what was written.\n"
+    one, other = (f"{answers.loss:.3f} nats, {answers.right:.0%} right" for answers in (found.by_program, found.in_memory))
+    return f"The first {found.n_texts} of them by its program in a fresh process: {one}; in memory: {other}.\n"
 
 
 def draw_losses(model: Path, losses: tuple[tuple[int, float], ...]) -> str:

@@ -4,43 +4,53 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from bitwright.checkpoint.output import ADAPTER_OF, PROOF, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
+from bitwright.containers.gguf.container import GGUF
 from bitwright.data.tokenizer import tokenizer_of
-from bitwright.errors import BitwrightError, fail
+from bitwright.errors import BitwrightError, fail, in_one_line
 from bitwright.finetune.answers import Answers, held, unlike, with_adapter
 from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card, draw_losses
 from bitwright.finetune.inputs import Layout
-from bitwright.finetune.model import adapt
+from bitwright.finetune.model import adapt, require_loadable
 from bitwright.finetune.packed import packed
 from bitwright.finetune.qat import finetune_in_format
-from bitwright.finetune.texts import Texts, require_sound, texts_of, told_of
+from bitwright.finetune.texts import require_sound, texts_of, told_of
+from bitwright.finetune.tokens import Example
 from bitwright.finetune.train import TRAIN, train, write_adapter
 from bitwright.finetune.training import (
     ADAMW,
     AFTER,
     BEFORE,
+    CHECKED,
+    CHECKED_SEEING,
     IN_FORMAT,
     METHODS,
     OPTIMIZERS,
     QLORA,
     TEXTS,
     WRITTEN,
+    AsWritten,
     Outcome,
     Training,
 )
 from bitwright.host.device import device_of, precision_of
+from bitwright.host.heap import release_models
 from bitwright.host.packages import require_package
 from bitwright.host.places import without_place
+from bitwright.host.progress import QUIET as UNHEARD
 from bitwright.host.progress import Reporter
 from bitwright.host.versions import versions
 from bitwright.models.open import auto_class
+from bitwright.runtimes.llama_cpp import GGUF_ADAPTER
 
 
 def finetune(
@@ -119,22 +129,28 @@ def _adapter(
         torch.manual_seed(training.seed)
         ready = base.load(device, work)
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora, training.train)
+        require_loadable(names, ready.config.model_type)
         reporter.kept = work_root
-        count = len(texts.kept)
-        reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * count})
+        count, asked = len(texts.kept), texts.kept[: CHECKED_SEEING if texts.pictured else CHECKED]
+        reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * len(asked)})
         layout = Layout.of(ready, work)
         before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
         folder = work_root / content_hash(base.key(), texts.key(), training.told(), str(work), versions())
         losses = train(ready, texts.learnt, layout, folder, reporter, **training.of_trainer(texts.pictured))
         n_trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
-        trained = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
+        after = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
+        in_memory = held(ready, asked, training.batch, layout, UNHEARD, AFTER) if len(asked) < count else after
         with claim.made() as place:
             write_adapter(place, ready, base.name, names, training.rank, training.alpha, training.rslora)
             for_its_program, auto = base.for_its_program(place, ready, training), auto_class(ready.config).__name__
             del ready
-            after = _as_written(base, place, before, trained, texts, device, work_root, reporter)
+            release_models()
+            program = _by_program(base, place, asked, device, work_root, reporter) if asked else None
+            if program and (note := unlike(before, in_memory, program)):
+                reporter.say(note)
+            written = AsWritten(len(asked), in_memory, program) if program else None
             seconds = round(time.monotonic() - started, 1)
-            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds)
+            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, written=written)
             told = {"training": training.told(), TEXTS: texts.key(), "outcome": asdict(outcome)}
             proof = {ADAPTER_OF: without_place(base.name), "class": auto} | told
             write_json(place / PROOF, finite(proof))
@@ -146,22 +162,16 @@ def _adapter(
         return outcome
 
 
-def _as_written(
-    base: Base,
-    adapter: Path,
-    before: Answers,
-    trained: Answers,
-    texts: Texts,
-    device: torch.device,
-    scratch: Path,
-    reporter: Reporter,
-) -> Answers:
-    """Answers with the adapter as its program loads it in a fresh process; as it was in memory, where none runs it here."""
+def _by_program(
+    base: Base, adapter: Path, asked: Sequence[Example], device: torch.device, scratch: Path, reporter: Reporter
+) -> Answers | None:
+    """Answers with the adapter as its program loads it in a fresh process; None where none does, which is said. A finished
+    adapter is not lost to that."""
+    if base.path.suffix == GGUF.suffix and not (adapter / GGUF_ADAPTER).exists():
+        return None
     try:
-        found = with_adapter(base.path, adapter, texts.kept, device, scratch, reporter, WRITTEN)
-    except BitwrightError as error:
-        reporter.say(f"note: answers are those of the adapter in memory, since no fresh process ran it: {error.finding.saw}")
-        return trained
-    if note := unlike(before, trained, found):
-        reporter.say(note)
-    return found
+        return with_adapter(base.path, adapter, asked, device, scratch, reporter, WRITTEN)
+    except (BitwrightError, OSError, SafetensorError) as error:
+        saw = error.finding.saw if isinstance(error, BitwrightError) else in_one_line(error)
+        reporter.say(f"note: no fresh process ran the adapter, the answers are those in memory: {saw}")
+        return None

@@ -29,12 +29,12 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Head:
-    """An output head that is frozen: logits are what ``rule`` makes of h W^T + ``bias``. A token may stand ``for_how_many``."""
+    """An output head that is frozen: logits are what ``rule`` makes of h W^T + ``bias``."""
 
     weight: FrozenWeight
     bias: Tensor | None = None  # [V]
     rule: LogitRule = PLAIN
-    for_how_many: Tensor | None = None  # [V] float32; each for itself alone where it is left out
+    for_how_many: Tensor | None = None  # [V] float32: tokens that each row stands for; one where it is left out
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits [T, V] of ``states`` [T, K], float32."""
@@ -149,8 +149,8 @@ class _Softmax:
         self.likeliest = likeliest
 
     def add(self, logits: Tensor, rows: slice, kept: _Kept, for_how_many: Tensor | None) -> Tensor:
-        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit, of as many as
-        each token stands for, 0 for what is kept; what sums in the old unit are to be multiplied with, [T, 1]."""
+        """Take in the ``logits`` [T, v] of ``rows`` of the vocabulary, which become exp(logit) in the new unit, times
+        ``for_how_many`` [V], 0 for what is kept; what sums in the old unit are to be multiplied with, [T, 1]."""
         at = (kept.position, kept.column)
         self.kept_logits[kept.position, kept.place] = logits[at]
         top, column = logits.max(1, keepdim=True)
@@ -210,11 +210,11 @@ class _Pull:
 
 def drawn(head: Head, target: Target) -> tuple[Head, Target]:
     """A head of the tokens that ``target`` keeps anywhere, and of OTHERS that stand for the rest of the vocabulary, and the
-    target in its numbers; both as they are where that would spare less than half.
+    target in its numbers; both unchanged where that spares less than half.
 
-    What all other tokens weigh together is then estimated without bias, and it is little: the target keeps what is likely.
+    What all other tokens weigh together is estimated without bias, and it is little: the target keeps what is likely.
     Sampled softmax (arXiv 1412.2007) draws by frequency and corrects for that; here what is frequent is among the kept ones.
-    The draw follows from the target, so that a run that goes on draws the same.
+    Drawn with torch's own generator, whose state a checkpoint of transformers' Trainer keeps.
     """
     n_tokens = head.weight.n_rows
     is_kept = torch.zeros(n_tokens, dtype=torch.bool, device=target.kept.device)
@@ -222,8 +222,7 @@ def drawn(head: Head, target: Target) -> tuple[Head, Target]:
     others = (~is_kept).nonzero()[:, 0]
     if 2 * (n_tokens - len(others) + OTHERS) > n_tokens:
         return head, target
-    generator = torch.Generator().manual_seed(int(target.kept.sum()))
-    some = others[torch.randperm(len(others), generator=generator)[:OTHERS].to(others.device)]
+    some = others[torch.randperm(len(others))[:OTHERS].to(others.device)]
     tokens = torch.cat([is_kept.nonzero()[:, 0], some]).sort().values
     for_how_many = torch.where(is_kept[tokens], 1.0, len(others) / OTHERS)
     few = Head(PickedWeight(head.weight, tokens), None if head.bias is None else head.bias[tokens], head.rule, for_how_many)

@@ -102,6 +102,28 @@ def matching(names: Sequence[str], targets: tuple[str, ...]) -> list[str]:
     return found
 
 
+def require_loadable(names: Sequence[str], model_type: str) -> None:
+    """Raise BitwrightError where PEFT takes linears among ``names`` for experts of a mixture, and would load nothing into them.
+
+    Source: _convert_peft_config_moe in peft/utils/transformers_weight_conversion.py, which goes by the ends of names.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:  # older ones convert nothing
+        return
+    kind = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {}).get(model_type, "")
+    experts = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {}).get(kind, {})
+    if taken := sorted({name for name in names if name.rpartition(".")[2] in experts}):
+        left = sorted({name.rpartition(".")[2] for name in names} - set(experts))
+        raise fail(
+            "finetune/experts",
+            "--targets",
+            saw=f"{taken[0]}, which PEFT takes for an expert's in a model of this type",
+            wanted="linears that PEFT loads an adapter into",
+            help=f"--targets {','.join(left)}" if left else "--method qat trains the codes themselves",
+        )
+
+
 def part_of(name: str, stacks: Sequence[Stack]) -> str:
     """Which part of a model the linear ``name`` belongs to; none where it embeds patches, and outside a text model's blocks."""
     stack = next((stack for stack in stacks if name.startswith(f"{stack.path}.")), None)

@@ -24,6 +24,7 @@ from bitwright.finetune.survival import moved
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
 from bitwright.finetune.training import AFTER, BEFORE, QAT, WRITTEN, Outcome, Training
+from bitwright.host.heap import release_models
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
@@ -73,6 +74,7 @@ def finetune_in_format(
         trained = held(ready, texts.kept, training.batch, layout, reporter, AFTER)
         codes = trained_codes(ready)
         del ready
+        release_models()
         with claim.made() as place:
             finished.write(place, codes)
             (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)

@@ -32,10 +32,12 @@ from bitwright.evaluate.evaluate import Candidate, compare
 from bitwright.evaluate.figures import Divergence
 from bitwright.finetune.card import draw_losses
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
+from bitwright.finetune.loss import OTHERS
 from bitwright.finetune.snapped import RATES
 from bitwright.finetune.teacher import LIKELIEST_TOKENS, Lesson, apart, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
+from bitwright.host.heap import release_models
 from bitwright.host.packages import require_package
 from bitwright.host.progress import Reporter
 from bitwright.host.schedule import ASK, COMPARE
@@ -169,6 +171,7 @@ def repair(
         (made.parent if is_file else made).mkdir(parents=True)
         finished.write(made, trained_codes(model))
         del model
+        release_models()
         before, after = _compared(subject, out, made, probe, work_root, reporter)
         seconds = round(time.monotonic() - started, 1)
         found = Repaired(before, after, losses[-1][0], losses, seconds)
@@ -215,7 +218,7 @@ def _key(
 ) -> str:
     """Hash of everything that the training depends on. ``budget``: steps, or minutes, over which the learning rate falls."""
     plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
-    numbers = (STEP_TOKENS, RATES, BETA2, rank, learning_rate, budget)
+    numbers = (STEP_TOKENS, OTHERS, RATES, BETA2, rank, learning_rate, budget)
     return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, lessons, versions())
 
 

@@ -72,6 +72,7 @@ def _example(text: str, spans: list[tuple[int, int]] | None, tokenizer: Any, len
             learnt |= (ends > begin) & (starts < stop) & (starts >= begin)
     labels = torch.full_like(ids, IGNORED)
     labels[:-1] = torch.where(learnt[1:], ids[1:], IGNORED)  # the first token of a text follows nothing
+    labels[length - 1 :] = IGNORED  # nothing follows what is cut off
     return Example(ids[:length], labels[:length], max(0, len(ids) - length), row)
 
 

@@ -42,7 +42,7 @@ ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def loss_of(model: Any, inputs: dict[str, Tensor], n_labels: Tensor | int | None = None, arena: Arena | None = None) -> Tensor:
     """Mean distance from what the inputs say should follow; over ``n_labels`` tokens, those of a whole step, where a step has
     several parts: the negative log-likelihood of the labels, or where the inputs hold distributions the divergence from them,
-    in training as some of the vocabulary has it. ``arena``: where what the backward pass needs is kept.
+    in training estimated from part of the vocabulary. ``arena``: where what the backward pass needs is kept.
     """
     states, target = learnt_of(model, inputs, arena)
     head = head_of(model)
@@ -117,7 +117,9 @@ class PartTrainer(Trainer):
             raise self._not_finite("the gradient is no number", rows)
 
     def _at_fault(self, model: Any, rows: Sequence[int]) -> list[int]:
-        """Those of ``rows`` whose loss is no number when they are alone."""
+        """Those of ``rows`` whose loss is no number when they are alone; none of texts without a row."""
+        if not rows:
+            return []
         examples = [example for example in cast(Any, self.train_dataset) if example.row in rows]
         with torch.no_grad():
             losses = [loss_of(model, self._prepare_inputs(self.data_collator([example]))) for example in examples]

@@ -14,6 +14,7 @@ IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
 OF_A_BASE = ("budget", "plan", "base")  # what is asked of a model that is quantized before it is trained beside
 ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 BEFORE, AFTER, WRITTEN = "answers before", "answers after", "answers of what was written"
+CHECKED, CHECKED_SEEING = 32, 8  # kept texts that a fresh process is asked; the pixels of all of them are in memory at once
 TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
 
 
@@ -92,6 +93,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class AsWritten:
+    """Answers to the first ``n_texts`` kept texts: in memory, and in a fresh process with the adapter as it was written."""
+
+    n_texts: int
+    in_memory: Answers
+    by_program: Answers
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of it. ``before`` and ``after``: on texts that were kept apart."""
 
@@ -103,3 +113,4 @@ class Outcome:
     n_texts: int
     seconds: float
     moved: float = 0.0  # share of the codes that are others than before, where codes are trained
+    written: AsWritten | None = None  # of an adapter; None where no program ran it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import sys
 
 import psutil
 
@@ -29,6 +30,14 @@ def return_free_pages(n_entries: int) -> None:
     """Hand free pages back that lie between blocks in use, after work on a weight of ``n_entries``."""
     if 4 * n_entries >= WORTH_TRIMMING:
         _glibc("malloc_trim", 0)
+
+
+def release_models() -> None:
+    """Hand back models that nothing refers to but their own hooks and trainers, and what a GPU's allocator keeps of them."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    _glibc("malloc_trim", 0)
 
 
 def resident_nbytes() -> int:

@@ -75,10 +75,8 @@ def accepts(path: str) -> bool:
 
 def load(candidate: dict[str, Any], device: str, n_tokens: int) -> LlamaCpp:
     """The file ``candidate["path"]``, on the processor whatever ``device`` says."""
-    model = LlamaCpp(Path(candidate["path"]), n_tokens)
-    if candidate["adapter"]:
-        model.lay_over(Path(candidate["adapter"]) / GGUF_ADAPTER)
-    return model
+    adapter = Path(candidate["adapter"]) / GGUF_ADAPTER if candidate["adapter"] else None
+    return LlamaCpp(Path(candidate["path"]), n_tokens, adapter=adapter)
 
 
 def mmproj_of(path: Path) -> Path:
@@ -89,8 +87,9 @@ def mmproj_of(path: Path) -> Path:
 class LlamaCpp(Loaded):
     """A GGUF file in llama.cpp, on the processor."""
 
-    def __init__(self, path: Path, n_tokens: int = 0, n_threads: int = 0) -> None:
-        """Load ``path`` for sequences of up to ``n_tokens``; 0: the vocabulary alone. Raises BitwrightError if it does not."""
+    def __init__(self, path: Path, n_tokens: int = 0, n_threads: int = 0, adapter: Path | None = None) -> None:
+        """Load ``path`` for sequences of up to ``n_tokens``; 0: the vocabulary alone. ``adapter``: a .gguf file with a low-rank
+        change of it. Raises BitwrightError where llama.cpp does not load them."""
         self._library = library()
         parameters = self._library.llama_model_default_params()
         self._model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
@@ -101,6 +100,11 @@ class LlamaCpp(Loaded):
                 saw=_last_message(),
                 wanted="llama.cpp loads the file",
                 help="pip install --upgrade xllamacpp",
+            )
+        lora = self._library.llama_adapter_lora_init(self._model, str(adapter).encode()) if adapter else None
+        if adapter and not lora:
+            raise fail(
+                "gguf/adapter", adapter, saw=_last_message(), wanted=f"an adapter for {path.name}", help="train it again"
             )
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.n_tokens, self.n_vocabulary = n_tokens, int(self._library.llama_vocab_n_tokens(self._vocabulary))
@@ -122,6 +126,8 @@ class LlamaCpp(Loaded):
                     wanted=f"memory for the context of {n_tokens} tokens",
                     help="shorter texts or answers: --length, --tokens",
                 )
+            if lora:  # which the model releases
+                self._library.llama_set_adapters_lora(self._context, (ctypes.c_void_p * 1)(lora), 1, (ctypes.c_float * 1)(1.0))
             threads = n_threads or available_cores()
             self._library.llama_set_n_threads(self._context, threads, threads)
 
@@ -129,14 +135,6 @@ class LlamaCpp(Loaded):
     def _both_ways(self) -> bool:
         """Whether the tokens of an image attend to each other in both directions, which takes them all in one pass."""
         return self._tower is not None and self._tower.both_ways
-
-    def lay_over(self, adapter: Path) -> None:
-        """Add the low-rank change in the .gguf file ``adapter``, which is released with the model. Raises BitwrightError where
-        it is none for this model."""
-        held = self._library.llama_adapter_lora_init(self._model, str(adapter).encode())
-        adapters, strengths = (ctypes.c_void_p * 1)(held), (ctypes.c_float * 1)(1.0)
-        if not held or self._library.llama_set_adapters_lora(self._context, adapters, 1, strengths):
-            raise fail("gguf/adapter", adapter, saw=_last_message(), wanted="an adapter for this file", help="train it again")
 
     def close(self) -> None:
         """Release the model; it must not be used afterwards."""

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from bitwright.data.samples import Batch, Sample, alike
+from bitwright.errors import fail
 from bitwright.models.open import auto_class
 from bitwright.runtimes.base import Loaded
 
@@ -43,8 +44,27 @@ def load(candidate: dict[str, Any], device: str, n_tokens: int) -> TransformersM
     with torch.no_grad():  # compressed-tensors unpacks its weights in the first pass of the whole model
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
     if candidate["adapter"]:
-        model.load_adapter(candidate["adapter"])
+        model = _adapted(model, candidate["adapter"])
     return TransformersModel(model, device)
+
+
+def _adapted(model: Any, adapter: str) -> Any:
+    """``model`` with the adapter in the directory ``adapter`` in its layers. Raises BitwrightError where PEFT does not find a
+    place for each of its tensors, of which it only warns."""
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+
+    wanted, found = load_peft_weights(adapter, device="cpu"), PeftModel.from_pretrained(model, adapter)
+    placed = get_peft_model_state_dict(found)
+    lost = [name for name, value in wanted.items() if name not in placed or not torch.equal(placed[name].cpu(), value)]
+    if lost:
+        raise fail(
+            "evaluate/adapter",
+            adapter,
+            saw=f"PEFT loads {len(wanted) - len(lost)} of {len(wanted)} tensors, {lost[0]} not",
+            wanted="an adapter that PEFT loads whole",
+            help="train other --targets",
+        )
+    return found.get_base_model()
 
 
 def _as_stored(model: Any) -> None:
@@ -83,7 +103,7 @@ class TransformersModel(Loaded):
         """Asking transformers for float32 does not reach a file that is quantized already: what is not quantized would keep
         the file's type, and what is would be multiplied in the type that the file names."""
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if tensor.dtype in (torch.bfloat16, torch.float16):
+            if tensor.dtype in (torch.bfloat16, torch.float16) and not hasattr(tensor, "quant_state"):  # codes, for FSDP
                 tensor.data = tensor.data.float()
         for module in self.model.modules():
             if hasattr(module, "compute_dtype"):
