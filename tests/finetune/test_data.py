@@ -147,6 +147,13 @@ def test_several_sheets_are_read_together(tmp_path: Path) -> None:
     assert rule_of(lambda: read_table(str(path), "one,three")) == "data/table"
 
 
+def test_a_row_is_called_by_its_sheet_where_there_are_several(tmp_path: Path) -> None:
+    write_xlsx(tmp_path / "two.xlsx", {"one": [["question", "answer"], ["x", "y"]], "two": [["question"], ["z"]]})
+    with pytest.raises(BitwrightError, match="row 2 of sheet 'two'") as caught:
+        conversations(read_table(str(tmp_path / "two.xlsx"), "*"))
+    assert "no column 'answer'" in caught.value.finding.saw
+
+
 def test_a_sheet_is_read_whole_whatever_it_says_of_its_size(tmp_path: Path) -> None:
     write_xlsx(tmp_path / "whole.xlsx", {"rows": [["question", "answer"], ["Q", "A"], ["Q2", "B"]]})
     with zipfile.ZipFile(tmp_path / "whole.xlsx") as whole, zipfile.ZipFile(tmp_path / "stale.xlsx", "w") as stale:
@@ -163,6 +170,8 @@ def test_a_template_puts_columns_together_and_rows_may_make_one_conversation() -
     (whole,), _ = conversations(rows, "{a}", "c", together=2)
     assert [turn["content"] for turn in whole.messages] == ["one", "A", "two", "B"]
     assert filled("{a}[[ ({b})]]", {"a": 1, "b": None}) == "1"
+    (whole,), _ = conversations([{"system": "Be kind.", "prompt": p, "answer": "A"} for p in "xy"], together=2)
+    assert [turn["role"] for turn in whole.messages] == ["system", *["user", "assistant"] * 2], "it leads once"
 
 
 def test_a_column_that_the_first_row_lacks_is_read(tmp_path: Path) -> None:
@@ -258,6 +267,8 @@ def test_silent_mistakes_stop_before_training() -> None:
 def test_formulas_and_columns_without_names(tmp_path: Path) -> None:
     write_xlsx(tmp_path / "formula.xlsx", {"s": [["question", "answer"], ["1 + 1", "=1+1"]]})
     assert rule_of(lambda: read_table(str(tmp_path / "formula.xlsx"))) == "data/formula"
+    write_xlsx(tmp_path / "error.xlsx", {"s": [["question", "answer"], ["1 / 0", "#DIV/0!"]]})
+    assert rule_of(lambda: read_table(str(tmp_path / "error.xlsx"))) == "data/formula"
     write_xlsx(tmp_path / "gap.xlsx", {"s": [["question", None, "answer"], ["q", "note", "a"], ["r", None, None]]})
     rows = read_table(str(tmp_path / "gap.xlsx"))
     assert rows == [{"question": "q", "answer": "a"}, {"question": "r", "answer": ""}]

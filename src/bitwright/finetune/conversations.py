@@ -63,7 +63,7 @@ def conversations(rows: Sequence[Row], template: str = "", answer: str = "", tog
             elif any(turn["role"] == "assistant" and not turn["content"].strip() for turn in read):
                 n_silent += 1  # it would be learnt to say nothing
             else:
-                turns += read
+                turns += [turn for turn in read if not turns or turn["role"] != "system"]  # which leads once
         if turns:
             talks.append(Talk(tuple(turns), row=group[0][1], at=group[0][0]))
     return talks, "; ".join(filter(None, (reading.words, _unread(rows, reading), _silent(n_silent))))
@@ -205,10 +205,14 @@ def _words(cell: Any) -> str:
 
 
 def _bad_row(number: int, row: Row, reading: Reading, error: Exception) -> BitwrightError:
+    sheet = getattr(row, "sheet", "")
+    told = (
+        f"no column {error}" if isinstance(error, KeyError) and error.args[0] not in row else f"{type(error).__name__}: {error}"
+    )
     return fail(
         "data/row",
-        f"row {number}",
-        saw=f"{type(error).__name__}: {error}; {str(row)[:80]}",
+        f"row {number}" + (f" of sheet {sheet!r}" if sheet else ""),
+        saw=f"{told}; {str(row)[:80]}",
         wanted=f"a row with {reading.words}",
         help="repair the row or remove it",
     )

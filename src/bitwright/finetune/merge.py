@@ -121,6 +121,10 @@ def merge(
         saw, help = f"--budget {budget} and --plan {plan}", "leave out one of them"
         raise fail("finetune/unused", "merge", saw=saw, wanted="a budget or the formats of a plan", help=help)
     like = None if budget else _like(adapter, plan, settings.container)
+    if not budget and like is None:
+        reporter.say(
+            f"note: formats are chosen anew, at {BUDGET}; --plan CHECKPOINT keeps those of the one that was trained beside"
+        )
     with Output(out, bool(container.suffix), overwrite).claimed() as claim, owned(work_root, out, ours=True):
         directory = local_directory(source)
         tokenizer = tokenizer_of(directory)

@@ -10,11 +10,12 @@ from bitwright.errors import BitwrightError, fail
 
 
 class Row(dict[str, Any]):
-    """Cells by the names of their columns. ``number``: of the row in its file, as spreadsheets and editors count."""
+    """Cells by the names of their columns. ``number``: of the row in its file, as spreadsheets and editors count; in the
+    ``sheet`` of that name, where several are read."""
 
-    def __init__(self, cells: Mapping[str, Any], number: int) -> None:
+    def __init__(self, cells: Mapping[str, Any], number: int, sheet: str = "") -> None:
         super().__init__(cells)
-        self.number = number
+        self.number, self.sheet = number, sheet
 
 
 def number_of(row: Mapping[str, Any], place: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def read_sheets(path: Path, wanted: str) -> list[Row]:
             help=f"--sheet {held[0]!r}, or --sheet '{EVERY}' for all",
         )
     titles = held if wanted == EVERY else _titles(path, wanted, list(tables)) if wanted else held[:1]
-    return [row for title in titles for row in _rows_of(path, title, tables[title])]
+    return [row for title in titles for row in _rows_of(path, title, tables[title], len(titles) > 1)]
 
 
 def _titles(path: Path, wanted: str, known: list[str]) -> list[str]:
@@ -58,14 +59,15 @@ def _opened(path: Path, saved: bool) -> dict[str, Cells]:
         raise bad_table(path, f"{type(error).__name__}: {str(error)[:100]}", "an .xlsx file that Excel opens") from None
 
 
-def _rows_of(path: Path, title: str, cells: Cells) -> list[Row]:
+def _rows_of(path: Path, title: str, cells: Cells, named: bool) -> list[Row]:
     names = {at: str(name).strip() for at, name in enumerate(cells[0]) if name is not None} if cells else {}
     if len(set(names.values())) < len(names):
         raise bad_table(path, f"column names {list(names.values())}", "a first line with a name of its own for each column")
     if any(cell is None for row in cells[1:] for cell in row):
         _require_values(path, cells, _opened(path, saved=False)[title])
+    _require_no_errors(path, cells, names)
     return [
-        Row({name: _cell(row, at) for at, name in names.items()}, number)
+        Row({name: _cell(row, at) for at, name in names.items()}, number, title if named else "")
         for number, row in enumerate(cells[1:], 2)
         if any(cell is not None for cell in row)
     ]
@@ -74,6 +76,17 @@ def _rows_of(path: Path, title: str, cells: Cells) -> list[Row]:
 def _cell(row: list[Any], at: int) -> str:
     """A cell as text; rows may end with their last filled cell."""
     return "" if at >= len(row) or row[at] is None else str(row[at])
+
+
+def _require_no_errors(path: Path, rows: Cells, names: Mapping[int, str]) -> None:
+    """Raise for a cell that holds what Excel writes for a formula that failed: it would be learnt as text."""
+    from openpyxl.cell.cell import ERROR_CODES
+
+    for number, row in enumerate(rows[1:], 2):
+        for at, cell in enumerate(row):
+            if at in names and cell in ERROR_CODES:
+                saw, help = f"row {number}: {cell} in column {names[at]!r}", "repair the formula, or remove the row"
+                raise fail("data/formula", path, saw=saw, wanted="values", help=help)
 
 
 def _require_values(path: Path, rows: Cells, written: Cells) -> None:

@@ -18,7 +18,7 @@ from bitwright.checkpoint.output import BESIDE
 from bitwright.errors import BitwrightError, fail
 
 TEXTS = (".json", ".jinja", ".md", ".html", ".txt", ".Modelfile")
-IMAGES = (".png",)  # that the card shows
+IMAGES = (".png", ".svg")  # that the card shows
 WEIGHTS = (".safetensors", ".gguf", ".model")
 TERMS = ("LICENSE", "NOTICE", "USE_POLICY")  # files that begin like this go along
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")  # what the hub's access tokens look like
