@@ -90,9 +90,7 @@ def ratios(report: Report) -> dict[str, float]:
 
 def by_domain(report: Report) -> dict[str, float]:
     """KL over stock in every domain of the held-out text, and the largest of these ratios over the smallest."""
-    stock = {domain.label: domain.kl for domain in report.verdict.entry(report.verdict.stock).divergence.domains}
-    domains = report.result.divergence.domains
-    found = {domain.label: domain.kl / stock[domain.label] for domain in domains}
+    domains, found = report.result.divergence.domains, report.domain_ratios(report.result.divergence)
     if not found:
         return {}
     low, high = report.plan.elsewhere

@@ -18,10 +18,12 @@ from rich.console import Console
 import bitwright
 from bitwright import BitwrightError, Report, Sensitivity, Settings
 from bitwright.checkpoint.output import write_json
+from bitwright.evaluate.verdict import Entry
 from bitwright.host.progress import Reporter
 from bitwright.report import charts
 from bitwright.report.charts import round_numbers
 from bitwright.report.page import page
+from bitwright.report.report import sentences
 from bitwright.report.table import table
 from tests.conftest import Build
 
@@ -289,3 +291,22 @@ def test_the_table_shows_whole_figures_at_any_width(finished: Path) -> None:
         assert lines[0].rstrip().endswith(title)
         assert not any("…" in line or len(line.rstrip()) > width for line in lines)
         assert all(any(line.startswith(entry.label) for line in lines) for entry in report.verdict.entries)
+
+
+def test_each_domain_is_held_against_stock_in_it(finished: Path) -> None:
+    report, sensitivity = read(finished)
+    nats = {report.verdict.stock: (0.5, 0.25), report.verdict.shipped: (0.05, 0.1)}
+
+    def entry(one: Entry) -> Entry:
+        parts = zip(("prose", "code"), nats.get(one.label, (0.3, 0.3)), strict=True)
+        domains = tuple(replace(one.divergence, label=name, kl=kl) for name, kl in parts)
+        return replace(one, divergence=replace(one.divergence, domains=domains))
+
+    apart = replace(report, verdict=replace(report.verdict, entries=tuple(map(entry, report.verdict.entries))))
+    assert apart.domain_ratios(apart.result.divergence) == pytest.approx({"prose": 0.1, "code": 0.4})
+    assert "by kind of text between 0.100 (prose) and 0.400 (code) of it" in sentences(apart)[0]
+    assert "by kind of text" not in sentences(report)[0]
+    text, shown = page(apart, sensitivity), io.StringIO()
+    assert "<td>0.400</td>" in text.partition("– code")[2]
+    Console(width=160, file=shown, color_system=None).print(table(apart.verdict.entries, apart.verdict.stock, 160))
+    assert any(line.startswith("  code") and " 0.400 " in line for line in shown.getvalue().splitlines())

@@ -117,6 +117,8 @@ def _adapter(
 ) -> Outcome:
     started = time.monotonic()
     base = Base.of(model, training)
+    if base.stored is None and Path(model).suffix == GGUF.suffix:
+        reporter.say(f"note: {Path(model).name} is of a family whose names are not known here: its weights are held in 16 bit")
     work_root = Path(workdir) if workdir else out.absolute().parent / f".{out.name}.work"
     with Output(out, False, overwrite).claimed() as claim, owned(work_root, out, ours=not workdir):
         tokenizer = tokenizer_of(base.directory)

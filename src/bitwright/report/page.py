@@ -85,7 +85,8 @@ def _contenders(report: Report, seen: set[str]) -> str:
         ratio = f"{report.ratio_to_stock(entry.divergence):.3f}"
         kind = ' class="result"' if entry.label == report.verdict.shipped else ""
         rows.append(_row([entry.label, f"{entry.nbytes / 1e6:.1f}", *_cells(entry.divergence, ratio)], kind))
-        rows += [_row([f"– {domain.label}", "", *_cells(domain, "")]) for domain in entry.divergence.domains]
+        ratios = {name: f"{share:.3f}" for name, share in report.domain_ratios(entry.divergence).items()}
+        rows += [_row([f"– {one.label}", "", *_cells(one, ratios.get(one.label, ""))]) for one in entry.divergence.domains]
     held_out = report.provenance["held_out"]
     asked = f"{report.result.divergence.n_sequences} texts and questions about pictures"
     sequences = asked if report.seen else f"{held_out['sequences']} sequences of {held_out['length']} tokens"

@@ -68,7 +68,11 @@ class Report:
 
     def ratio_to_stock(self, divergence: Divergence) -> float:
         """``divergence`` over that of what people get without us."""
-        return divergence.kl / max(self.verdict.entry(self.verdict.stock).divergence.kl, LEAST_NATS)
+        return ratio(divergence, self.verdict.entry(self.verdict.stock).divergence)
+
+    def domain_ratios(self, divergence: Divergence) -> dict[str, float]:
+        """The same of each domain of ``divergence`` that stock was compared on too."""
+        return domain_ratios(divergence, self.verdict.entry(self.verdict.stock).divergence)
 
     @property
     def predicted_over_measured(self) -> float:
@@ -132,6 +136,17 @@ class Report:
             ) from error
 
 
+def ratio(divergence: Divergence, other: Divergence) -> float:
+    """KL divergence over that of ``other``."""
+    return divergence.kl / max(other.kl, LEAST_NATS)
+
+
+def domain_ratios(divergence: Divergence, other: Divergence) -> dict[str, float]:
+    """The same of each domain that both were compared on."""
+    theirs = {domain.label: domain for domain in other.domains}
+    return {own.label: ratio(own, theirs[own.label]) for own in divergence.domains if own.label in theirs}
+
+
 def sees(report: Report) -> bool:
     """Whether the model takes images."""
     return any(str(part["group"]).startswith("vision") for part in report.coverage)
@@ -146,7 +161,8 @@ def sentences(report: Report) -> tuple[str, str, str]:
     size = f"It takes {result.nbytes / 1e6:.1f} MB: {100 * result.nbytes / report.reference_nbytes:.0f} % of the 16-bit model, "
     size += f"{abs(change):.1f} % {'more' if change >= 0 else 'less'} than {stock.label}. "
     figures = f"({result.divergence.kl:.4f} against {stock.divergence.kl:.4f} nats per token)"
-    gained = f"{same}{size}Its KL divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}."
+    gained = f"{same}{size}Its KL divergence from the 16-bit model is {_compared(report)} that of {stock.label} {figures}"
+    gained += f"{_by_domain(report)}."
     formats = Counter(choice.format for choice in plan.choices)
     shares = ", ".join(f"{n} in {f}" for f, n in formats.most_common())
     done = f"Of {len(plan.choices)} weights, {shares}."
@@ -159,6 +175,15 @@ def sentences(report: Report) -> tuple[str, str, str]:
     trust += f"{result.divergence.kl:.4f} ({result.divergence.kl_low:.4f} to {result.divergence.kl_high:.4f}). "
     trust += f"{report.verdict.gate[:1].upper()}{report.verdict.gate[1:]}."
     return gained, done, trust
+
+
+def _by_domain(report: Report) -> str:
+    """Between which shares of stock's divergence the domains lie, where there are several."""
+    found = sorted((share, name) for name, share in report.domain_ratios(report.result.divergence).items())
+    if len(found) < 2:
+        return ""
+    (low, least), (high, most) = found[0], found[-1]
+    return f"; by kind of text between {low:.3f} ({least}) and {high:.3f} ({most}) of it"
 
 
 def _by_kind(report: Report) -> str:

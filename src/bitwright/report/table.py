@@ -9,7 +9,7 @@ from bitwright.errors import printable
 from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Entry
 from bitwright.plan import NOISE_FLOOR
-from bitwright.report.report import LEAST_NATS
+from bitwright.report.report import domain_ratios, ratio
 
 WIDE = 120  # columns of a terminal that shows all figures
 FOR_WIDE = ("KL 99 %", "KL max", "top-5", "perplexity", "greedy")
@@ -39,11 +39,13 @@ def table(entries: tuple[Entry, ...], stock_label: str = "", width: int = WIDE) 
         size = "" if stock is None or entry.label == NOISE_FLOOR else f"{100 * (entry.nbytes / stock.nbytes - 1):+.1f} %"
         if entry.bits_per_weight:
             size = f"{entry.bits_per_weight:.2f}"
-        ratio = "" if stock is None else f"{d.kl / max(stock.divergence.kl, LEAST_NATS):.3f}"
+        own = "" if stock is None else f"{ratio(d, stock.divergence):.3f}"
+        ratios = {} if stock is None else domain_ratios(d, stock.divergence)
         continued = [f"{sum(d.greedy) / len(d.greedy):.1f}"] if d.greedy else []
-        add(_shown(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, ratio), *continued)
+        add(_shown(entry.label), f"{entry.nbytes / 1e6:.1f}", size, *_cells(d, own), *continued)
         for domain in d.domains:
-            add(f"  {_shown(domain.label)}", "", "", *_cells(domain, ""))
+            share = f"{ratios[domain.label]:.3f}" if domain.label in ratios else ""
+            add(f"  {_shown(domain.label)}", "", "", *_cells(domain, share))
     return view
 
 
