@@ -92,6 +92,9 @@ def test_the_file_is_what_was_trained(container: str, finished: Any, build: Buil
         assert max(moved) > 0.01, name
     proof = json.loads((out / "bitwright.json" if out.is_dir() else out.with_name("out.bitwright.json")).read_text())
     assert proof["repaired"][0]["kl_after"] == found.after.kl
+    report, page = (out / name if out.is_dir() else out.with_name(f"out.{name}") for name in ("report.json", "report.html"))
+    assert "before 12 steps of training" in json.loads(report.read_text())["notes"][-1]
+    assert page.read_text().count("before 12 steps of training") == 1
     if out.is_dir():
         AutoModelForCausalLM.from_pretrained(out)  # the stock library reads it
 

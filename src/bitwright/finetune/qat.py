@@ -28,6 +28,7 @@ from bitwright.host.heap import release_models
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
 from bitwright.host.versions import versions
+from bitwright.report.later import tell_later
 from bitwright.settings import Settings
 
 
@@ -85,6 +86,7 @@ def finetune_in_format(
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share)
             proof = beside(place, PROOF)
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
+            tell_later(place, f"All figures here are of the checkpoint before it learnt from {outcome.n_texts:,} texts")
             card = beside(place, "README.md")
             if card.exists():
                 section = trained_section(data, training, outcome) + draw_losses(place, losses)

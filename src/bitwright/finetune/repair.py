@@ -45,6 +45,7 @@ from bitwright.host.versions import versions
 from bitwright.measure.subject import Subject
 from bitwright.models.spec import PROJECTOR, TEXT
 from bitwright.models.stacks import VISION
+from bitwright.report.later import tell_later
 from bitwright.settings import Settings
 
 SEQUENCES = 512  # of training text
@@ -302,6 +303,8 @@ def _tell(made: Path, found: Repaired) -> None:
     figures = {"kl_before": found.before.kl, "kl_after": found.after.kl, "gain_low": low, "gain_high": high}
     told["repaired"] = [*told.get("repaired", []), {**figures, "steps": found.steps, "seconds": found.seconds}]
     write_json(proof, told)
+    nats = f"{found.before.kl:.4f} nats before, {found.after.kl:.4f} after"
+    tell_later(made, f"All figures here are of this file before {found.steps} steps of training in its format: {nats}")
     card = beside(made, "README.md")
     if card.exists():
         words = (
