@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import bitwright
 from benchmarks.finetune import stock
 from benchmarks.models import reference
 from bitwright import Settings, Training
 from bitwright.errors import BitwrightError
-from bitwright.finetune.answers import of_files
+from bitwright.finetune.answers import by_program
 from bitwright.finetune.conversations import conversations
 from bitwright.finetune.tokens import Example, examples
 from bitwright.host.progress import Reporter
@@ -40,7 +40,7 @@ STORIES = (
     "{name} had {c} {thing} and gave away {b}. How many {thing} are left?",
 )
 NAMES, THINGS = ("Mia", "Tom", "Ada", "Ben", "Zoe"), ("apples", "coins", "books", "stones", "cards")
-ROWS, QUESTIONS, BATCH = 2000, 200, 50
+ROWS, QUESTIONS = 2000, 200
 PARTS = ("lora", "merge", "nf4", "gguf")
 QUICK = Settings(effort=Effort.QUICK, compare=False)
 
@@ -55,31 +55,10 @@ def rows(seed: int, count: int) -> Iterator[tuple[str, str]]:
         yield story.format(**words), f"The answer is {result} {words['thing']}."
 
 
-def with_adapter(path: Path, adapter: Path) -> float:
-    """Share of right answers of the checkpoint at ``path`` with ``adapter``, by stock libraries."""
-    from peft import PeftModel
-
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), str(adapter))
-    model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    questions, right = list(rows(1, QUESTIONS)), 0
-    for start in range(0, len(questions), BATCH):
-        part = questions[start : start + BATCH]
-        asked = [[{"role": "user", "content": question}] for question, _ in part]
-        ids = tokenizer.apply_chat_template(
-            asked, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
-        )
-        with torch.no_grad():
-            made = model.generate(**ids, max_new_tokens=16, do_sample=False)[:, ids["input_ids"].shape[1] :]
-        told = tokenizer.batch_decode(made, skip_special_tokens=True)
-        right += sum(words.strip() == answer for words, (_, answer) in zip(told, part, strict=True))
-    return right / len(questions)
-
-
-def of_file(path: Path, unseen: list[Example], scratch: Path) -> dict[str, Any]:
-    """The same of a written file."""
+def of_file(path: Path, unseen: list[Example], scratch: Path, adapter: Path | None = None) -> dict[str, Any]:
+    """Share of right answers, and loss, of a written file as its program runs it, with the ``adapter`` over it."""
     reporter = Reporter(quiet=True)
-    (found,) = of_files(reference("smollm2"), [path], unseen, torch.device("cpu"), scratch, reporter, "answers")
+    found = by_program(path, unseen, torch.device("cpu"), scratch, reporter, "answers", adapter=adapter)
     return {"right": found.right, "loss": round(found.loss, 4)}
 
 
@@ -99,8 +78,8 @@ def main() -> None:
         if "lora" in wanted or "merge" in wanted:
             stock(folder / "model")
             say("before", of_file(folder / "model", unseen, folder))
-            outcome = bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
-            say("lora", {"right": with_adapter(folder / "model", folder / "adapter"), "loss": round(outcome.after.loss, 4)})
+            bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
+            say("lora", of_file(folder / "model", unseen, folder, adapter=folder / "adapter"))
         if "merge" in wanted:
             try:
                 merged = bitwright.merge(folder / "adapter", "demo", data, folder / "merged", settings=QUICK)

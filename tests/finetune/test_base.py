@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import bitwright
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.evaluate.evaluate import Candidate
+from bitwright.finetune import finished
 from bitwright.finetune.base import Base
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.model import adapt, load, require_loadable
@@ -97,6 +99,11 @@ def test_a_gguf_file_of_somebody_else_stays_packed(
     with torch.no_grad():
         ids = torch.arange(5, 45)[None]
         torch.testing.assert_close(loaded(input_ids=ids).logits, wanted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(finished, "known_family", lambda _: None)
+    said = Mock(wraps=QUIET)
+    found = finetune(model, data, tmp_path / "wide", training=replace(TRAINING, max_steps=1), reporter=said)
+    assert any("family whose names are not known here" in call.args[0] for call in said.say.call_args_list)
+    require_alike(found)
 
 
 def test_peft_loads_an_adapter_that_was_trained_beside_compressed_tensors(build: Build, data: str, tmp_path: Path) -> None:

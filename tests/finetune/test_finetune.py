@@ -74,7 +74,7 @@ def test_it_learns_and_stock_peft_loads_it(
 def test_an_adapter_that_no_fresh_process_runs_is_kept_and_that_is_said(
     quantized: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "with_adapter", Mock(side_effect=fail("evaluate/process", "x", saw="no PEFT", wanted="", help="")))
+    monkeypatch.setattr(job, "by_program", Mock(side_effect=fail("evaluate/process", "x", saw="no PEFT", wanted="", help="")))
     said = Mock(wraps=QUIET)
     outcome = finetune(quantized, data, tmp_path / "adapter", training=replace(TRAINING, max_steps=2), reporter=said)
     assert outcome.after.loss < outcome.before.loss

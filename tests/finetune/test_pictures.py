@@ -184,13 +184,13 @@ def _is_unread(source: Path, name: str) -> bool:
 
 
 def test_in_memory_it_answers_as_in_a_fresh_process(source: Path, rows: str, tmp_path: Path) -> None:
-    from bitwright.finetune.answers import of_files
+    from bitwright.finetune.answers import by_program
 
     kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
     model = load(source, CPU, torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
     mine = held(model, kept, 3, Layout.of(model, torch.float32), QUIET, "now")
-    (of_file,) = of_files(source, [source], kept, CPU, tmp_path, QUIET, "file")
+    of_file = by_program(source, kept, CPU, tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
 
 

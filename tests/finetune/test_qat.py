@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bitwright.checkpoint.output import beside
 from bitwright.containers.registry import container_of
 from bitwright.errors import BitwrightError
 from bitwright.finetune import qat
-from bitwright.finetune.answers import Answers, held, of_files
+from bitwright.finetune.answers import Answers, by_program, held, unlike
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished
 from bitwright.finetune.inputs import Layout
@@ -87,7 +88,7 @@ def test_answers_in_memory_and_of_a_file_are_the_same(build: Build, data: str, t
     model = load(source, torch.device("cpu"), torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
     mine = held(model, kept, 3, Layout.of(model, torch.float32), QUIET, "now")
-    (of_file,) = of_files(source, [source], kept, torch.device("cpu"), tmp_path, QUIET, "file")
+    of_file = by_program(source, kept, torch.device("cpu"), tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
     assert mine.right == of_file.right == 0
 
@@ -112,6 +113,9 @@ def test_the_share_that_survived() -> None:
     before, best = Answers(2.0, 0.0), Answers(1.0, 0.5)
     assert Answers(1.02, 0.24).share_of(before, best) == pytest.approx(0.48)  # though the loss has kept 98 %
     assert Answers(1.1, 0.01).share_of(before, Answers(1.0, 0.02)) == pytest.approx(0.9)  # two in a hundred are chance
+    assert unlike(before, best, best) == ""
+    assert "1.000 nats and 50% right in memory, nan nats" in unlike(before, best, Answers(math.nan, 0.5))
+    assert "1.020 nats and 24% right by its program" in unlike(before, best, Answers(1.02, 0.24))
 
 
 @pytest.mark.parametrize(

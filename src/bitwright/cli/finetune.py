@@ -81,7 +81,7 @@ def run(
 ) -> None:
     """Train MODEL on DATA: a small addition (LoRA) beside weights that stay as they are stored, or the stored codes."""
     from bitwright.checkpoint.output import PROOF
-    from bitwright.finetune.card import checked, curve
+    from bitwright.finetune.card import as_written, curve
     from bitwright.finetune.finetune import finetune
     from bitwright.finetune.train import CONFIG
     from bitwright.finetune.training import IN_FORMAT, Training
@@ -136,7 +136,7 @@ def run(
         print_plain(
             console, f"answers right to the last token: {100 * before.right:.0f} % before, {100 * after.right:.0f} % after"
         )
-        if said := checked(training, found):
+        if said := as_written(training, found):
             print_plain(console, said.rstrip())
     if found.moved:
         print_plain(console, f"codes that moved: {100 * found.moved:.1f} %")

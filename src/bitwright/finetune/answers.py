@@ -66,46 +66,35 @@ def held(model: Any, kept: Sequence[Example], batch: int, layout: Layout, report
     return Answers(total / count, right / len(kept)) if count else Answers(math.nan, math.nan)
 
 
-def of_files(
-    reference: Path,
-    paths: Sequence[Path],
+def by_program(
+    model: Path,
     kept: Sequence[Example],
     device: torch.device,
     scratch: Path,
     reporter: Reporter,
     stage: str,
-) -> list[Answers]:
-    """``kept`` by each of the written models ``paths``, which their own runtimes load in a fresh process.
-
-    ``reference``: the 16-bit model that they are compared with on the way.
-    """
-    sixteen = Candidate("16 bit", str(reference), dtype=reference_dtype(device))
-    return _answered(sixteen, [Candidate(path.name, str(path)) for path in paths], kept, device, scratch, reporter, stage)
-
-
-def with_adapter(
-    base: Path, adapter: Path, kept: Sequence[Example], device: torch.device, scratch: Path, reporter: Reporter, stage: str
+    reference: Path | None = None,
+    adapter: Path | None = None,
 ) -> Answers:
-    """``kept`` by ``base`` with what lies in the directory ``adapter`` over it, by PEFT or llama.cpp in a fresh process."""
-    alone = Candidate("the base", str(base))
-    (found,) = _answered(alone, [replace(alone, label="adapter", adapter=str(adapter))], kept, device, scratch, reporter, stage)
-    return found
+    """``kept`` by the written ``model``, with what lies in the directory ``adapter`` over it: its own program loads them in a
+    fresh process.
 
-
-def _answered(
-    reference: Candidate,
-    candidates: list[Candidate],
-    kept: Sequence[Example],
-    device: torch.device,
-    scratch: Path,
-    reporter: Reporter,
-    stage: str,
-) -> list[Answers]:
+    ``reference``: the 16-bit model that it is compared with on the way; where there is none, the model without the adapter.
+    """
     if not kept:
-        return [Answers(math.nan, math.nan) for _ in candidates]
-    probe = Probe.of([example.sample() for example in kept])
-    found = compare(reference, candidates, probe, device=str(device), reporter=reporter, stage=stage, scratch=scratch)
-    return [Answers(math.log(one.perplexity), one.right) for one in found]
+        return Answers(math.nan, math.nan)
+    candidate = Candidate(model.name, str(model), adapter=str(adapter or ""))
+    alone = replace(candidate, adapter="")
+    (found,) = compare(
+        Candidate("16 bit", str(reference), dtype=reference_dtype(device)) if reference else alone,
+        [candidate],
+        Probe.of([example.sample() for example in kept]),
+        device=str(device),
+        reporter=reporter,
+        stage=stage,
+        scratch=scratch,
+    )
+    return Answers(math.log(found.perplexity), found.right)
 
 
 def unlike(before: Answers, trained: Answers, written: Answers) -> str:

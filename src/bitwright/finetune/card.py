@@ -65,11 +65,11 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
         lines.append("| on texts that were kept apart | before | after |\n|---|---|---|")
         lines.append(f"| loss, nats per answer token | {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |")
         lines.append(f"| answers right to the last token | {outcome.before.right:.0%} | {outcome.after.right:.0%} |\n")
-        lines.append(checked(training, outcome))
+        lines.append(as_written(training, outcome))
     return "\n".join(lines)
 
 
-def checked(training: Training, outcome: Outcome) -> str:
+def as_written(training: Training, outcome: Outcome) -> str:
     """How far an adapter answers as it did in memory when its program loads it in a fresh process; or that none did."""
     if training.method in IN_FORMAT or math.isnan(outcome.after.loss):
         return ""

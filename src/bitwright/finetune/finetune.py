@@ -16,7 +16,7 @@ from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.gguf.container import GGUF
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import BitwrightError, fail, in_one_line
-from bitwright.finetune.answers import Answers, held, unlike, with_adapter
+from bitwright.finetune.answers import Answers, by_program, held, unlike
 from bitwright.finetune.base import Base
 from bitwright.finetune.card import adapter_card, draw_losses
 from bitwright.finetune.inputs import Layout
@@ -29,9 +29,9 @@ from bitwright.finetune.train import TRAIN, train, write_adapter
 from bitwright.finetune.training import (
     ADAMW,
     AFTER,
+    ASKED,
+    ASKED_SEEING,
     BEFORE,
-    CHECKED,
-    CHECKED_SEEING,
     IN_FORMAT,
     METHODS,
     OPTIMIZERS,
@@ -133,7 +133,7 @@ def _adapter(
         names = adapt(ready, training.targets, training.rank, training.alpha, training.rslora, training.train)
         require_loadable(names, ready.config.model_type)
         reporter.kept = work_root
-        count, asked = len(texts.kept), texts.kept[: CHECKED_SEEING if texts.pictured else CHECKED]
+        count, asked = len(texts.kept), texts.kept[: ASKED_SEEING if texts.pictured else ASKED]
         reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * len(asked)})
         layout = Layout.of(ready, work)
         before = held(ready, texts.kept, training.batch, layout, reporter, BEFORE)
@@ -147,7 +147,7 @@ def _adapter(
             for_its_program, auto = base.for_its_program(place, ready, training), auto_class(ready.config).__name__
             del ready
             release_models()
-            program = _by_program(base, place, asked, device, work_root, reporter) if asked else None
+            program = _as_written(base, place, asked, device, work_root, reporter) if asked else None
             if program and (note := unlike(before, in_memory, program)):
                 reporter.say(note)
             written = AsWritten(len(asked), in_memory, program) if program else None
@@ -164,7 +164,7 @@ def _adapter(
         return outcome
 
 
-def _by_program(
+def _as_written(
     base: Base, adapter: Path, asked: Sequence[Example], device: torch.device, scratch: Path, reporter: Reporter
 ) -> Answers | None:
     """Answers with the adapter as its program loads it in a fresh process; None where none does, which is said. A finished
@@ -172,7 +172,7 @@ def _by_program(
     if base.path.suffix == GGUF.suffix and not (adapter / GGUF_ADAPTER).exists():
         return None
     try:
-        return with_adapter(base.path, adapter, asked, device, scratch, reporter, WRITTEN)
+        return by_program(base.path, asked, device, scratch, reporter, WRITTEN, adapter=adapter)
     except (BitwrightError, OSError, SafetensorError) as error:
         saw = error.finding.saw if isinstance(error, BitwrightError) else in_one_line(error)
         reporter.say(f"note: no fresh process ran the adapter, the answers are those in memory: {saw}")

@@ -23,7 +23,7 @@ from bitwright.checkpoint.workdir import finite
 from bitwright.containers.registry import container_of, require_suffix
 from bitwright.data.tokenizer import tokenizer_of
 from bitwright.errors import fail, in_one_line
-from bitwright.finetune.answers import LEAST_KEPT, Answers, of_files
+from bitwright.finetune.answers import LEAST_KEPT, Answers, by_program
 from bitwright.finetune.card import merged_section
 from bitwright.finetune.finished import Finished
 from bitwright.finetune.survival import changes_in, moved, survived
@@ -144,7 +144,7 @@ def merge(
         kept = work_root / PLAN if like else None
         quantize(place, made, budget or BUDGET, plan=kept, settings=own, overwrite=True, reporter=reporter)
         device = device_of(told.training.device)
-        (merged,) = of_files(place, [made], texts.kept, device, work_root, reporter, CHECKED)
+        merged = by_program(made, texts.kept, device, work_root, reporter, CHECKED, reference=place)
         finished = Finished.open(made, str(place), own)
         held = survived(changes_in(adapter), finished, Subject.open(directory, own).source)
         found = Merged(told.before, told.after, merged, held, _moved(adapter, plan, finished))

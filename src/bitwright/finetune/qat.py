@@ -15,7 +15,7 @@ import torch
 from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
-from bitwright.finetune.answers import held, of_files, unlike
+from bitwright.finetune.answers import by_program, held, unlike
 from bitwright.finetune.card import draw_losses, trained_section
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.inputs import Layout
@@ -78,7 +78,7 @@ def finetune_in_format(
         release_models()
         with claim.made() as place:
             finished.write(place, codes)
-            (after,) = of_files(finished.directory, [place], texts.kept, subject.device, work_root, reporter, WRITTEN)
+            after = by_program(place, texts.kept, subject.device, work_root, reporter, WRITTEN, finished.directory)
             seconds = round(time.monotonic() - started, 1)
             if note := unlike(before, trained, after):
                 reporter.say(note)

@@ -14,7 +14,7 @@ IN_FORMAT = (QAT, SCALES)  # methods that train what a file holds
 OF_A_BASE = ("budget", "plan", "base")  # what is asked of a model that is quantized before it is trained beside
 ADAMW, ADAMW_8BIT = OPTIMIZERS = ("adamw", "adamw8bit")
 BEFORE, AFTER, WRITTEN = "answers before", "answers after", "answers of what was written"
-CHECKED, CHECKED_SEEING = 32, 8  # kept texts that a fresh process is asked; the pixels of all of them are in memory at once
+ASKED, ASKED_SEEING = 32, 8  # kept texts that a fresh process is asked; the pixels of all of them are in memory at once
 TEXTS = "texts"  # in the note beside an adapter: the hash of what was learnt
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from bitwright.checkpoint.output import beside, write_json, write_text
 from bitwright.host.texts import read_object
-
-VERDICT = '<section class="verdict">'  # with which a page begins
+from bitwright.report.page import VERDICT
 
 
 def tell_later(out: Path, words: str) -> None:

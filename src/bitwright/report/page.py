@@ -18,6 +18,7 @@ from bitwright.report.seen import as_html
 from bitwright.report.words import KNOWN, TERMS, explained, like
 from bitwright.sensitivity import Sensitivity
 
+VERDICT = '<section class="verdict">'  # where it begins
 KNOWN_BY = ": Bitwright report</title>"  # in every page
 ROLE_ORDER = ("measured and allocated", "kept in 16 bit")
 
@@ -57,7 +58,7 @@ def page(report: Report, sensitivity: Sensitivity) -> str:
 def _verdict(report: Report, seen: set[str]) -> str:
     notes = f'<p class="quiet">Notes: {escape("; ".join(report.notes))}.</p>' if report.notes else ""
     said = "".join(f"<p>{explained(escape(sentence), seen)}</p>" for sentence in sentences(report))
-    return f'<section class="verdict">{said}{notes}</section>'
+    return f"{VERDICT}{said}{notes}</section>"
 
 
 def _tiles(report: Report, seen: set[str]) -> str:
