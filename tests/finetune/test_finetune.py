@@ -47,7 +47,7 @@ def test_it_learns_and_stock_peft_loads_it(
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "library_name: peft" in card
     assert f"| {outcome.before.loss:.3f} | {outcome.after.loss:.3f} |" in card
-    assert f"The first {outcome.written.n_texts} of them by its program in a fresh process" in card
+    assert f"{outcome.written.n_texts} of them in a fresh process: {outcome.written.by_program.loss:.3f} nats" in card
     assert "sums.csv" in card
     assert "](loss.svg)" in card
     assert ElementTree.parse(tmp_path / "adapter" / "loss.svg").getroot().tag.endswith("svg")

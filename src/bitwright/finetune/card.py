@@ -75,8 +75,9 @@ def as_written(training: Training, outcome: Outcome) -> str:
         return ""
     if (found := outcome.written) is None:
         return "These are answers of the model in memory: no program ran what was written.\n"
-    one, other = (f"{answers.loss:.3f} nats, {answers.right:.0%} right" for answers in (found.by_program, found.in_memory))
-    return f"The first {found.n_texts} of them by its program in a fresh process: {one}; in memory: {other}.\n"
+    one, other = found.by_program, found.in_memory
+    beside = f"(in memory {other.loss:.3f}, {other.right:.0%})"
+    return f"{found.n_texts} of them in a fresh process: {one.loss:.3f} nats, {one.right:.0%} right {beside}\n"
 
 
 def draw_losses(model: Path, losses: tuple[tuple[int, float], ...]) -> str:
