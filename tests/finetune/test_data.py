@@ -15,6 +15,7 @@ from transformers import LlamaConfig
 
 from bitwright.data.rows import MOST_ROWS, read_rows
 from bitwright.errors import BitwrightError
+from bitwright.evaluate.talk import prompt_of
 from bitwright.finetune.conversations import Talk, conversations, filled
 from bitwright.finetune.preview import coloured, require_no_mistake, require_room, summary
 from bitwright.finetune.tables import read_table
@@ -293,6 +294,20 @@ def test_without_a_template_an_answer_ends_as_texts_do() -> None:
     first = examples(talks, tokenizer, 500)[0]
     assert tokenizer.decode(first.ids) == f"What is 2 + 2?\n4{tokenizer.eos_token}"
     assert tokenizer.decode(first.labels[first.labels != IGNORED]) == f"4{tokenizer.eos_token}"
+
+
+@pytest.mark.parametrize("templated", [True, False])
+def test_a_question_is_asked_as_it_was_learnt(templated: bool) -> None:
+    tokenizer = byte_tokenizer()
+    if not templated:
+        tokenizer.chat_template = None
+    roles = ("system", "user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": f"{role} says {i}"} for i, role in enumerate(roles)]
+    (learnt,) = examples([Talk(tuple(messages))], tokenizer, 500)
+    for asked in (2, 4):
+        ids = prompt_of(messages[:asked], tokenizer, 500).ids.tolist()
+        assert learnt.ids[: len(ids)].tolist() == ids
+        assert learnt.labels[len(ids) - 1] != IGNORED
 
 
 def test_a_row_of_a_million_letters_costs_itself_alone(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import bitwright
 from bitwright.checkpoint.output import beside
 from bitwright.containers.registry import container_of
 from bitwright.errors import BitwrightError
-from bitwright.finetune import qat
 from bitwright.finetune.answers import Answers, by_program, held, unlike
 from bitwright.finetune.finetune import finetune
 from bitwright.finetune.finished import Finished
@@ -35,26 +34,22 @@ TRAINING = Training(
 
 @pytest.mark.parametrize(("container", "formats"), [("bitsandbytes", ()), ("gguf", ("q4_0", "q8_0"))])
 def test_what_was_learnt_is_what_is_written(
-    container: str, formats: tuple[str, ...], build: Build, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    container: str, formats: tuple[str, ...], build: Build, data: str, tmp_path: Path
 ) -> None:
     source, suffix = build("llama", **MODEL), ".gguf" if container == "gguf" else ""
     model, out = tmp_path / f"model{suffix}", tmp_path / f"tuned{suffix}"
     settings = replace(SETTINGS, container=container, formats=formats)
     bitwright.quantize(source, model, "+30%", settings=settings, reporter=QUIET)
-    in_memory: list[Answers] = []
-    real = qat.held
-
-    def noted(*args: Any) -> Answers:
-        in_memory.append(real(*args))
-        return in_memory[-1]
-
-    monkeypatch.setattr(qat, "held", noted)
     for path in (model, out):
         path.with_name(f"{path.stem}.notes.txt").write_text(f"of {path.stem}")
     found = finetune(model, data, out, training=replace(TRAINING, source=str(source)), reporter=QUIET)
     assert out.with_name(f"{out.stem}.notes.txt").read_text() == f"of {out.stem}"  # no file of somebody else is touched
-    assert in_memory[1].loss < found.before.loss - 0.5
-    assert found.after.loss == pytest.approx(in_memory[1].loss, abs=0.03)  # runtimes compute in 16 bit
+    assert found.written is not None
+    in_memory = found.written.in_memory
+    assert in_memory.loss < found.before.loss - 0.5
+    assert found.written.by_program == found.after
+    assert found.after.loss == pytest.approx(in_memory.loss, abs=0.03)  # runtimes compute in 16 bit
+    assert f"(in memory {in_memory.loss:.3f}, {in_memory.right:.0%})" in beside(out, "README.md").read_text()
     weights = Finished.open(out, str(source), SETTINGS).subject.source.spec.weights
     old, new = (container_of(container).read(path, weights) for path in (model, out))
     assert {name: packed.format for name, packed in old.items()} == {name: packed.format for name, packed in new.items()}
@@ -65,7 +60,6 @@ def test_what_was_learnt_is_what_is_written(
     assert f"]({beside(out, 'loss.svg').name})" in beside(out, "README.md").read_text()
     assert beside(out, "loss.svg").exists()
     assert out.stat().st_size == pytest.approx(model.stat().st_size, rel=0.01)
-    monkeypatch.undo()
     scaled = tmp_path / f"scaled{suffix}"
     training = replace(TRAINING, source=str(source), method="scales", rank=Training.rank, learning_rate=0.03)
     of_scales = finetune(model, data, scaled, training=training, reporter=QUIET)

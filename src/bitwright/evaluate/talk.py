@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
+from bitwright.data.plain import plain
 from bitwright.data.samples import Sample
 from bitwright.data.tokenizer import bos_prefix, token_ids
 from bitwright.evaluate.evaluate import Candidate
@@ -82,7 +83,7 @@ class Talker:
 
 
 def prompt_of(messages: Sequence[Message], tokenizer: Any, longest: int) -> Sample:
-    """``messages`` through the chat template, or one after the other where there is none.
+    """``messages`` through the chat template, or as ``finetune`` writes them where there is none.
 
     Where they are more than ``longest`` tokens, the oldest of them are left out, but for what the system says; of a last
     message that is too long by itself the beginning is, but for BOS.
@@ -109,7 +110,8 @@ def _ids(messages: Sequence[Message], tokenizer: Any) -> list[int]:
         (text,) = render_with(tokenizer, [Conversation([dict(message) for message in messages], prompt=True)])
         return token_ids(tokenizer, text)
     except TemplateFailedError:
-        return bos_prefix(tokenizer) + token_ids(tokenizer, "\n".join(message["content"] for message in messages))
+        text, _ = plain(messages, tokenizer.eos_token or "")
+        return bos_prefix(tokenizer) + token_ids(tokenizer, text)
 
 
 def same_start(one: Sequence[int], other: Sequence[int]) -> int:

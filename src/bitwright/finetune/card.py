@@ -70,13 +70,15 @@ def told(data: str, training: Training, outcome: Outcome) -> str:
 
 
 def as_written(training: Training, outcome: Outcome) -> str:
-    """How far an adapter answers as it did in memory when its program loads it in a fresh process; or that none did."""
-    if training.method in IN_FORMAT or math.isnan(outcome.after.loss):
+    """How far what was written answers as it did in memory when its program loads it in a fresh process; or that none did."""
+    if math.isnan(outcome.after.loss):
         return ""
     if (found := outcome.written) is None:
         return "These are answers of the model in memory: no program ran what was written.\n"
     one, other = found.by_program, found.in_memory
     beside = f"(in memory {other.loss:.3f}, {other.right:.0%})"
+    if training.method in IN_FORMAT:
+        return f"The answers after training are those of the file in a fresh process {beside}\n"
     return f"{found.n_texts} of them in a fresh process: {one.loss:.3f} nats, {one.right:.0%} right {beside}\n"
 
 

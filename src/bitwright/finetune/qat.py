@@ -23,7 +23,7 @@ from bitwright.finetune.snapped import RATES
 from bitwright.finetune.survival import moved
 from bitwright.finetune.texts import require_sound, texts_of, told_of
 from bitwright.finetune.train import TRAIN, train
-from bitwright.finetune.training import AFTER, BEFORE, QAT, WRITTEN, Outcome, Training
+from bitwright.finetune.training import AFTER, BEFORE, QAT, WRITTEN, AsWritten, Outcome, Training
 from bitwright.host.heap import release_models
 from bitwright.host.progress import Reporter
 from bitwright.host.texts import read_object
@@ -83,7 +83,8 @@ def finetune_in_format(
             if note := unlike(before, trained, after):
                 reporter.say(note)
             share = moved(finished.packed, codes)
-            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share)
+            written = AsWritten(count, trained, after) if count else None
+            outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share, written)
             proof = beside(place, PROOF)
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
             tell_later(place, f"All figures here are of the checkpoint before it learnt from {outcome.n_texts:,} texts")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitwright.data.chat_template import Conversation, TemplateFailedError, render_with
+from bitwright.data.plain import plain
 from bitwright.data.samples import IDS, Sample
 from bitwright.errors import fail
 from bitwright.finetune.conversations import Talk
@@ -79,7 +80,7 @@ def _example(text: str, spans: list[tuple[int, int]] | None, tokenizer: Any, len
 def _rendered(talks: Sequence[Talk], tokenizer: Any) -> Any:
     """Text and spans of the answers of each talk, in order."""
     if not _has_template(tokenizer):
-        yield from (_plain(talk, tokenizer) for talk in talks)
+        yield from (plain(talk.messages, _end(tokenizer)) for talk in talks)
         return
     for first in range(0, len(talks), AT_ONCE):
         asked: list[Conversation] = []
@@ -111,16 +112,6 @@ def _rendered(talks: Sequence[Talk], tokenizer: Any) -> Any:
                         help="train on single turns, or give another template to the tokenizer",
                     )
             yield whole, [(len(before), min(len(after), len(whole))) for before, after in pairs]
-
-
-def _plain(talk: Talk, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    text, spans = "", []
-    for message in talk.messages:
-        begin = len(text)
-        text += message["content"] + (_end(tokenizer) if message["role"] == "assistant" else "\n")
-        if message["role"] == "assistant":
-            spans.append((begin, len(text)))
-    return text, spans
 
 
 def _answers(talk: Talk) -> list[int]:

@@ -94,7 +94,7 @@ class Training:
 
 @dataclass(frozen=True)
 class AsWritten:
-    """Answers to the first ``n_texts`` kept texts: in memory, and in a fresh process with the adapter as it was written."""
+    """Answers to the first ``n_texts`` kept texts: in memory, and in a fresh process by what was written."""
 
     n_texts: int
     in_memory: Answers
@@ -113,4 +113,4 @@ class Outcome:
     n_texts: int
     seconds: float
     moved: float = 0.0  # share of the codes that are others than before, where codes are trained
-    written: AsWritten | None = None  # of an adapter; None where no program ran it
+    written: AsWritten | None = None  # None where no program ran it
