@@ -12,7 +12,8 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.evaluate.verdict import Entry, Verdict
 from bitwright.host.clock import Stage
 from bitwright.plan import Choice, Plan, Rounding
-from bitwright.report.card import card
+from bitwright.report.card import card, tuned
+from bitwright.report.later import tell_later
 from bitwright.report.report import Report
 
 
@@ -95,6 +96,27 @@ def test_where_the_model_came_from(report: Report, tmp_path: Path) -> None:
 def test_languages_are_words(report: Report, tmp_path: Path, language: str, expected: object) -> None:
     (tmp_path / "README.md").write_text(f"---\nlanguage: {language}\n---\n")
     assert parsed(card(report, str(tmp_path), tmp_path)).data.language == expected
+
+
+def test_what_was_trained_names_the_model_it_comes_from_and_claims_no_old_figures(report: Report, tmp_path: Path) -> None:
+    text = card(report, str(tmp_path), tmp_path)
+    found = parsed(tuned(text, "someone/llama")).data
+    assert (found.base_model, found.base_model_relation) == ("someone/llama", "finetune")
+    assert parsed(tuned(text, "demo")).data.base_model == DEMO_MODEL
+    assert tuned(text, str(tmp_path)) == text
+    (tmp_path / "README.md").write_text(text)
+    tell_later(tmp_path, "It was trained.", "\n## Trained\n")
+    after = parsed((tmp_path / "README.md").read_text())
+    assert after.data.eval_results is None
+    assert after.data.tags == found.tags
+    assert after.text.split() == [*ModelCard(text).text.split(), "##", "Trained"]
+
+
+@pytest.mark.parametrize("text", ["---\nlicense: [\n---\nwords", "words", ""])
+def test_a_card_that_somebody_edited_costs_no_training(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    tell_later(tmp_path, "It was trained.", "## Trained\n")
+    assert (tmp_path / "README.md").read_text().endswith(f"{text}## Trained\n")
 
 
 def test_a_hostile_source_card_puts_nothing_into_ours(report: Report, tmp_path: Path) -> None:

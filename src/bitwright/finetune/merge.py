@@ -37,6 +37,7 @@ from bitwright.measure.subject import Subject
 from bitwright.models.open import auto_class
 from bitwright.pipeline import quantize
 from bitwright.plan import Plan
+from bitwright.report.card import tuned
 from bitwright.settings import Settings
 
 CHECKED = "loss of the merged file"
@@ -214,7 +215,8 @@ def _tell(made: Path, source: str, data: str, training: Training, found: Merged)
     proof, card = beside(made, PROOF), beside(made, "README.md")
     write_json(proof, finite(read_object(proof) | {"training": training.told(), "merged": asdict(found)}))
     if card.exists():
-        write_text(card, card.read_text(encoding="utf-8") + merged_section(source, data, training, found))
+        text = tuned(card.read_text(encoding="utf-8"), source)
+        write_text(card, text + merged_section(source, data, training, found))
 
 
 def _told_of(found: Merged) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json, write_text
+from bitwright.checkpoint.output import PROOF, Output, beside, owned, write_json
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.registry import require_suffix
 from bitwright.finetune.answers import by_program, held, unlike
@@ -87,11 +87,8 @@ def finetune_in_format(
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, share, written)
             proof = beside(place, PROOF)
             write_json(proof, finite(read_object(proof) | {"training": training.told(), "outcome": asdict(outcome)}))
-            tell_later(place, f"All figures here are of the checkpoint before it learnt from {outcome.n_texts:,} texts")
-            card = beside(place, "README.md")
-            if card.exists():
-                section = trained_section(data, training, outcome) + draw_losses(place, losses)
-                write_text(card, card.read_text(encoding="utf-8") + section)
+            words = f"All figures here are of the checkpoint before it learnt from {outcome.n_texts:,} texts"
+            tell_later(place, words, trained_section(data, training, outcome) + draw_losses(place, losses))
         if not workdir:
             shutil.rmtree(work_root, ignore_errors=True)
         return outcome

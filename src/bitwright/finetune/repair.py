@@ -304,13 +304,9 @@ def _tell(made: Path, found: Repaired) -> None:
     told["repaired"] = [*told.get("repaired", []), {**figures, "steps": found.steps, "seconds": found.seconds}]
     write_json(proof, told)
     nats = f"{found.before.kl:.4f} nats before, {found.after.kl:.4f} after"
-    tell_later(made, f"All figures here are of this file before {found.steps} steps of training in its format: {nats}")
-    card = beside(made, "README.md")
-    if card.exists():
-        words = (
-            f"\n## Repaired\n\nTrained on for {found.steps} steps after the comparison above, in its own format and against "
-            f"the 16-bit model's distributions: KL divergence {found.before.kl:.4f} before, {found.after.kl:.4f} after, on "
-            f"{found.after.n_sequences} samples that training did not see.\n"
-        )
-        words += draw_losses(made, found.losses)
-        card.write_text(card.read_text(encoding="utf-8") + words, encoding="utf-8")
+    section = (
+        f"\n## Repaired\n\nTrained on for {found.steps} steps after the comparison above, in its own format and against "
+        f"the 16-bit model's distributions: KL divergence {found.before.kl:.4f} before, {found.after.kl:.4f} after, on "
+        f"{found.after.n_sequences} samples that training did not see.\n{draw_losses(made, found.losses)}"
+    )
+    tell_later(made, f"All figures here are of this file before {found.steps} steps of training in its format: {nats}", section)

@@ -63,6 +63,16 @@ def metadata(report: Report, source: str, directory: Path) -> ModelCardData:
     )
 
 
+def tuned(text: str, source: str) -> str:
+    """The card ``text`` of what was trained from ``source`` before it was quantized, where that is a model of the hub."""
+    base = DEMO_MODEL if source in DEMOS else source if _is_hub_id(source) else ""
+    if not base:
+        return text
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data.base_model, card.data.base_model_relation = base, "finetune"
+    return str(card)
+
+
 def _of_source(directory: Path) -> dict[str, Any]:
     path = directory / "README.md"
     if not path.is_file():
