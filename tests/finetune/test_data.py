@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
 from openpyxl import Workbook
+from pyarrow import parquet
 from transformers import LlamaConfig
 
 from bitwright.data.rows import MOST_ROWS, read_rows
@@ -57,7 +59,8 @@ def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "i.jsonl").write_text(texts["d.jsonl"], encoding="utf-16")
     (tmp_path / "J.CSV").write_text(texts["a.csv"], encoding="utf-8")
     write_xlsx(tmp_path / "h.xlsx", {"empty": [], "rows": table})
-    for name in (*texts, "f.csv", "g.csv", "h.xlsx", "i.jsonl", "J.CSV"):
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "k.parquet")
+    for name in (*texts, "f.csv", "g.csv", "h.xlsx", "i.jsonl", "J.CSV", "k.parquet"):
         assert read_table(str(tmp_path / name)) == ROWS, name
 
 
@@ -78,6 +81,12 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         assert rule_of(lambda name=name: read_table(str(tmp_path / name))) == "data/table", name
     for name in ("nothing.csv", "."):
         assert rule_of(lambda name=name: read_table(str(tmp_path / name))) == "data/file"
+    (tmp_path / "mixed.csv").write_bytes(
+        b"\xef\xbb\xbfquestion,answer\nCaf\xc3\xa9?,yes\nNa\xefve?,no\n"
+    )  # UTF-8, then Latin-1
+    with pytest.raises(BitwrightError) as caught:
+        read_table(str(tmp_path / "mixed.csv"))
+    assert caught.value.finding.saw == "line 3: no UTF-8 text after 'Na'"
     write_xlsx(tmp_path / "two.xlsx", {"one": [["a"], ["x"]], "other": [["a"], ["y"]]})
     assert rule_of(lambda: read_table(str(tmp_path / "two.xlsx"))) == "data/sheets"
     assert read_table(str(tmp_path / "two.xlsx"), "other") == [{"a": "y"}]

@@ -327,15 +327,22 @@ def test_checkpoints_of_another_training_are_not_gone_on_from(build: Build, data
     assert one == same
 
 
-def test_a_token_of_the_template_that_was_never_trained_is_told(build: Build, data: str, tmp_path: Path) -> None:
+def test_a_token_of_the_template_that_was_never_trained_stops_the_training(build: Build, data: str, tmp_path: Path) -> None:
     source = tmp_path / "model"
     shutil.copytree(build("llama", **MODEL), source)
     tensors = load_file(source / "model.safetensors")
     tensors["model.embed_tokens.weight"][byte_tokenizer().bos_token_id] = 0.0
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     shown = CliRunner().invoke(app, ["finetune", str(source), data, "--preview", "1"])
-    assert shown.exit_code == 0, shown.output
-    assert "tokens/untrained-in-template" in shown.output
+    assert shown.exit_code == 2, shown.output
+    assert "What is" in shown.output, "the texts are shown all the same"
+    with pytest.raises(BitwrightError) as caught:
+        finetune(source, data, tmp_path / "adapter", training=TRAINING, reporter=QUIET)
+    assert caught.value.finding.rule == "tokens/untrained-in-template"
+    (tmp_path / "plain.txt").write_text("\n\n".join(f"Text number {i}." for i in range(8)))
+    plain = CliRunner().invoke(app, ["finetune", str(source), str(tmp_path / "plain.txt"), "--preview", "1"])
+    assert plain.exit_code == 0, "no template writes these"
+    assert "tokens/untrained-in-template" in plain.output
     healthy = CliRunner().invoke(app, ["finetune", str(build("llama", **MODEL)), data, "--preview", "1"])
     assert "untrained" not in healthy.output
 

@@ -15,7 +15,8 @@ from bitwright.checkpoint.workdir import content_hash
 from bitwright.data.rows import has_image
 from bitwright.data.viewer import viewer_of
 from bitwright.doctor.doctor import examine_for_training, in_lines
-from bitwright.errors import fail
+from bitwright.doctor.weight_checks.untrained_tokens import IN_TEMPLATE
+from bitwright.errors import BitwrightError, fail
 from bitwright.finetune.conversations import Talk, conversations
 from bitwright.finetune.model import ends_of
 from bitwright.finetune.pictures import example_of
@@ -37,6 +38,7 @@ class Texts:
     kept: list[Example]
     words: str
     doubles: tuple[int, ...]  # rows of texts that are equal to kept ones, and are not learnt from
+    templated: bool  # whether the chat template writes any of them
 
     def key(self) -> str:
         """Hash of what is learnt."""
@@ -55,7 +57,8 @@ def texts_of(data: str, path: Path, tokenizer: Any, training: Training) -> Texts
     """
     rows = read_table(data, training.sheet)
     talks, words = conversations(rows, training.template, training.answer, training.rows_together)
-    if any(talk.messages for talk in talks) and not tokenizer.chat_template:
+    asked = any(talk.messages for talk in talks)
+    if asked and not tokenizer.chat_template:
         words += "; without a chat template: the question, the end of a line, the answer"
     found = _examples(data, rows, talks, path, tokenizer, training)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(training.seed)).tolist()
@@ -65,7 +68,7 @@ def texts_of(data: str, path: Path, tokenizer: Any, training: Training) -> Texts
     rest = [found[i] for i in order[n_kept:]]
     learnt = [example for example in rest if example.n_labels and example.key not in known]
     doubles = tuple(sorted(example.row for example in rest if example.key in known))
-    return Texts(found, learnt, kept, words, doubles)
+    return Texts(found, learnt, kept, words, doubles, asked and bool(tokenizer.chat_template))
 
 
 def _examples(data: str, rows: list[Row], talks: list[Talk], path: Path, tokenizer: Any, training: Training) -> list[Example]:
@@ -98,6 +101,9 @@ def require_sound(texts: Texts, path: Path, tokenizer: Any, length: int) -> None
     """Raise BitwrightError for examples that nothing can be learnt from by the model at ``path``."""
     require_no_mistake(texts.every, tokenizer, ends_of(path, tokenizer), length)
     require_room(texts.every, AutoConfig.from_pretrained(path).get_text_config())
+    untrained = next((finding for finding in examine_for_training(path) if finding.rule == IN_TEMPLATE), None)
+    if untrained and texts.templated:  # rows of the embedding stay as they are: nothing that is trained here could mend it
+        raise BitwrightError(untrained)
     if not texts.learnt:
         raise fail(
             "finetune/all-kept",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 MOST_BYTES = 256 * 2**20  # of a configuration, an index, a table: the largest index of a published model has a tenth of that
+NEAR = 24  # letters that show where a text breaks off
 DEEPEST = 100  # lists and objects within each other
 T = TypeVar("T")
 
@@ -30,7 +31,9 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
             raise UnreadableError(f"larger than {most / 1e6:.0f} MB")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"no UTF-8 text (byte {error.start})") from None
+        before = error.object[: error.start].decode("utf-8")
+        line, start = before.count("\n") + 1, before.rpartition("\n")[2][-NEAR:]
+        raise UnreadableError(f"line {line}: no UTF-8 text after {start!r}") from None
     except OSError as error:
         raise UnreadableError(error.strerror or type(error).__name__) from None
 

@@ -69,7 +69,7 @@ def tuned(text: str, source: str) -> str:
     if not base:
         return text
     card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.base_model, card.data.base_model_relation = base, "finetune"
+    card.data["base_model"], card.data["base_model_relation"] = base, "finetune"
     return str(card)
 
 

@@ -18,6 +18,7 @@ from bitwright.doctor.model import Model
 from bitwright.doctor.statistics import Statistics
 from bitwright.errors import Finding, Severity
 
+IN_TEMPLATE = "tokens/untrained-in-template"
 SMALL = 0.02  # of the median row; the smallest of SmolLM2-135M has 0.57 of it, of gemma-3-270m 0.997 (2026-11-25)
 
 
@@ -33,7 +34,7 @@ def check(model: Model, statistics: list[Statistics]) -> Iterator[Finding]:
         used = [id for id in untrained if names[id] in special and names[id] in written]
         if used:
             yield Finding(
-                "tokens/untrained-in-template",
+                IN_TEMPLATE,
                 part.ref.name,
                 f"the template writes {_told(used, names, untrained)}",
                 "tokens that were trained",
