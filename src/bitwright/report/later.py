@@ -37,7 +37,7 @@ def without_figures(text: str) -> str:
     """
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
-        card.data.pop("eval_results")
+        card.data["eval_results"] = None
         return str(card)
     except Exception:  # noqa: BLE001 - a card that somebody has edited cannot be read: no training is lost to that
         return text
