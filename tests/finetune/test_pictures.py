@@ -183,14 +183,18 @@ def _is_unread(source: Path, name: str) -> bool:
     return config["model_type"] == "llava" and "vision" in name and f".{last}." in name
 
 
-def test_in_memory_it_answers_as_in_a_fresh_process(source: Path, rows: str, tmp_path: Path) -> None:
-    from bitwright.finetune.answers import by_program
+def test_in_memory_it_answers_as_in_a_fresh_process(
+    source: Path, rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitwright.finetune import answers
 
     kept = texts_of(rows, source, tokenizer_of(source), TRAINING).kept
     model = load(source, CPU, torch.float32)
     adapt(model, ("*",), 0, 0.0, False)
     mine = held(model, kept, 3, Layout.of(model, torch.float32), QUIET, "now")
-    of_file = by_program(source, kept, CPU, tmp_path, QUIET, "file")
+    assert len(kept) > 2
+    monkeypatch.setattr(answers, "SEEN_AT_ONCE", len(kept) - 1)  # pixels are never all in memory: two processes are asked
+    of_file = answers.by_program(source, kept, CPU, tmp_path, QUIET, "file")
     assert mine.loss == pytest.approx(of_file.loss, rel=2e-2)  # loaded in bfloat16
 
 

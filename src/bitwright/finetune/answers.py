@@ -21,6 +21,7 @@ from bitwright.host.device import reference_dtype
 from bitwright.host.progress import Reporter
 
 LEAST_KEPT = 0.9  # share of what training gained that a written file has to keep
+SEEN_AT_ONCE = 32  # texts with pictures that a process is asked: their pixels are in memory together
 COUNTS = 0.05  # share of the texts, from which on right answers are told from chance
 
 
@@ -85,16 +86,22 @@ def by_program(
         return Answers(math.nan, math.nan)
     candidate = Candidate(model.name, str(model), adapter=str(adapter or ""))
     alone = replace(candidate, adapter="")
-    (found,) = compare(
-        Candidate("16 bit", str(reference), dtype=reference_dtype(device)) if reference else alone,
-        [candidate],
-        Probe.of([example.sample() for example in kept]),
-        device=str(device),
-        reporter=reporter,
-        stage=stage,
-        scratch=scratch,
-    )
-    return Answers(math.log(found.perplexity), found.right)
+    size = SEEN_AT_ONCE if any(example.media for example in kept) else len(kept)
+    parts = [kept[start : start + size] for start in range(0, len(kept), size)]
+    loss = right = 0.0
+    for part in reporter.track(parts, stage, len(parts)) if len(parts) > 1 else parts:
+        (found,) = compare(
+            Candidate("16 bit", str(reference), dtype=reference_dtype(device)) if reference else alone,
+            [candidate],
+            Probe.of([example.sample() for example in part]),
+            device=str(device),
+            reporter=reporter,
+            stage=stage,
+            scratch=scratch,
+        )
+        loss += math.log(found.perplexity) * sum(example.n_labels for example in part)
+        right += found.right * len(part)
+    return Answers(loss / sum(example.n_labels for example in kept), right / len(kept))
 
 
 def unlike(before: Answers, trained: Answers, written: Answers) -> str:
