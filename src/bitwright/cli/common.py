@@ -42,7 +42,9 @@ HeldOut = Annotated[
 EffortOption = Annotated[
     Effort,
     typer.Option(
-        rich_help_panel=TEXT, help="How much calibration text: quick reads a quarter of normal, thorough three times as much."
+        rich_help_panel=TEXT,
+        help="How much calibration text: quick reads a quarter, and stays about a fifth further from 16 bit; thorough reads "
+        "three times as much, and comes a few hundredths closer.",
     ),
 ]
 Sequences = Annotated[

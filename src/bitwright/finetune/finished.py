@@ -159,12 +159,12 @@ def trained_codes(model: Any) -> dict[str, Packed]:
 def fits_kept(model: Any, n_tokens: int) -> bool:
     """Whether this machine has room for all that the backward pass of ``n_tokens`` needs, so that nothing is recomputed.
 
-    Activations in 32 bit (estimate/training.py counts those of 16 bit), and of each snapped weight its level, its value and
-    whether it is beyond the last level.
+    Activations in 32 bit (estimate/training.py counts those of 16 bit), without the logits, which our loss never holds at
+    once, and of each snapped weight its level, its value and whether it is beyond the last level.
     """
     layers = [module for module in model.modules() if isinstance(module, SnappedLinear)]
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    kept = activation_nbytes(model.config.get_text_config().to_dict(), n_tokens, 1, KEPT)
+    kept = activation_nbytes(model.config.get_text_config().to_dict() | {"vocab_size": 0}, n_tokens, 1, KEPT)
     return bool(2 * kept + (4 + 4 + 1) * weights < MEMORY_SHARE * total_nbytes())
 
 
