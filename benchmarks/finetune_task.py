@@ -5,7 +5,7 @@ Right answers are counted on 200 questions that were not learnt, in a fresh proc
 greedy decoding gives every token of it and its end. Parts, any of which can be asked for alone:
 
   lora        an adapter beside stock NF4, by stock transformers with stock PEFT
-  merge       that adapter merged into the 16-bit model, which is quantized anew (bitsandbytes, +10 %)
+  merge       that adapter merged into the 16-bit model, which is quantized anew: bitsandbytes +10 %, and GGUF of Q4_K_M's size
   nf4, gguf   trained in the format that is written (--method qat): bitsandbytes +10 %, and GGUF of Q4_K_M's size
 """
 
@@ -42,6 +42,7 @@ STORIES = (
 NAMES, THINGS = ("Mia", "Tom", "Ada", "Ben", "Zoe"), ("apples", "coins", "books", "stones", "cards")
 ROWS, QUESTIONS = 2000, 200
 PARTS = ("lora", "merge", "nf4", "gguf")
+NF4, LIKE_Q4_K_M = ("bitsandbytes", "+10%"), ("gguf", "like Q4_K_M")
 QUICK = Settings(effort=Effort.QUICK, compare=False)
 
 
@@ -81,15 +82,22 @@ def main() -> None:
             bitwright.finetune(folder / "model", data, folder / "adapter", training=training)
             say("lora", of_file(folder / "model", unseen, folder, adapter=folder / "adapter"))
         if "merge" in wanted:
-            try:
-                merged = bitwright.merge(folder / "adapter", "demo", data, folder / "merged", settings=QUICK)
-                say("merge", of_file(folder / "merged", unseen, folder) | {"kept": round(merged.kept, 3)})
-            except BitwrightError as error:
-                say("merge", {"refused": error.finding.saw})
+            for place, container, budget in ((folder / "merged", *NF4), (folder / "merged.gguf", *LIKE_Q4_K_M)):
+                merge(place, container, budget, folder / "adapter", data, unseen)
         if "nf4" in wanted:
-            in_format(folder / "plain", folder / "tuned", "bitsandbytes", "+10%", data, training, unseen, folder)
+            in_format(folder / "plain", folder / "tuned", *NF4, data, training, unseen, folder)
         if "gguf" in wanted:
-            in_format(folder / "plain.gguf", folder / "tuned.gguf", "gguf", "like Q4_K_M", data, training, unseen, folder)
+            in_format(folder / "plain.gguf", folder / "tuned.gguf", *LIKE_Q4_K_M, data, training, unseen, folder)
+
+
+def merge(place: Path, container: str, budget: str, adapter: Path, data: str, unseen: list[Example]) -> None:
+    """Put the adapter into the 16-bit model, quantize that to ``place``, and ask the file."""
+    try:
+        found = bitwright.merge(adapter, "demo", data, place, budget, settings=replace(QUICK, container=container))
+    except BitwrightError as error:
+        say(f"{container} merged", {"refused": error.finding.saw})
+        return
+    say(f"{container} merged", of_file(place, unseen, place.parent) | {"kept": round(found.kept, 3)})
 
 
 def in_format(
