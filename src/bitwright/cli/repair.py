@@ -25,6 +25,9 @@ def run(
         int, typer.Option(min=0, help="Train low-rank changes, for a model too large to train whole. 0: whole.")
     ] = 0,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of codes, in steps between two levels: 0.003.")] = None,
+    codes_below: Annotated[
+        float, typer.Option(min=0.0, help="Train codes of fewer bits a weight than this; of others, scales and minima alone.")
+    ] = 4.0,
     calibration: common.Calibration = "",
     held_out: common.HeldOut = "documentation",
     sequences: Annotated[int | None, typer.Option(min=6, help="Texts, and questions about pictures, to train on: 512.")] = None,
@@ -61,6 +64,7 @@ def run(
         steps=steps,
         rank=rank,
         learning_rate=learning_rate,
+        codes_below=codes_below,
         settings=settings,
         workdir=workdir or None,
         reporter=Reporter(quiet=json_, verbose=verbose),

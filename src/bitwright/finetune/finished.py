@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,15 +109,15 @@ class Finished(Stored):
         work: torch.dtype,
         rank: int = 0,
         alpha: float = 16.0,
-        levels: bool = True,
+        codes_below: float = math.inf,
         targets: tuple[str, ...] = ("*",),
         parts: tuple[str, ...] = (TEXT,),
     ) -> Any:
         """The 16-bit model with the written codes in it. Those of the linears of ``parts`` whose names match ``targets`` are
         trained.
 
-        ``rank`` > 0: low-rank changes are trained instead of whole weights. Without ``levels`` the codes stay, and their
-        scales and minima are trained. Raises BitwrightError where no part or name matches.
+        ``rank`` > 0: low-rank changes are trained instead of whole weights. Of weights that take ``codes_below`` bits or more
+        the codes stay, and scales and minima are trained. Raises BitwrightError where no part or name matches.
         """
         weights = self.subject.source.spec.weights
         part = {w.module: w.group.partition("-")[0] for w in weights if w.kind is Kind.LINEAR and w.name in self.packed}
@@ -126,7 +127,8 @@ class Finished(Stored):
             if weight.module not in trained:
                 return QuantLinear(PackedWeight(packed), _bias(module))
             rounder = self.subject.container.rounder(packed.format)
-            value = weight.view.matrix(module.weight.data).float() if levels else None
+            coarse = bits_of(packed) < codes_below
+            value = weight.view.matrix(module.weight.data).float() if coarse else None
             return SnappedLinear(packed, rounder, value, _bias(module), rank, alpha).to(module.weight.device)
 
         return self._with(work, snapped)
@@ -148,6 +150,12 @@ class Finished(Stored):
     def _texts(self) -> Sequence[str]:
         """What lies beside the weights and is ours: in a directory everything."""
         return [path.name for path in sorted(self.path.iterdir())] if self.path.is_dir() else BESIDE
+
+
+def bits_of(packed: Packed) -> float:
+    """What each weight takes, its share of the scales included."""
+    n_rows, n_cols = packed.shape
+    return 8 * sum(tensor.nbytes for tensor in packed.tensors.values()) / (n_rows * n_cols)
 
 
 def trained_codes(model: Any) -> dict[str, Packed]:

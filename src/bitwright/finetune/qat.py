@@ -5,6 +5,7 @@ In every pass each weight is what its file will hold, so that the trained model 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -52,8 +53,8 @@ def finetune_in_format(
             reporter.say(line)
         torch.manual_seed(training.seed)
         work = subject.precision.work
-        levels = training.method == QAT
-        ready = finished.model(work, training.rank, training.strength, levels, training.targets, training.train)
+        below = math.inf if training.method == QAT else 0.0
+        ready = finished.model(work, training.rank, training.strength, below, training.targets, training.train)
         reporter.kept = work_root
         count = len(texts.kept)
         reporter.plan({BEFORE: count, TRAIN: training.passes(len(texts.learnt)), AFTER: count, WRITTEN: 2 * count})
@@ -67,7 +68,7 @@ def finetune_in_format(
             layout,
             work_root / key,
             reporter,
-            rates=RATES if levels else None,
+            rates=RATES if training.method == QAT else None,
             recomputed=texts.pictured or not fits,  # patches are not counted
             **training.of_trainer(texts.pictured),
         )

@@ -51,6 +51,9 @@ from bitwright.settings import Settings
 SEQUENCES = 512  # of training text
 STEP_TOKENS = 2048
 LEARNING_RATE = 3e-3  # of codes, in steps between two levels
+CODES_BELOW = (
+    4.0  # bits a weight; of finer formats a short training moves more codes by chance than by what they gain (docs/LOG.md)
+)
 BETA2 = 0.95  # of Adam: runs are short
 PROVING_SECONDS = 90.0  # kept for writing and comparing, of a budget, or if that is more:
 PROVING_PASSES = 4.0  # times what the 16-bit model takes to say what follows in the held-out samples
@@ -94,6 +97,7 @@ def repair(
     steps: int = 0,
     rank: int = 0,
     learning_rate: float | None = None,
+    codes_below: float = CODES_BELOW,
     settings: Settings | None = None,
     workdir: str | Path | None = None,
     reporter: Reporter | None = None,
@@ -107,6 +111,7 @@ def repair(
         steps: So many steps, instead of as many as there is time for.
         rank: More than 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
         learning_rate: Of codes, in steps between two levels; LEARNING_RATE where it is left out.
+        codes_below: Codes of weights that take this many bits or more stay, and their scales and minima are trained.
         settings: What is trained on, what is held out, device and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
         reporter: Shows progress. Default: on the terminal.
@@ -142,10 +147,11 @@ def repair(
         reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
         lessons, key, each = _lessons(finished, work_root, reporter)
         budget = (steps, 0.0 if steps else minutes)
-        folder = WorkDir(work_root, _key(finished, settings, rank, learning_rate, budget, key)).directory
+        folder = WorkDir(work_root, _key(finished, settings, (rank, learning_rate, codes_below), budget, key)).directory
         torch.manual_seed(settings.seed)
         work = subject.precision.work
-        model = finished.model(work, rank, parts=(TEXT, VISION, PROJECTOR) if subject.viewer else (TEXT,))
+        parts = (TEXT, VISION, PROJECTOR) if subject.viewer else (TEXT,)
+        model = finished.model(work, rank, codes_below=codes_below, parts=parts)
         step = _Step.of(subject, settings)
         proving = max(PROVING_SECONDS, PROVING_PASSES * each * len(probe.samples))
         left = 60 * minutes - proving - (time.monotonic() - started)
@@ -214,12 +220,10 @@ class _Step:
         return (self.collate(some[i : i + self.at_once]) for i in range(0, len(some), self.at_once))
 
 
-def _key(
-    finished: Finished, settings: Settings, rank: int, learning_rate: float, budget: tuple[int, float], lessons: str
-) -> str:
+def _key(finished: Finished, settings: Settings, asked: tuple[float, ...], budget: tuple[int, float], lessons: str) -> str:
     """Hash of everything that the training depends on. ``budget``: steps, or minutes, over which the learning rate falls."""
     plan, fingerprint = finished.plan.to_dict(), finished.subject.source.checkpoint.fingerprint
-    numbers = (STEP_TOKENS, OTHERS, RATES, BETA2, rank, learning_rate, budget)
+    numbers = (STEP_TOKENS, OTHERS, RATES, BETA2, *asked, budget)
     return content_hash(plan, fingerprint, finished.digest(), asdict(settings), numbers, lessons, versions())
 
 
