@@ -19,10 +19,11 @@ from bitwright.data.documentation import documentation
 from bitwright.errors import BitwrightError
 from bitwright.evaluate.divergence import TokenFigures, summarize
 from bitwright.evaluate.figures import Divergence
+from bitwright.finetune import finished as files
 from bitwright.finetune import loss, teacher
 from bitwright.finetune import repair as job
 from bitwright.finetune import train as loop
-from bitwright.finetune.finished import Finished, trained_codes
+from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.repair import Repaired, repair
 from bitwright.finetune.train import PartTrainer
 from bitwright.formats.families import unpacked
@@ -128,6 +129,14 @@ def test_two_bits_come_closer_and_a_killed_run_ends_in_the_same_bytes(
     assert count[0] == 13 + 20  # on from the tenth step
     assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert sorted(p.name for p in stopped.parent.iterdir()) == ["out"]
+
+
+def test_a_large_vocabulary_is_no_reason_to_run_blocks_twice(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(build("llama", **MODEL))
+    monkeypatch.setattr(files, "total_nbytes", lambda: 2**30)
+    model.config.vocab_size = 2**30  # our loss never holds all logits
+    assert fits_kept(model, 2048)
+    assert not fits_kept(model, 2**20)
 
 
 def test_what_does_not_come_closer_is_not_kept(finished: Any, build: Build) -> None:

@@ -144,7 +144,7 @@ def repair(
             subject.tokenizer, settings.held_out, settings.held_out_sequences, settings.held_out_length, subject.viewer
         ).counted
         reporter.kept = work_root
-        reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0})
+        reporter.plan({ASK: 1.0, TRAIN: 10.0, COMPARE: 2.0}, within=math.inf if steps else 60 * minutes)
         lessons, key, each = _lessons(finished, work_root, reporter)
         budget = (steps, 0.0 if steps else minutes)
         folder = WorkDir(work_root, _key(finished, settings, (rank, learning_rate, codes_below), budget, key)).directory

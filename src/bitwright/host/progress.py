@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,9 +42,9 @@ class Reporter:
         if not quiet:
             Reporter.current = self
 
-    def plan(self, costs: Mapping[str, float], seconds: bool = False) -> None:
-        """The stages to come, with what each costs: in seconds, or relative to each other."""
-        self.schedule = Schedule(costs, seconds)
+    def plan(self, costs: Mapping[str, float], seconds: bool = False, within: float = math.inf) -> None:
+        """The stages to come, with what each costs: in seconds, or relative to each other; and the seconds that all may take."""
+        self.schedule = Schedule(costs, seconds, within)
 
     def track(self, items: Iterable[T], stage: str, total: int, done: int = 0) -> Iterator[T]:
         """Yield ``items``, those that are left of ``total``, while the line shows how far ``stage`` is. A stage within

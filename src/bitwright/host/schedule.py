@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 # The stages of the job, as people read them.
@@ -19,7 +20,7 @@ class Schedule:
     """Stages in order with expected costs; the clock is the caller's, in seconds.
 
     Costs may be in any unit: the stages that are done tell how long one takes. Where the costs are ``seconds`` the time left is
-    known from the start.
+    known from the start. ``within``: seconds that all stages may take together, which makes those to come fit.
 
     >>> schedule = Schedule({"read": 10.0, "round": 30.0}, seconds=True)
     >>> schedule.start("read", now=0.0)
@@ -27,11 +28,16 @@ class Schedule:
     (40.0, (1, 2))
     >>> schedule.advance(0.5); round(schedule.left(10.0), 1)  # twice as slow as expected, and so may be the rest
     56.7
+    >>> hurried = Schedule({"ask": 1.0, "train": 10.0}, within=60.0)
+    >>> hurried.start("ask", now=0.0)
+    >>> hurried.advance(0.5); hurried.left(10.0)
+    50.0
     """
 
-    def __init__(self, costs: Mapping[str, float] | None = None, seconds: bool = False) -> None:
+    def __init__(self, costs: Mapping[str, float] | None = None, seconds: bool = False, within: float = math.inf) -> None:
         self.costs = dict(costs or {})
-        self.seconds = seconds
+        self.seconds, self.within = seconds, within
+        self._opened: float | None = None
         self.stage = ""
         self.fraction = 0.0
         self._first = self._began = 0.0
@@ -45,6 +51,7 @@ class Schedule:
 
     def start(self, stage: str, now: float, fraction: float = 0.0) -> None:
         """``stage`` begins, of which an earlier run did ``fraction``. Stages that were passed over are not awaited."""
+        self._opened = now if self._opened is None else self._opened
         if stage not in self.costs:  # nobody expected it: it comes behind the one before
             at = self.position[0]
             known = list(self.costs.items())
@@ -61,6 +68,14 @@ class Schedule:
 
     def left(self, now: float) -> float | None:
         """Seconds left of all stages; None while nothing tells how long anything takes."""
+        spent = 0.0 if self._opened is None else now - self._opened
+        reckoned, rest = self._reckoned(now), self.within - spent
+        if math.isinf(rest) or rest <= 0:  # no more than it may take, until that has gone wrong
+            return reckoned
+        return rest if reckoned is None else min(reckoned, rest)
+
+    def _reckoned(self, now: float) -> float | None:
+        """The same by the pace of what is done."""
         elapsed, done = now - self._began, self.fraction - self._first
         names = list(self.costs)
         later = sum(self.costs[name] for name in names[names.index(self.stage) + 1 :]) if self.stage in names else 0.0
