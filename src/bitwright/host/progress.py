@@ -43,7 +43,7 @@ class Reporter:
             Reporter.current = self
 
     def plan(self, costs: Mapping[str, float], seconds: bool = False, within: float = math.inf) -> None:
-        """The stages to come, with what each costs: in seconds, or relative to each other; and the seconds that all may take."""
+        """The stages to come, with what each costs: in seconds, or relative to each other; the seconds that all may take."""
         self.schedule = Schedule(costs, seconds, within)
 
     def track(self, items: Iterable[T], stage: str, total: int, done: int = 0) -> Iterator[T]:
