@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--steps", default="", help="several numbers, separated by commas, instead of --minutes")
     parser.add_argument("--sequences", type=int, default=512, help="of training text")
+    parser.add_argument("--calibration", default="", help="what is trained on; left out: as measuring is calibrated")
     parser.add_argument("--held-out", default="documentation")
     parser.add_argument("--learning-rate", type=float, default=0.0)
     options = parser.parse_args()
@@ -48,7 +49,9 @@ def main() -> None:
 def repaired(options: argparse.Namespace, steps: int, out: Path, source: Path, workdir: Path) -> dict[str, Any]:
     """What ``steps`` steps make of ``out``, or as many as fit into the minutes."""
     rate = {"learning_rate": options.learning_rate} if options.learning_rate else {}
-    settings = Settings(sequences=options.sequences, held_out=options.held_out, held_out_sequences=HELD_OUT)
+    settings = Settings(
+        sequences=options.sequences, calibration=options.calibration, held_out=options.held_out, held_out_sequences=HELD_OUT
+    )
     found = bitwright.repair(out, str(source), minutes=options.minutes, steps=steps, settings=settings, workdir=workdir, **rate)
     kl = {"before": round(found.before.kl, 4), "after": round(found.after.kl, 4), "ratio": round(found.ratio, 3)}
     low, high = (round(nats / found.before.kl, 3) for nats in found.gain)
