@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import bitwright
+from bitwright.checkpoint.result import plan_of
 from bitwright.cli.main import app
 from bitwright.errors import BitwrightError
 from bitwright.evaluate.evaluate import Candidate
 from bitwright.finetune import finished
 from bitwright.finetune.base import Base
 from bitwright.finetune.finetune import finetune
+from bitwright.finetune.merge import _like
 from bitwright.finetune.model import adapt, load, require_loadable
 from bitwright.finetune.quant_linear import QuantLinear
 from bitwright.finetune.train import put_adapter
@@ -58,6 +60,10 @@ def test_llama_cpp_answers_with_the_adapter_as_the_trained_model_does(
         assert found.after.loss < found.before.loss - 0.3
         require_alike(found)
     assert "--lora HERE/adapter.gguf" in (out / "README.md").read_text()
+    kept = _like(out, "", "gguf")
+    assert kept is not None, "a merge keeps its formats: the file lies beside the adapter"
+    assert kept.to_json() == plan_of(model).to_json()
+    assert _like(out, "", "compressed-tensors") is None
     trained = Base.of(model, training).load(CPU, torch.float32)
     ids = torch.arange(5, 45)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from bitwright.checkpoint.output import ADAPTER_OF, PROOF, Output, owned, write_json, write_text
+from bitwright.checkpoint.output import ADAPTER_OF, PROOF, TRAINED_BESIDE, Output, owned, write_json, write_text
 from bitwright.checkpoint.workdir import content_hash, finite
 from bitwright.containers.gguf.container import GGUF
 from bitwright.data.tokenizer import tokenizer_of
@@ -154,7 +154,7 @@ def _adapter(
             seconds = round(time.monotonic() - started, 1)
             outcome = Outcome(before, after, losses[-1][0], losses, n_trained, len(texts.learnt), seconds, written=written)
             told = {"training": training.told(), TEXTS: texts.key(), "outcome": asdict(outcome)}
-            proof = {ADAPTER_OF: without_place(base.name), "class": auto} | told
+            proof = {ADAPTER_OF: without_place(base.name), TRAINED_BESIDE: base.path.name, "class": auto} | told
             write_json(place / PROOF, finite(proof))
             tokenizer.save_pretrained(str(place))
             card = adapter_card(base.name, auto, data, training, outcome) + draw_losses(place, losses) + for_its_program

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig
 
 from bitwright.checkpoint.open import local_directory
-from bitwright.checkpoint.output import PROOF, Output, atomic_output, beside, owned, write_json, write_text
+from bitwright.checkpoint.output import PROOF, TRAINED_BESIDE, Output, atomic_output, beside, owned, write_json, write_text
 from bitwright.checkpoint.result import plan_of
 from bitwright.checkpoint.workdir import finite
 from bitwright.containers.registry import container_of, require_suffix
@@ -96,7 +96,7 @@ def merge(
         out: The checkpoint to create.
         budget: As of ``quantize``. Without it the formats stay those of ``plan``, or it is BUDGET.
         plan: A checkpoint of ours or a plan.json whose formats are kept. Default: the checkpoint that the adapter was trained
-            beside, where that is of the same container.
+            beside, where that is of the same container and lies beside the adapter, or where we stand.
         whole: Where to keep the merged 16-bit model, which ``repair`` and more training need.
         settings: As of ``quantize``; its ``container`` says for whom.
         overwrite: Replace a checkpoint at ``out`` that Bitwright wrote.
@@ -184,9 +184,11 @@ def _like(adapter: Path, plan: str | Path, container: str) -> Plan | None:
 
 
 def _base_of(adapter: Path) -> Path | None:
-    """The checkpoint of ours that ``adapter`` was trained beside, where it still lies there."""
-    base = Path(str(read_object(adapter / CONFIG).get("base_model_name_or_path", "")))
-    return base if base.name and beside(base, PROOF).exists() else None
+    """The checkpoint of ours that ``adapter`` was trained beside: where PEFT finds it, by the adapter, or where we stand."""
+    name = str(read_object(adapter / PROOF).get(TRAINED_BESIDE, ""))
+    places = [Path(str(read_object(adapter / CONFIG).get("base_model_name_or_path", "")))]
+    places += [folder / name for folder in (adapter.absolute().parent, Path.cwd()) if name]
+    return next((place for place in places if place.name and beside(place, PROOF).exists()), None)
 
 
 def _moved(adapter: Path, plan: str | Path, finished: Finished) -> float:
