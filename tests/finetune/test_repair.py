@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_the_file_is_what_was_trained(container: str, finished: Any, build: Buil
     monkeypatch.setattr(Repaired, "kept", True)  # whether it helps is for the next test
     settings = replace(SETTINGS, calibration="code")
     with tempfile.TemporaryDirectory(dir=ANOTHER_DISK) as work:
-        found = repair(out, str(source), steps=12, learning_rate=0.05, settings=settings, workdir=work)
+        said = Mock(wraps=QUIET)
+        found = repair(out, str(source), steps=12, learning_rate=0.05, settings=settings, workdir=work, reporter=said)
+    assert any("take 4 bits or more" in call.args[0] for call in said.say.call_args_list)
     assert found.steps == 12
     assert found.losses[-1][1] < found.losses[0][1]
     after = container_of(container).read(out, weights)

@@ -112,11 +112,11 @@ def test_what_was_trained_names_the_model_it_comes_from_and_claims_no_old_figure
     assert after.text.split() == [*ModelCard(text).text.split(), "##", "Trained"]
 
 
-@pytest.mark.parametrize("text", ["---\nlicense: [\n---\nwords", "words", ""])
+@pytest.mark.parametrize("text", ["---\nmodel-index: [\n---\nwords", "---\nlicense: mit\n---\nwords", "words", ""])
 def test_a_card_that_somebody_edited_costs_no_training(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
     tell_later(tmp_path, "It was trained.", "## Trained\n")
-    assert (tmp_path / "README.md").read_text().endswith(f"{text}## Trained\n")
+    assert (tmp_path / "README.md").read_text() == f"{text}## Trained\n"
 
 
 def test_a_hostile_source_card_puts_nothing_into_ours(report: Report, tmp_path: Path) -> None:

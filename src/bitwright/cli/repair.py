@@ -24,7 +24,9 @@ def run(
     rank: Annotated[
         int, typer.Option(min=0, help="Train low-rank changes, for a model too large to train whole. 0: whole.")
     ] = 0,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Of codes, in steps between two levels: 0.003.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Of codes, in steps between two levels: 0.003. Scales take 0.3 of it.")
+    ] = None,
     codes_below: Annotated[
         float, typer.Option(min=0.0, help="Train codes of fewer bits a weight than this; of others, scales and minima alone.")
     ] = 4.0,

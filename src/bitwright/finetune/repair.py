@@ -33,7 +33,7 @@ from bitwright.evaluate.figures import Divergence
 from bitwright.finetune.card import draw_losses
 from bitwright.finetune.finished import Finished, fits_kept, trained_codes
 from bitwright.finetune.loss import OTHERS
-from bitwright.finetune.snapped import RATES
+from bitwright.finetune.snapped import RATES, SnappedLinear
 from bitwright.finetune.teacher import LIKELIEST_TOKENS, Lesson, apart, lessons_of, together
 from bitwright.finetune.train import TRAIN, loss_of, recompute, train
 from bitwright.host.device import reference_dtype
@@ -110,7 +110,7 @@ def repair(
         minutes: How long it may take in all.
         steps: So many steps, instead of as many as there is time for.
         rank: More than 0: low-rank changes instead of whole weights, for models whose weights are too many to be trained.
-        learning_rate: Of codes, in steps between two levels; LEARNING_RATE where it is left out.
+        learning_rate: Of codes, in steps between two levels; LEARNING_RATE where it is left out. RATES of it for the others.
         codes_below: Codes of weights that take this many bits or more stay, and their scales and minima are trained.
         settings: What is trained on, what is held out, device and the like.
         workdir: Where a killed run goes on. Default: a hidden folder beside ``out``, removed at the end.
@@ -152,6 +152,8 @@ def repair(
         work = subject.precision.work
         parts = (TEXT, VISION, PROJECTOR) if subject.viewer else (TEXT,)
         model = finished.model(work, rank, codes_below=codes_below, parts=parts)
+        if fine := sum(isinstance(layer, SnappedLinear) and layer.steps is None for layer in model.modules()):
+            reporter.say(f"note: {fine} weights take {codes_below:g} bits or more: their codes stay, their scales are trained")
         step = _Step.of(subject, settings)
         proving = max(PROVING_SECONDS, PROVING_PASSES * each * len(probe.samples))
         left = 60 * minutes - proving - (time.monotonic() - started)

@@ -11,6 +11,8 @@ from bitwright.checkpoint.output import beside, write_json, write_text
 from bitwright.host.texts import read_object
 from bitwright.report.page import VERDICT
 
+FIGURES = "model-index:"  # under which the hub looks for them
+
 
 def tell_later(out: Path, words: str, section: str = "") -> None:
     """Say in the report beside ``out``, data and page, what its figures do not know; nothing where there is none. Its card
@@ -35,6 +37,8 @@ def without_figures(text: str) -> str:
     >>> without_figures("---\\nlicense: mit\\n---\\n# Small\\n")
     '---\\nlicense: mit\\n---\\n# Small\\n'
     """
+    if FIGURES not in text:
+        return text
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
         card.data["eval_results"] = None
